@@ -1,0 +1,1 @@
+"""Networks in plain NumPy, trained with fastdrop."""

@@ -1,0 +1,77 @@
+"""The slow, plain NumPy model of every kernel: what the compiled code must reproduce bit for bit.
+
+Nothing here is tuned; each function is its definition, written down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from fastdrop import rng
+
+Region = tuple[Sequence[int], Sequence[int]]
+
+
+def threshold(p: float) -> int:
+    """T = round(p * 2**32), half to even: an element is dropped with chance T / 2**32."""
+    return round(p * 2.0**32)
+
+
+def scale(p: float) -> float:
+    """1 / (1 - p); 0 at p = 1, where nothing is left to scale."""
+    return 1.0 / (1.0 - p) if p < 1.0 else 0.0
+
+
+def keep(index: npt.ArrayLike, p: float, seed: int, call: int) -> npt.NDArray[np.bool_]:
+    """Which elements of these indices (uint64, any shape) are kept."""
+    i = np.asarray(index, np.uint64)
+    T = threshold(p)
+    if T == 0 or T == 2**32:
+        return np.full(i.shape, T == 0)
+    if T == 2**31:  # one bit an element
+        word = rng.words_at(seed, call, rng.BITS, i >> np.uint64(5))
+        return (word >> (i & np.uint64(31)).astype(np.uint32) & np.uint32(1)).astype(bool)
+    t, f = T >> 24, T & 0xFFFFFF
+    word = rng.words_at(seed, call, rng.BYTES, i >> np.uint64(2))
+    byte = word >> (np.uint32(8) * (i & np.uint64(3)).astype(np.uint32)) & np.uint32(0xFF)
+    refinement = rng.words_at(seed, call, rng.REFINEMENT, i) >> np.uint32(8)
+    return ~((byte < t) | ((byte == t) & (refinement < f)))
+
+
+def element_index(
+    shape: Sequence[int], shared_axes: Sequence[int] = (), region: Region | None = None
+) -> npt.NDArray[np.uint64]:
+    """Stream index of every element: its C-order position in the (global) mask array."""
+    start, whole = region if region is not None else ((0,) * len(shape), shape)
+    index = np.zeros(shape, np.uint64)
+    stride = 1
+    for d in reversed(range(len(shape))):
+        if d not in shared_axes:
+            position = np.uint64(start[d]) + np.arange(shape[d], dtype=np.uint64)
+            index += (position * np.uint64(stride)).reshape(-1, *(1,) * (len(shape) - d - 1))
+            stride *= whole[d]
+    return index
+
+
+def apply(x: npt.NDArray, mask: npt.NDArray[np.bool_], p: float) -> npt.NDArray:
+    """Kept elements times the scale, in the compute type, rounded once; dropped ones +0."""
+    if p == 0.0:
+        return x.copy()
+    with np.errstate(all="ignore"):
+        return np.where(mask, x * x.dtype.type(scale(p)), x.dtype.type(0))
+
+
+def dropout(
+    x: npt.NDArray,
+    p: float,
+    seed: int,
+    call: int,
+    shared_axes: Sequence[int] = (),
+    region: Region | None = None,
+) -> tuple[npt.NDArray, npt.NDArray[np.bool_]]:
+    """y and the keep mask; backward is `apply` of dy with that mask."""
+    mask = keep(element_index(x.shape, shared_axes, region), p, seed, call)
+    return apply(x, mask, p), mask

@@ -1,0 +1,218 @@
+"""The random stream: who gets which random bits, in NumPy.
+
+Three numbers decide every random bit: a 64-bit *seed*, a 64-bit *call* and an *element index*.
+Nothing else does: no thread count, vector width, memory layout or device. This module is the
+stream's definition in its plainest form and what the compiled kernels are compared with. It is
+versioned and never changes silently: a saved (seed, call) gives the same mask in every later release.
+
+A *block* is the output of one Philox4x32 evaluation with 7 rounds: four 32-bit words, little-endian,
+16 bytes. Its key is the seed, its counter is (block number, domain, call). The blocks of one
+*domain*, laid end to end, are that domain's *keystream*.
+
+References
+----------
+J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw: Parallel random numbers: as easy as 1, 2, 3.
+SC 2011. https://doi.org/10.1145/2063384.2063405
+"""
+
+from __future__ import annotations
+
+import operator
+import secrets
+import threading
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["STREAM_VERSION", "Rng", "RngLike", "draw_call", "keystream", "philox4x32", "words_at"]
+
+STREAM_VERSION = 1
+ROUNDS = 7
+
+# Domains: which keystream is meant.
+BYTES, REFINEMENT, BITS, NORMALS, UNIFORMS, CHILDREN = range(6)
+
+_U32 = 0xFFFFFFFF
+_U64 = 0xFFFFFFFFFFFFFFFF
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_MULTIPLIER = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+
+
+def philox4x32(
+    counter: npt.ArrayLike, key: npt.ArrayLike, rounds: int = ROUNDS
+) -> npt.NDArray[np.uint32]:
+    """Philox4x32 blocks.
+
+    Parameters
+    ----------
+    counter : array_like of uint32, shape (..., 4)
+    key : array_like of uint32, shape (..., 2)
+        Broadcasts against `counter` over the leading axes.
+    rounds : int
+        The stream uses 7; Random123 publishes known answers for 7 and 10.
+
+    Returns
+    -------
+    ndarray of uint32, shape (..., 4)
+    """
+    counter, key = np.asarray(counter, np.uint64), np.asarray(key, np.uint64)
+    c0, c1, c2, c3 = np.moveaxis(counter, -1, 0)
+    k0, k1 = np.moveaxis(key, -1, 0)
+    low, half = np.uint64(_U32), np.uint64(32)
+    for r in range(rounds):
+        p0, p1 = c0 * _MULTIPLIER[0], c2 * _MULTIPLIER[1]
+        r0 = (k0 + np.uint64(r * _WEYL[0] & _U32)) & low
+        r1 = (k1 + np.uint64(r * _WEYL[1] & _U32)) & low
+        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ r0, p1 & low, (p0 >> half) ^ c3 ^ r1, p0 & low
+    return np.stack(np.broadcast_arrays(c0, c1, c2, c3), axis=-1).astype(np.uint32)
+
+
+def blocks(seed: int, call: int, domain: int, number: npt.ArrayLike) -> npt.NDArray[np.uint32]:
+    """Blocks of one keystream by number: uint64 array (...) to words (..., 4)."""
+    b = np.asarray(number, np.uint64)
+    counter = np.empty((*b.shape, 4), np.uint64)
+    counter[..., 0] = b & np.uint64(_U32)
+    counter[..., 1] = b >> np.uint64(32) | np.uint64(domain << 28)
+    counter[..., 2] = call & _U32
+    counter[..., 3] = call >> 32
+    return philox4x32(counter, (seed & _U32, seed >> 32))
+
+
+def words_at(seed: int, call: int, domain: int, index: npt.ArrayLike) -> npt.NDArray[np.uint32]:
+    """32-bit words of one keystream by position: uint64 array (...) to words (...)."""
+    i = np.asarray(index, np.uint64)
+    block = blocks(seed, call, domain, i >> np.uint64(2))
+    return np.take_along_axis(block, (i & np.uint64(3))[..., None].astype(np.intp), -1)[..., 0]
+
+
+def keystream(seed: int, call: int, domain: int, n: int) -> npt.NDArray[np.uint8]:
+    """The first n bytes of one keystream."""
+    number = np.arange(-(-n // 16), dtype=np.uint64)
+    return blocks(seed, call, domain, number).astype("<u4").view(np.uint8).reshape(-1)[:n]
+
+
+class Rng:
+    """Hands out the (seed, call) pairs that name the draws of successive operations.
+
+    Parameters
+    ----------
+    seed : int, optional
+        0 to 2**64 - 1. Fresh entropy from the operating system if omitted.
+    call : int, optional
+        Number of the next call, 0 to 2**64 - 1.
+
+    Examples
+    --------
+    >>> rng = Rng(1234)
+    >>> y, ctx = fastdrop.dropout(x, 0.2, rng=rng)    # call 0
+    >>> y, ctx = fastdrop.dropout(x, 0.2, rng=rng)    # call 1: another mask
+
+    Notes
+    -----
+    ``Rng(ctx.seed, ctx.call)`` draws the mask of a saved context again. Two threads that share an
+    `Rng` never get the same call; which of them gets which depends on their timing, so give each
+    its own child (`spawn`) where runs must repeat.
+    """
+
+    __slots__ = ("_call", "_lock", "_seed")
+
+    def __init__(self, seed: int | None = None, call: int = 0) -> None:
+        self._seed = secrets.randbits(64) if seed is None else uint64(seed, "seed")
+        self._call = uint64(call, "call")
+        self._lock = threading.Lock()
+
+    @property
+    def seed(self) -> int:
+        """The 64-bit seed."""
+        return self._seed
+
+    @property
+    def call(self) -> int:
+        """Number of the next call."""
+        return self._call
+
+    @property
+    def state(self) -> dict[str, int]:
+        """Everything that decides the coming draws, as a JSON-safe dict. Can be assigned."""
+        with self._lock:
+            return {"stream_version": STREAM_VERSION, "seed": self._seed, "call": self._call}
+
+    @state.setter
+    def state(self, state: dict[str, int]) -> None:
+        if not isinstance(state, dict) or state.keys() != {"stream_version", "seed", "call"}:
+            raise ValueError(
+                f"state must be a dict with stream_version, seed and call, got {state!r}"
+            )
+        if state["stream_version"] != STREAM_VERSION:
+            raise ValueError(
+                f"state has stream_version {state['stream_version']!r}, "
+                f"this release draws version {STREAM_VERSION}"
+            )
+        seed, call = uint64(state["seed"], "seed"), uint64(state["call"], "call")
+        with self._lock:
+            self._seed, self._call = seed, call
+
+    def take(self) -> tuple[int, int]:
+        """Seed and number of the next call, which is thereby used up."""
+        with self._lock:
+            call = self._call
+            self._call = call + 1 & _U64
+            return self._seed, call
+
+    def spawn(self, n: int) -> list[Rng]:
+        """n generators with independent seeds; takes one call."""
+        n = operator.index(n)
+        if n < 0:
+            raise ValueError(f"n must not be negative, got {n}")
+        seed, call = self.take()
+        return [Rng(int(s)) for s in keystream(seed, call, CHILDREN, 8 * n).view("<u8")]
+
+    def __reduce__(self) -> tuple[type[Rng], tuple[int, int]]:
+        state = self.state
+        return Rng, (state["seed"], state["call"])
+
+    def __repr__(self) -> str:
+        return f"Rng(seed={self._seed}, call={self._call})"
+
+
+RngLike: TypeAlias = (
+    Rng | int | np.random.SeedSequence | np.random.Generator | np.random.BitGenerator | None
+)
+
+
+def draw_call(rng: RngLike) -> tuple[int, int]:
+    """(seed, call) of one operation from whatever ``rng=`` accepts (SPEC 7).
+
+    An `Rng` gives its next call. None means fresh entropy; an int or a SeedSequence stands for
+    itself, so it gives the same draw each time; a Generator or BitGenerator is asked for a seed.
+    """
+    if type(rng) is Rng or isinstance(rng, Rng):
+        return rng.take()
+    if rng is None:
+        return secrets.randbits(64), 0
+    if isinstance(rng, np.random.SeedSequence):
+        return int(rng.generate_state(1, np.uint64)[0]), 0
+    if isinstance(rng, np.random.BitGenerator):
+        rng = np.random.Generator(rng)
+    if isinstance(rng, np.random.Generator):
+        return int(rng.integers(0, 2**64, dtype=np.uint64)), 0
+    return uint64(rng, "rng"), 0
+
+
+def uint64(value: int, name: str) -> int:
+    """A 64-bit seed or call number."""
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        accepted = (
+            "None, an int, a SeedSequence, a Generator, a BitGenerator or a fastdrop.Rng"
+            if name == "rng"
+            else "an int"
+        )
+        raise TypeError(f"{name} must be {accepted}, got {value!r}") from None
+    if not 0 <= number <= _U64:
+        raise ValueError(f"{name} must be in 0 ... 2**64 - 1, got {number}")
+    return number

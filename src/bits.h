@@ -1,0 +1,42 @@
+/* Packed bits: bit i of a run is bit i % 8 of byte i / 8. Both buffers of a copy have FD_BITS_PAD
+ * bytes of room behind their last bit, so that words can be read and written whole. */
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+static inline int ctz64(uint64_t v) { return __builtin_ctzll(v); }
+#else
+static inline int ctz64(uint64_t v)
+{
+    int n = 0;
+    for (; !(v & 1); v >>= 1)
+        n++;
+    return n;
+}
+#endif
+
+/* Little-endian words on any machine; compilers make one instruction of each. */
+static inline uint64_t load_le64(const uint8_t *p)
+{
+    return (uint64_t)p[0] | (uint64_t)p[1] << 8 | (uint64_t)p[2] << 16 | (uint64_t)p[3] << 24 |
+           (uint64_t)p[4] << 32 | (uint64_t)p[5] << 40 | (uint64_t)p[6] << 48 | (uint64_t)p[7] << 56;
+}
+static inline void store_le64(uint8_t *p, uint64_t v)
+{
+    for (int i = 0; i < 8; i++)
+        p[i] = (uint8_t)(v >> 8 * i);
+}
+
+enum { BITS_CHUNK = 56 }; /* at any bit offset, that many fit a word */
+
+/* m <= BITS_CHUNK bits at bit `at`; the rest of the last word becomes 0. */
+static inline uint64_t bits_get(const uint8_t *src, uint64_t at, size_t m)
+{
+    return load_le64(src + at / 8) >> at % 8 & ((UINT64_C(1) << m) - 1);
+}
+static inline void bits_put(uint8_t *dst, uint64_t at, uint64_t value)
+{
+    uint8_t *p = dst + at / 8;
+    const uint64_t before = load_le64(p) & ((UINT64_C(1) << at % 8) - 1);
+    store_le64(p, before | value << at % 8);
+}

@@ -1,0 +1,17 @@
+#include "fastdrop.h"
+#include "bits.h"
+#include <string.h>
+#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,f16c")
+#endif
+#include "simd_avx2.h"
+#define KERNELS fd_avx2
+#define KERNELS_NAME "avx2"
+#include "kernels.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,126 @@
+/* Philox4x32 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3; SC 2011),
+ * one block in each 64-bit lane. A lane holds one 32-bit word in its low half; what is in the high
+ * half never matters, because the multiplication reads low halves only. So a round needs no shuffle.
+ */
+enum { ROUNDS = 7, MAX_ROUNDS = 10 };
+
+/* One block has little that can overlap; two chains side by side hide its latency. */
+#ifndef CHAINS
+#define CHAINS 2
+#endif
+enum { STEP = CHAINS * LANES };
+
+enum { DOMAIN_BYTES = 0, DOMAIN_REFINEMENT = 1, DOMAIN_BITS = 2 };
+
+static inline void philox_keys(uint32_t k0, uint32_t k1, int rounds, Lanes *keys)
+{
+    for (int r = 0; r < rounds; r++) {
+        keys[2 * r] = lanes_set(k0 + (uint32_t)r * 0x9E3779B9u);
+        keys[2 * r + 1] = lanes_set(k1 + (uint32_t)r * 0xBB67AE85u);
+    }
+}
+
+/* CHAINS vectors of blocks, a round of all of them at a time. c: counter words in, random words
+ * out. A word that is the same in every turn of the caller's loop costs nothing there: the compiler
+ * hoists what depends on such words alone. */
+static inline void philox(Lanes c[CHAINS][4], const Lanes *keys, int rounds)
+{
+    const Lanes m0 = lanes_set(0xD2511F53u), m1 = lanes_set(0xCD9E8D57u);
+    for (int r = 0; r < rounds; r++)
+        for (int j = 0; j < CHAINS; j++) {
+            const Lanes p0 = lanes_mul32(c[j][0], m0), p1 = lanes_mul32(c[j][2], m1);
+            c[j][0] = lanes_xor3(lanes_hi32(p1), c[j][1], keys[2 * r]);
+            c[j][1] = p1;
+            c[j][2] = lanes_xor3(lanes_hi32(p0), c[j][3], keys[2 * r + 1]);
+            c[j][3] = p0;
+        }
+}
+
+/* Blocks block ... block + n - 1 of one domain, end to end; writes up to STEP - 1 blocks more. */
+static inline void keystream(const fd_stream *s, uint32_t domain, uint64_t block, size_t n,
+                             uint8_t *dst)
+{
+    Lanes keys[2 * ROUNDS];
+    philox_keys((uint32_t)s->seed, (uint32_t)(s->seed >> 32), ROUNDS, keys);
+    const Lanes c2 = lanes_set((uint32_t)s->call), c3 = lanes_set(s->call >> 32);
+    while (n) {
+        /* The second counter word stays the same up to the next multiple of 2^32. What a step
+         * writes beyond it is overwritten by the next turn. */
+        const uint64_t left = (UINT64_C(1) << 32) - (uint32_t)block;
+        const size_t m = n < left ? n : (size_t)left;
+        const Lanes c1 = lanes_set((block >> 32) | (uint64_t)domain << 28);
+        Lanes c0 = lanes_add(lanes_set((uint32_t)block), lanes_order());
+        for (size_t i = 0; i < m; i += STEP) {
+            Lanes c[CHAINS][4];
+            for (int j = 0; j < CHAINS; j++) {
+                c[j][0] = c0, c[j][1] = c1, c[j][2] = c2, c[j][3] = c3;
+                c0 = lanes_add(c0, lanes_set(LANES));
+            }
+            philox(c, keys, ROUNDS);
+            for (int j = 0; j < CHAINS; j++)
+                lanes_store_blocks(dst + 16 * (i + (size_t)(j * LANES)), c[j]);
+        }
+        block += m;
+        dst += 16 * m;
+        n -= m;
+    }
+}
+
+/* Word index[i] of one domain's keystream, for i = 0 ... n - 1. Reads and writes up to STEP - 1
+ * entries more, so both arrays have that room. */
+static inline void words_at(const fd_stream *s, uint32_t domain, const uint64_t *index, size_t n,
+                            uint32_t *words)
+{
+    Lanes keys[2 * ROUNDS];
+    philox_keys((uint32_t)s->seed, (uint32_t)(s->seed >> 32), ROUNDS, keys);
+    for (size_t i = 0; i < n; i += STEP) {
+        uint64_t lane[CHAINS][4][LANES];
+        Lanes c[CHAINS][4];
+        for (int j = 0; j < CHAINS; j++) {
+            for (int l = 0; l < LANES; l++) {
+                const uint64_t block = index[i + (size_t)(j * LANES + l)] >> 2;
+                lane[j][0][l] = (uint32_t)block;
+                lane[j][1][l] = (block >> 32) | (uint64_t)domain << 28;
+            }
+            c[j][0] = lanes_load(lane[j][0]), c[j][1] = lanes_load(lane[j][1]);
+            c[j][2] = lanes_set((uint32_t)s->call), c[j][3] = lanes_set(s->call >> 32);
+        }
+        philox(c, keys, ROUNDS);
+        for (int j = 0; j < CHAINS; j++)
+            for (int w = 0; w < 4; w++)
+                lanes_store(lane[j][w], c[j][w]);
+        for (int j = 0; j < CHAINS; j++)
+            for (int l = 0; l < LANES; l++) {
+                const size_t at = i + (size_t)(j * LANES + l);
+                words[at] = (uint32_t)lane[j][index[at] & 3][l];
+            }
+    }
+}
+
+static void philox_blocks(const uint32_t *counters, const uint32_t key[2], int rounds, size_t n,
+                          uint32_t *words)
+{
+    Lanes keys[2 * MAX_ROUNDS];
+    philox_keys(key[0], key[1], MAX_ROUNDS, keys);
+    for (size_t i = 0; i < n; i += STEP) {
+        uint64_t lane[CHAINS][4][LANES] = {{{0}}};
+        Lanes c[CHAINS][4];
+        const size_t m = n - i < STEP ? n - i : STEP;
+        for (size_t b = 0; b < m; b++)
+            for (int w = 0; w < 4; w++)
+                lane[b / LANES][w][b % LANES] = counters[4 * (i + b) + (size_t)w];
+        for (int j = 0; j < CHAINS; j++)
+            for (int w = 0; w < 4; w++)
+                c[j][w] = lanes_load(lane[j][w]);
+        if (rounds == ROUNDS)
+            philox(c, keys, ROUNDS);
+        else
+            philox(c, keys, MAX_ROUNDS);
+        for (int j = 0; j < CHAINS; j++)
+            for (int w = 0; w < 4; w++)
+                lanes_store(lane[j][w], c[j][w]);
+        for (size_t b = 0; b < m; b++)
+            for (int w = 0; w < 4; w++)
+                words[4 * (i + b) + (size_t)w] = (uint32_t)lane[b / LANES][w][b % LANES];
+    }
+}

@@ -1,0 +1,77 @@
+/* AVX2: four lanes, and everything else that is written in intrinsics. */
+#include <immintrin.h>
+
+typedef __m256i Lanes;
+enum { LANES = 4 };
+
+static inline Lanes lanes_set(uint64_t v) { return _mm256_set1_epi64x((long long)v); }
+static inline Lanes lanes_load(const uint64_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+static inline void lanes_store(uint64_t *p, Lanes v) { _mm256_storeu_si256((__m256i *)p, v); }
+static inline Lanes lanes_add(Lanes a, Lanes b) { return _mm256_add_epi64(a, b); }
+static inline Lanes lanes_mul32(Lanes a, Lanes b) { return _mm256_mul_epu32(a, b); }
+static inline Lanes lanes_hi32(Lanes a) { return _mm256_srli_epi64(a, 32); }
+static inline Lanes lanes_xor3(Lanes a, Lanes b, Lanes c)
+{
+    return _mm256_xor_si256(_mm256_xor_si256(a, b), c);
+}
+
+/* Which block each lane computes, so that the two unpacks below leave them in natural order. */
+static inline Lanes lanes_order(void) { return _mm256_setr_epi64x(0, 2, 1, 3); }
+
+static inline void lanes_store_blocks(uint8_t *dst, const Lanes w[4])
+{
+    const Lanes low = _mm256_blend_epi32(w[0], _mm256_slli_epi64(w[1], 32), 0xaa);
+    const Lanes high = _mm256_blend_epi32(w[2], _mm256_slli_epi64(w[3], 32), 0xaa);
+    _mm256_storeu_si256((__m256i *)dst, _mm256_unpacklo_epi64(low, high));
+    _mm256_storeu_si256((__m256i *)(dst + 32), _mm256_unpackhi_epi64(low, high));
+}
+
+/* 64 bytes against t: which are at least t, which are equal. */
+static inline void compare64(const uint8_t *bytes, uint8_t t, uint64_t *ge, uint64_t *eq)
+{
+    const __m256i vt = _mm256_set1_epi8((char)t);
+    const __m256i a = _mm256_loadu_si256((const __m256i *)bytes);
+    const __m256i b = _mm256_loadu_si256((const __m256i *)(bytes + 32));
+    const __m256i ga = _mm256_cmpeq_epi8(_mm256_max_epu8(a, vt), a);
+    const __m256i gb = _mm256_cmpeq_epi8(_mm256_max_epu8(b, vt), b);
+    *ge = (uint32_t)_mm256_movemask_epi8(ga) | (uint64_t)(uint32_t)_mm256_movemask_epi8(gb) << 32;
+    *eq = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(a, vt)) |
+          (uint64_t)(uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(b, vt)) << 32;
+}
+
+/* Keep bits: 32 of them, in every 32-bit lane. A shift by 31 - i puts bit i where it is a sign. */
+typedef __m256i BITS;
+static inline BITS bits_load(const uint8_t *p)
+{
+    int32_t v;
+    memcpy(&v, p, 4);
+    return _mm256_set1_epi32(v);
+}
+
+static inline __m256 f32_keep(__m256 v, BITS b, int j)
+{
+    const __m256i at = _mm256_sub_epi32(_mm256_set1_epi32(31 - j), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    const __m256i mask = _mm256_srai_epi32(_mm256_sllv_epi32(b, at), 31);
+    return _mm256_and_ps(v, _mm256_castsi256_ps(mask));
+}
+#define F32_VEC __m256
+#define F32_WIDTH 8
+#define F32_LOAD(p) _mm256_loadu_ps((const float *)(p))
+#define F32_STORE(p, v) _mm256_storeu_ps((float *)(p), v)
+#define F32_SET(s) _mm256_set1_ps((float)(s))
+#define F32_MUL(a, b) _mm256_mul_ps(a, b)
+#define F32_KEEP f32_keep
+
+static inline __m256d f64_keep(__m256d v, BITS b, int j)
+{
+    const __m256i at = _mm256_sub_epi64(_mm256_set1_epi64x(63 - j), _mm256_setr_epi64x(0, 1, 2, 3));
+    const __m256d mask = _mm256_castsi256_pd(_mm256_sllv_epi64(b, at));
+    return _mm256_blendv_pd(_mm256_setzero_pd(), v, mask);
+}
+#define F64_VEC __m256d
+#define F64_WIDTH 4
+#define F64_LOAD(p) _mm256_loadu_pd((const double *)(p))
+#define F64_STORE(p, v) _mm256_storeu_pd((double *)(p), v)
+#define F64_SET(s) _mm256_set1_pd(s)
+#define F64_MUL(a, b) _mm256_mul_pd(a, b)
+#define F64_KEEP f64_keep

@@ -1,0 +1,59 @@
+/* AVX-512 (F, BW, DQ, VL): eight lanes; keep bits are mask registers as they stand. */
+#include <immintrin.h>
+
+typedef __m512i Lanes;
+enum { LANES = 8 };
+
+static inline Lanes lanes_set(uint64_t v) { return _mm512_set1_epi64((long long)v); }
+static inline Lanes lanes_load(const uint64_t *p) { return _mm512_loadu_si512(p); }
+static inline void lanes_store(uint64_t *p, Lanes v) { _mm512_storeu_si512(p, v); }
+static inline Lanes lanes_add(Lanes a, Lanes b) { return _mm512_add_epi64(a, b); }
+static inline Lanes lanes_mul32(Lanes a, Lanes b) { return _mm512_mul_epu32(a, b); }
+static inline Lanes lanes_hi32(Lanes a) { return _mm512_srli_epi64(a, 32); }
+static inline Lanes lanes_xor3(Lanes a, Lanes b, Lanes c)
+{
+    return _mm512_ternarylogic_epi64(a, b, c, 0x96);
+}
+
+/* Which block each lane computes, so that the two unpacks below leave them in natural order. */
+static inline Lanes lanes_order(void) { return _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7); }
+
+static inline void lanes_store_blocks(uint8_t *dst, const Lanes w[4])
+{
+    const Lanes low = _mm512_mask_shuffle_epi32(w[0], 0xaaaa, w[1], _MM_PERM_CCAA);
+    const Lanes high = _mm512_mask_shuffle_epi32(w[2], 0xaaaa, w[3], _MM_PERM_CCAA);
+    _mm512_storeu_si512(dst, _mm512_unpacklo_epi64(low, high));
+    _mm512_storeu_si512(dst + 64, _mm512_unpackhi_epi64(low, high));
+}
+
+/* 64 bytes against t: which are at least t, which are equal. */
+static inline void compare64(const uint8_t *bytes, uint8_t t, uint64_t *ge, uint64_t *eq)
+{
+    const __m512i v = _mm512_loadu_si512(bytes), vt = _mm512_set1_epi8((char)t);
+    *ge = _mm512_cmpge_epu8_mask(v, vt);
+    *eq = _mm512_cmpeq_epi8_mask(v, vt);
+}
+
+typedef uint32_t BITS;
+static inline BITS bits_load(const uint8_t *p)
+{
+    uint32_t v;
+    memcpy(&v, p, 4);
+    return v;
+}
+
+#define F32_VEC __m512
+#define F32_WIDTH 16
+#define F32_LOAD(p) _mm512_loadu_ps(p)
+#define F32_STORE(p, v) _mm512_storeu_ps(p, v)
+#define F32_SET(s) _mm512_set1_ps((float)(s))
+#define F32_MUL(a, b) _mm512_mul_ps(a, b)
+#define F32_KEEP(v, b, j) _mm512_maskz_mov_ps((__mmask16)((b) >> (j)), v)
+
+#define F64_VEC __m512d
+#define F64_WIDTH 8
+#define F64_LOAD(p) _mm512_loadu_pd(p)
+#define F64_STORE(p, v) _mm512_storeu_pd(p, v)
+#define F64_SET(s) _mm512_set1_pd(s)
+#define F64_MUL(a, b) _mm512_mul_pd(a, b)
+#define F64_KEEP(v, b, j) _mm512_maskz_mov_pd((__mmask8)((b) >> (j)), v)

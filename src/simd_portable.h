@@ -1,0 +1,88 @@
+/* Plain C, one lane: the baseline of every machine, and what the others are compared with. */
+
+typedef uint64_t Lanes;
+enum { LANES = 1 };
+
+static inline Lanes lanes_set(uint64_t v) { return v; }
+static inline Lanes lanes_load(const uint64_t *p) { return *p; }
+static inline void lanes_store(uint64_t *p, Lanes v) { *p = v; }
+static inline Lanes lanes_add(Lanes a, Lanes b) { return a + b; }
+static inline Lanes lanes_mul32(Lanes a, Lanes b) { return (a & 0xffffffff) * (b & 0xffffffff); }
+static inline Lanes lanes_hi32(Lanes a) { return a >> 32; }
+static inline Lanes lanes_xor3(Lanes a, Lanes b, Lanes c) { return a ^ b ^ c; }
+static inline Lanes lanes_order(void) { return 0; }
+
+static inline void lanes_store_blocks(uint8_t *dst, const Lanes w[4])
+{
+    for (int i = 0; i < 4; i++)
+        for (int byte = 0; byte < 4; byte++) /* little-endian on any machine */
+            dst[4 * i + byte] = (uint8_t)(w[i] >> 8 * byte);
+}
+
+/* Eight bytes in a word: the top bit of each byte holds its answer, a multiplication collects them. */
+static inline void compare64(const uint8_t *bytes, uint8_t t, uint64_t *ge, uint64_t *eq)
+{
+    const uint64_t ones = UINT64_C(0x0101010101010101), top = ones << 7, vt = ones * t;
+    *ge = *eq = 0;
+    for (int i = 0; i < 8; i++) {
+        const uint64_t v = load_le64(bytes + 8 * i), x = v ^ vt;
+        const uint64_t zero = ~(((x & ~top) + ~top) | x) & top;
+        const uint64_t low = (v | top) - (vt & ~top); /* top bit: v >= t in the low seven bits */
+        const uint64_t least = ((v & ~vt) | (~x & low)) & top;
+        *eq |= ((zero >> 7) * UINT64_C(0x0102040810204080) >> 56) << 8 * i;
+        *ge |= ((least >> 7) * UINT64_C(0x0102040810204080) >> 56) << 8 * i;
+    }
+}
+
+typedef uint32_t BITS;
+static inline BITS bits_load(const uint8_t *p)
+{
+    return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
+static inline float f32_load(const char *p)
+{
+    float v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+static inline void f32_store(char *p, float v) { memcpy(p, &v, sizeof v); }
+/* By its bits, because a branch on a random bit is mispredicted every other time. */
+static inline float f32_keep(float v, BITS b, int j)
+{
+    uint32_t u;
+    memcpy(&u, &v, sizeof u);
+    u &= 0u - (b >> j & 1);
+    memcpy(&v, &u, sizeof v);
+    return v;
+}
+#define F32_VEC float
+#define F32_WIDTH 1
+#define F32_LOAD f32_load
+#define F32_STORE f32_store
+#define F32_SET(s) (float)(s)
+#define F32_MUL(a, b) ((a) * (b))
+#define F32_KEEP f32_keep
+
+static inline double f64_load(const char *p)
+{
+    double v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+static inline void f64_store(char *p, double v) { memcpy(p, &v, sizeof v); }
+static inline double f64_keep(double v, BITS b, int j)
+{
+    uint64_t u;
+    memcpy(&u, &v, sizeof u);
+    u &= UINT64_C(0) - (b >> j & 1);
+    memcpy(&v, &u, sizeof v);
+    return v;
+}
+#define F64_VEC double
+#define F64_WIDTH 1
+#define F64_LOAD f64_load
+#define F64_STORE f64_store
+#define F64_SET(s) (s)
+#define F64_MUL(a, b) ((a) * (b))
+#define F64_KEEP f64_keep
