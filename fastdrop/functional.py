@@ -6,15 +6,16 @@ This is the only layer that raises. What it hands on, a backend can do.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastdrop import cpu, gate
-from fastdrop.draw import Draw
-from fastdrop.reference import Region, scale, threshold
-from fastdrop.rng import RngLike, draw_call
+from fastdrop import cpu, gate, reference
+from fastdrop._core import BITS_PAD
+from fastdrop.block import Block
+from fastdrop.rng import RngLike, draw_call, uint64
 
 __all__ = ["Context", "dropout", "keep_mask"]
 
@@ -31,48 +32,46 @@ class Context:
         (``training=False``).
     p : float
         The rate at which elements were dropped; 0 if ``training=False``.
-    scale : float
-        What kept elements were multiplied by: 1 / (1 - p), and 0 at p = 1.
     shape : tuple of int
         Shape of x.
-    nbytes : int
-        What is held for the backward pass.
     """
 
-    __slots__ = ("_bits", "_draw", "p", "scale", "shape")
+    __slots__ = ("_bits", "_block", "call", "p", "seed", "shape")
 
     def __init__(
         self,
         shape: tuple[int, ...],
         p: float,
-        scale: float,
-        draw: Draw | None,
-        bits: npt.NDArray[np.uint8] | None,
+        seed: int | None,
+        call: int | None,
+        block: Block | None,
+        bits: bytes | None,
     ) -> None:
         self.shape = shape
         self.p = p
-        self.scale = scale
-        self._draw = draw
+        self.seed = seed
+        self.call = call
+        self._block = block  # None: each element of x has its own draw, in C order
         self._bits = bits
 
     @property
-    def seed(self) -> int | None:
-        return None if self._draw is None else self._draw.seed
-
-    @property
-    def call(self) -> int | None:
-        return None if self._draw is None else self._draw.call
+    def scale(self) -> float:
+        """What kept elements were multiplied by: 1 / (1 - p), and 0 at p = 1."""
+        return reference.scale(self.p)
 
     @property
     def nbytes(self) -> int:
-        return 0 if self._bits is None else (self._draw.size + 7) // 8
+        """What is held for the backward pass, in bytes."""
+        return 0 if self._bits is None else len(self._bits) - BITS_PAD
 
     def mask(self) -> npt.NDArray[np.bool_]:
         """The keep mask: bool array of x's shape, True where the element was kept."""
         if self.p == 0.0:
             return np.ones(self.shape, np.bool_)
-        bits = cpu.keep_bits(self._draw) if self._bits is None else self._bits
-        return _unpack(bits, self._draw, self.shape)
+        bits = self._bits
+        if bits is None:
+            bits = cpu.draw(self.seed, self.call, self.p, self._block or prod(self.shape))
+        return _unpack(bits, self.shape, self._block)
 
     def backward(self, dy: npt.ArrayLike, out: npt.NDArray | None = None) -> npt.NDArray:
         """Gradient with respect to x.
@@ -96,15 +95,15 @@ class Context:
         if self.p == 0.0:
             np.copyto(out, dy)
         elif self._bits is None:
-            cpu.forward(dy, out, self._draw, self.scale, save=False)
+            cpu.forward(dy, out, self.seed, self.call, self.p, self._block, False)
         else:
-            cpu.backward(dy, out, self._bits, self._draw.shape, self.scale)
+            cpu.backward(dy, out, self._bits, self.p, self._block)
         return out
 
     def __reduce__(self) -> tuple:
-        held = None if self._bits is None else self._bits[: self.nbytes].tobytes()
-        draw = None if self._draw is None else tuple(self._draw)
-        return _restore, (self.shape, self.p, draw, held)
+        block = self._block and (self._block.shared_axes, self._block.region)
+        bits = self._bits and self._bits[:-BITS_PAD]
+        return _restore, (self.shape, self.p, self.seed, self.call, block, bits)
 
     def __repr__(self) -> str:
         return (
@@ -120,7 +119,7 @@ def dropout(
     rng: RngLike = None,
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
-    region: Region | None = None,
+    region: tuple[Sequence[int], Sequence[int]] | None = None,
     out: npt.NDArray | None = None,
     save: str = "bits",
 ) -> tuple[npt.NDArray, Context]:
@@ -184,16 +183,18 @@ def dropout(
     x = gate.array(x)
     p = gate.rate(p)
     gate.choice(save, ("bits", "seed"), "save")
-    axes = gate.shared_axes(shared_axes, x.ndim) if shared_axes != () else ()
-    block = gate.region(region, x.shape) if region is not None else None
+    plain = region is None and shared_axes == ()
+    block = None if plain else gate.block(x.shape, shared_axes, region)
     out, x = gate.output(out, x)
-    draw = _draw(rng, p, x.shape, axes, block) if training else None
-    if draw is None or p == 0.0:
+    if not training:
         np.copyto(out, x)
-        return out, Context(x.shape, 0.0, 1.0, draw, None)
-    factor = scale(p)
-    bits = cpu.forward(x, out, draw, factor, save == "bits")
-    return out, Context(x.shape, p, factor, draw, bits)
+        return out, Context(x.shape, 0.0, None, None, None, None)
+    seed, call = draw_call(rng)
+    if p == 0.0:
+        np.copyto(out, x)
+        return out, Context(x.shape, p, seed, call, None, None)
+    bits = cpu.forward(x, out, seed, call, p, block, save == "bits")
+    return out, Context(x.shape, p, seed, call, block, bits)
 
 
 def keep_mask(
@@ -202,7 +203,7 @@ def keep_mask(
     *,
     rng: RngLike,
     shared_axes: int | Sequence[int] = (),
-    region: Region | None = None,
+    region: tuple[Sequence[int], Sequence[int]] | None = None,
     packed: bool = False,
 ) -> npt.NDArray:
     """The mask that `dropout` applies to an array of this shape.
@@ -223,54 +224,38 @@ def keep_mask(
     """
     dims = gate.shape(shape)
     p = gate.rate(p)
-    axes = gate.shared_axes(shared_axes, len(dims)) if shared_axes != () else ()
-    block = gate.region(region, dims) if region is not None else None
-    draw = _draw(rng, p, dims, axes, block)
-    bits = cpu.keep_bits(draw)
-    if not packed:
-        return _unpack(bits, draw, dims)
-    if draw.shape == dims:
-        return bits[: (draw.size + 7) // 8]
-    return np.packbits(_unpack(bits, draw, dims), bitorder="little")
+    block = gate.block(dims, shared_axes, region)
+    bits = cpu.draw(*draw_call(rng), p, block)
+    if packed and block.shape == dims:
+        return np.frombuffer(bits, np.uint8, len(bits) - BITS_PAD).copy()
+    mask = _unpack(bits, dims, block)
+    return np.packbits(mask, bitorder="little") if packed else mask
 
 
-def _draw(
-    rng: RngLike,
-    p: float,
-    shape: tuple[int, ...],
-    axes: tuple[int, ...],
-    block: tuple[tuple[int, ...], tuple[int, ...]] | None,
-) -> Draw:
-    """The draw of one call; takes its number from rng."""
-    seed, call = draw_call(rng)
-    key = seed, call, threshold(p)
-    if not axes and block is None:
-        return Draw(*key, shape)
-    return Draw.of_block(key, shape, axes, block)
-
-
-def _unpack(
-    bits: npt.NDArray[np.uint8], draw: Draw, shape: tuple[int, ...]
-) -> npt.NDArray[np.bool_]:
+def _unpack(bits: bytes, shape: tuple[int, ...], block: Block | None) -> npt.NDArray[np.bool_]:
     """Packed mask to bools of x's shape."""
-    flat = np.unpackbits(bits, count=draw.size, bitorder="little").view(np.bool_)
-    mask = flat.reshape(draw.shape)
-    return mask if draw.shape == shape else np.broadcast_to(mask, shape).copy()
+    drawn = shape if block is None else block.shape
+    packed = np.frombuffer(bits, np.uint8)
+    mask = np.unpackbits(packed, count=prod(drawn), bitorder="little").view(np.bool_).reshape(drawn)
+    return mask if drawn == shape else np.broadcast_to(mask, shape).copy()
 
 
 def _restore(
-    shape: tuple[int, ...], p: float, draw: tuple | None, held: bytes | None
+    shape: tuple[int, ...],
+    p: float,
+    seed: int | None,
+    call: int | None,
+    block: tuple | None,
+    bits: bytes | None,
 ) -> Context:
     """A context from its pickle, which may come from anywhere: no kernel sees a wrong size."""
     shape, p = gate.shape(shape), gate.rate(p)
-    if draw is not None:
-        draw = gate.draw(Draw(*draw), shape, p)
-    elif held is not None or p != 0.0:
-        raise ValueError("pickled context has a rate or a mask but no draw")
-    bits = None
-    if held is not None:
-        if type(held) is not bytes or len(held) != (draw.size + 7) // 8:
-            raise ValueError(f"pickled context must hold one bit an element of {draw.shape}")
-        bits = cpu.empty_bits(draw.size)
-        bits[: len(held)] = np.frombuffer(held, np.uint8)
-    return Context(shape, p, scale(p), draw, bits)
+    if seed is not None or p != 0.0:
+        seed, call = uint64(seed, "seed"), uint64(call, "call")
+    where = None if block is None else gate.block(shape, *block)
+    if bits is not None:
+        held = (prod(shape if where is None else where.shape) + 7) // 8
+        if type(bits) is not bytes or len(bits) != held:
+            raise ValueError(f"pickled context must hold a mask of {held} bytes, got {bits!r:.40}")
+        bits += bytes(BITS_PAD)
+    return Context(shape, p, seed, call, where, bits)

@@ -14,10 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.array_utils import normalize_axis_tuple
 
-from fastdrop.cpu import DTYPES
-from fastdrop.draw import Draw
-from fastdrop.reference import threshold
-from fastdrop.rng import uint64
+from fastdrop import _core
+from fastdrop.block import Block, Region
 
 MAX_INDEX = 2**62  # element indices the stream can address
 
@@ -40,36 +38,29 @@ def array(x: Any, name: str = "x") -> npt.NDArray:
     """A floating-point array that the kernels can read, copied only if they could not."""
     if type(x) is not np.ndarray:
         x = np.asarray(x)
-    dtype = x.dtype
-    if dtype.num not in DTYPES:
-        raise TypeError(f"{name} must be float32 or float64, got {dtype}; convert it with .astype")
-    return x if dtype.isnative else x.astype(dtype.newbyteorder("="))
+    if _core.has_kernels(x):
+        return x
+    native = x.dtype.newbyteorder("=")
+    if native not in (np.float32, np.float64):
+        raise TypeError(f"{name} must be float32 or float64, got {x.dtype}; convert it with .astype")
+    return x.astype(native)
 
 
 def output(out: Any, x: npt.NDArray) -> tuple[npt.NDArray, npt.NDArray]:
     """out, made if None, and x, copied if writing to out would change it too early."""
     if out is None:
-        return np.empty_like(x), x
+        return _core.empty_like(x), x
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
     if out.shape != x.shape:
         raise ValueError(f"out must have shape {x.shape}, got {out.shape}")
-    if out.dtype != x.dtype or not out.dtype.isnative:
+    if out.dtype is not x.dtype and out.dtype != x.dtype:
         raise TypeError(f"out must have dtype {x.dtype}, got {out.dtype}")
     if not out.flags.writeable:
         raise ValueError("out is read-only; pass a writeable array or a copy")
-    same = out is x or (
-        out.__array_interface__["data"][0] == x.__array_interface__["data"][0]
-        and out.strides == x.strides
-    )
-    if not same and np.may_share_memory(out, x):
+    if out is not x and _core.overlaps_otherwise(x, out):
         x = x.copy()
     return out, x
-
-
-def shared_axes(axes: int | Sequence[int], ndim: int) -> tuple[int, ...]:
-    """Axes in 0 ... ndim - 1, each once."""
-    return normalize_axis_tuple(axes, ndim, "shared_axes")
 
 
 def shape(value: Any) -> tuple[int, ...]:
@@ -86,9 +77,17 @@ def shape(value: Any) -> tuple[int, ...]:
     return dims
 
 
-def region(
-    value: Any, block: tuple[int, ...]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def block(
+    shape: tuple[int, ...], shared_axes: int | Sequence[int], region: Any = None
+) -> Block:
+    """The block of the mask array that belongs to x of this shape."""
+    axes = normalize_axis_tuple(shared_axes, len(shape), "shared_axes")
+    if region is not None:
+        region = _region(region, shape)
+    return Block(shape, axes, region)
+
+
+def _region(value: Any, block: tuple[int, ...]) -> Region:
     """(start, global_shape) of a block of this shape inside a larger array."""
     try:
         start, whole = (tuple(operator.index(n) for n in part) for part in value)
@@ -111,18 +110,3 @@ def choice(value: Any, options: tuple[str, ...], name: str) -> str:
     if value not in options:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
     return value
-
-
-def draw(value: Draw, block: tuple[int, ...], p: float) -> Draw:
-    """A draw that fits x of shape `block`, from a pickle."""
-    seed, call = uint64(value.seed, "seed"), uint64(value.call, "call")
-    mask = shape(value.shape)
-    strides = (0,) * len(mask) if value.strides is None else shape(value.strides)
-    fits = len(mask) == len(block) == len(strides) and all(
-        m in (1, n) for m, n in zip(mask, block, strict=True)
-    )
-    start = operator.index(value.start)
-    last = start + sum((n - 1) * s for n, s in zip(mask, strides, strict=True))
-    if not fits or value.threshold != threshold(p) or start < 0 or last + prod(mask) > MAX_INDEX:
-        raise ValueError(f"pickled context must describe a draw for shape {block}, got {value!r}")
-    return Draw(seed, call, value.threshold, mask, start, value.strides)

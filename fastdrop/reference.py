@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fastdrop import rng
 
-Region = tuple[Sequence[int], Sequence[int]]
+Region = tuple[Sequence[int], Sequence[int]]  # start, global shape
 
 
 def threshold(p: float) -> int:

@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import operator
 import secrets
-import threading
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from fastdrop._core import CallCounter
 
 __all__ = ["STREAM_VERSION", "Rng", "RngLike", "draw_call", "keystream", "philox4x32", "words_at"]
 
@@ -92,7 +93,7 @@ def keystream(seed: int, call: int, domain: int, n: int) -> npt.NDArray[np.uint8
     return blocks(seed, call, domain, number).astype("<u4").view(np.uint8).reshape(-1)[:n]
 
 
-class Rng:
+class Rng(CallCounter):
     """Hands out the (seed, call) pairs that name the draws of successive operations.
 
     Parameters
@@ -115,28 +116,28 @@ class Rng:
     its own child (`spawn`) where runs must repeat.
     """
 
-    __slots__ = ("_call", "_lock", "_seed")
+    __slots__ = ()
 
     def __init__(self, seed: int | None = None, call: int = 0) -> None:
-        self._seed = secrets.randbits(64) if seed is None else uint64(seed, "seed")
-        self._call = uint64(call, "call")
-        self._lock = threading.Lock()
+        super().__init__(
+            secrets.randbits(64) if seed is None else uint64(seed, "seed"), uint64(call, "call")
+        )
 
     @property
     def seed(self) -> int:
         """The 64-bit seed."""
-        return self._seed
+        return self.peek()[0]
 
     @property
     def call(self) -> int:
         """Number of the next call."""
-        return self._call
+        return self.peek()[1]
 
     @property
     def state(self) -> dict[str, int]:
         """Everything that decides the coming draws, as a JSON-safe dict. Can be assigned."""
-        with self._lock:
-            return {"stream_version": STREAM_VERSION, "seed": self._seed, "call": self._call}
+        seed, call = self.peek()
+        return {"stream_version": STREAM_VERSION, "seed": seed, "call": call}
 
     @state.setter
     def state(self, state: dict[str, int]) -> None:
@@ -149,16 +150,7 @@ class Rng:
                 f"state has stream_version {state['stream_version']!r}, "
                 f"this release draws version {STREAM_VERSION}"
             )
-        seed, call = uint64(state["seed"], "seed"), uint64(state["call"], "call")
-        with self._lock:
-            self._seed, self._call = seed, call
-
-    def take(self) -> tuple[int, int]:
-        """Seed and number of the next call, which is thereby used up."""
-        with self._lock:
-            call = self._call
-            self._call = call + 1 & _U64
-            return self._seed, call
+        self.__init__(state["seed"], state["call"])
 
     def spawn(self, n: int) -> list[Rng]:
         """n generators with independent seeds; takes one call."""
@@ -169,11 +161,10 @@ class Rng:
         return [Rng(int(s)) for s in keystream(seed, call, CHILDREN, 8 * n).view("<u8")]
 
     def __reduce__(self) -> tuple[type[Rng], tuple[int, int]]:
-        state = self.state
-        return Rng, (state["seed"], state["call"])
+        return Rng, self.peek()
 
     def __repr__(self) -> str:
-        return f"Rng(seed={self._seed}, call={self._call})"
+        return "Rng(seed={}, call={})".format(*self.peek())
 
 
 RngLike: TypeAlias = (
@@ -187,7 +178,7 @@ def draw_call(rng: RngLike) -> tuple[int, int]:
     An `Rng` gives its next call. None means fresh entropy; an int or a SeedSequence stands for
     itself, so it gives the same draw each time; a Generator or BitGenerator is asked for a seed.
     """
-    if type(rng) is Rng or isinstance(rng, Rng):
+    if isinstance(rng, CallCounter):
         return rng.take()
     if rng is None:
         return secrets.randbits(64), 0

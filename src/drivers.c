@@ -1,10 +1,18 @@
 /* From a whole array to tiles that a kernel takes: see fastdrop.h. */
 #include "fastdrop.h"
 #include "bits.h"
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 static inline size_t min_size(uint64_t a, uint64_t b) { return (size_t)(a < b ? a : b); }
+
+fd_stream fd_stream_of(uint64_t seed, uint64_t call, double p)
+{
+    return (fd_stream){seed, call, (uint64_t)nearbyint(ldexp(p, 32))}; /* half to even */
+}
+
+double fd_scale(double p) { return p < 1.0 ? 1.0 / (1.0 - p) : 0.0; }
 
 static void bits_copy(uint8_t *dst, uint64_t at, const uint8_t *src, uint64_t from, size_t n)
 {

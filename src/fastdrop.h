@@ -45,6 +45,9 @@ typedef struct {
                    uint32_t *words);
 } fd_kernels;
 
+fd_stream fd_stream_of(uint64_t seed, uint64_t call, double p);
+double fd_scale(double p); /* 1 / (1 - p); 0 at p = 1 */
+
 /* The i-th of the tables that this CPU can run, the fastest first; NULL behind the last. */
 const fd_kernels *fd_kernels_at(int i);
 

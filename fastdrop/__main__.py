@@ -1,0 +1,94 @@
+"""The command line: ``python -m fastdrop info`` and ``python -m fastdrop train``."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import fastdrop as fd
+
+
+def info(args: argparse.Namespace) -> None:
+    """Print what was picked on this machine."""
+    features = fd.cpu_features()
+    print(f"fastdrop        {fd.__version__} (stream version {fd.STREAM_VERSION})")
+    print(f"Python, NumPy   {platform.python_version()}, {np.__version__}")
+    print(f"machine         {platform.machine()} {platform.system()}")
+    print(f"kernels         {features['isa']} (available: {', '.join(features['available'])})")
+    print(f"threads         {fd.get_num_threads()}")
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train the perceptron without and with dropout; print a table, draw the curves."""
+    try:
+        from fastdrop.examples import digits, mlp
+    except ModuleNotFoundError as error:
+        sys.exit(f"train needs {error.name}: pip install 'fastdrop[demo]'")
+    try:
+        data = digits.load(args.data, args.seed)
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+    print(f"{len(data.t_train)} training and {len(data.t_valid)} validation images")
+    fit = args.epochs, args.batch_size, args.seed
+    runs = [
+        mlp.train("without dropout", data, 0.0, *fit),
+        mlp.train(f"dropout {args.rate:g}", data, args.rate, *fit),
+    ]
+    args.out.mkdir(parents=True, exist_ok=True)
+    mlp.plot(runs, args.out / "curves.png")
+    print(f"\n{mlp.table(runs)}\n\ncurves: {args.out / 'curves.png'}")
+
+
+def _rate(text: str) -> float:
+    p = float(text)
+    if not 0.0 < p < 1.0:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text}")
+    return p
+
+
+def _count(text: str) -> int:
+    n = int(text)
+    if n < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return n
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m fastdrop", description=fd.__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("info", help=info.__doc__, description=info.__doc__)
+    command.set_defaults(run=info)
+
+    command = commands.add_parser(
+        "train",
+        help=train.__doc__,
+        description=train.__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.set_defaults(run=train)
+    command.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder with MNIST-format IDX files, gzipped or not; "
+        "scikit-learn's bundled digits if omitted",
+    )
+    command.add_argument("--epochs", type=_count, default=20, help="passes over the training set")
+    command.add_argument("--batch-size", type=_count, default=128, help="images in a mini-batch")
+    command.add_argument("--rate", type=_rate, default=0.5, help="drop rate of the hidden layers")
+    command.add_argument("--seed", type=_count, default=1, help="decides split, weights and masks")
+    command.add_argument(
+        "--out", type=Path, default=Path("fastdrop-train"), help="folder for curves.png"
+    )
+
+    args = parser.parse_args(argv)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
