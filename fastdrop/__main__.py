@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--epochs", type=_count, default=20, help="passes over the training set")
     command.add_argument("--batch-size", type=_count, default=128, help="images in a mini-batch")
     command.add_argument("--rate", type=_rate, default=0.5, help="drop rate of the hidden layers")
-    command.add_argument("--seed", type=_count, default=1, help="decides split, weights and masks")
+    command.add_argument("--seed", type=int, default=0, help="decides split, weights and masks")
     command.add_argument(
         "--out", type=Path, default=Path("fastdrop-train"), help="folder for curves.png"
     )

@@ -1,0 +1,26 @@
+import numpy as np
+import pytest
+
+from fastdrop import _core
+
+RATES = [0, 1e-9, 0.1, 0.2, 0.25, 1 / 3, 0.5, 0.9, 1 - 1e-9, 1]
+DTYPES = [np.float32, np.float64]
+
+
+@pytest.fixture(params=_core.available_isas())
+def isa(request):
+    """Each kernel table that this machine can run, in turn."""
+    before = _core.get_isa()
+    _core.set_isa(request.param)
+    yield request.param
+    _core.set_isa(before)
+
+
+@pytest.fixture(params=DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(params=RATES, ids=lambda p: f"p={p:.9g}")
+def p(request):
+    return request.param

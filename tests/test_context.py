@@ -1,0 +1,67 @@
+"""What a call leaves for its backward pass."""
+
+import pickle
+
+import numpy as np
+import pytest
+from bitwise import assert_same_bits
+
+import fastdrop as fd
+from fastdrop.functional import _restore
+
+CASES = [
+    {"p": 0.3},
+    {"p": 0.3, "save": "seed"},
+    {"p": 0.3, "shared_axes": (1,)},
+    {"p": 0.5, "shared_axes": (0, 2), "region": ((1, 2, 3), (9, 9, 99)), "save": "seed"},
+    {"p": 0.5, "region": ((1, 2, 3), (9, 9, 99))},
+    {"p": 0},
+    {"p": 1},
+    {"p": 0.3, "training": False},
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_pickle(case):
+    x = np.random.default_rng(0).standard_normal((3, 5, 67))
+    y, ctx = fd.dropout(x, rng=4, **case)
+    copy = pickle.loads(pickle.dumps(ctx))
+    for name in ("seed", "call", "p", "scale", "shape", "nbytes"):
+        assert getattr(copy, name) == getattr(ctx, name)
+    assert_same_bits(copy.backward(x), y)
+    np.testing.assert_array_equal(copy.mask(), ctx.mask())
+    assert repr(copy) == repr(ctx)
+
+
+GOOD = ((3, 50), 0.3, 1, 2, None, bytes(19))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {0: (3, -50)},
+        {0: (4, 50)},  # more elements than bits
+        {0: "ab"},
+        {1: 1.5},
+        {1: None},
+        {2: 2**64},
+        {2: None},
+        {3: -1},
+        {4: ((5,), None)},
+        {4: ((), ((0,), (9,)))},
+        {5: bytes(18)},
+        {5: bytearray(19)},
+        {5: np.zeros(19, np.uint8)},
+    ],
+    ids=str,
+)
+def test_hostile_pickles_are_refused(change):
+    _restore(*GOOD)
+    with pytest.raises((TypeError, ValueError)):
+        _restore(*(change.get(i, value) for i, value in enumerate(GOOD)))
+
+
+def test_eval_context_has_no_draw():
+    _, ctx = fd.dropout(np.ones(3), 0.5, rng=1, training=False)
+    assert ctx.seed is ctx.call is None
+    assert (ctx.p, ctx.scale, ctx.nbytes, ctx.shape) == (0.0, 1.0, 0, (3,))
