@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastdrop import cpu, gate, reference
-from fastdrop._core import BITS_PAD
+from fastdrop import _core, cpu, gate, reference
+from fastdrop._core import BITS_PAD, Saved
 from fastdrop.block import Block
 from fastdrop.rng import RngLike, draw_call, uint64
 
 __all__ = ["Context", "dropout", "keep_mask"]
 
 
-class Context:
+class Context(Saved):
     """What one call of `dropout` leaves for its backward pass.
 
     Made by `dropout`; can be pickled.
@@ -36,23 +36,7 @@ class Context:
         Shape of x.
     """
 
-    __slots__ = ("_bits", "_block", "call", "p", "seed", "shape")
-
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        p: float,
-        seed: int | None,
-        call: int | None,
-        block: Block | None,
-        bits: bytes | None,
-    ) -> None:
-        self.shape = shape
-        self.p = p
-        self.seed = seed
-        self.call = call
-        self._block = block  # None: each element of x has its own draw, in C order
-        self._bits = bits
+    __slots__ = ()
 
     @property
     def scale(self) -> float:
@@ -88,10 +72,13 @@ class Context:
         ndarray
             dy * scale where the element was kept, +0 where it was dropped; dtype of `dy`.
         """
-        dy = gate.array(dy, "dy")
+        if not _core.admits(dy, self.p, out):
+            dy = gate.array(dy, "dy")
+            dy, out = gate.output(dy, out)
         if dy.shape != self.shape:
             raise ValueError(f"dy must have the shape of x, {self.shape}, got {dy.shape}")
-        out, dy = gate.output(out, dy)
+        if out is None:
+            out = _core.empty_like(dy)
         if self.p == 0.0:
             np.copyto(out, dy)
         elif self._bits is None:
@@ -180,12 +167,14 @@ def dropout(
     >>> y, ctx = fastdrop.dropout(x, 0.2, rng=rng)
     >>> dx = ctx.backward(dy)
     """
-    x = gate.array(x)
-    p = gate.rate(p)
     gate.choice(save, ("bits", "seed"), "save")
+    if not _core.admits(x, p, out):
+        x, p = gate.array(x), gate.rate(p)
+        x, out = gate.output(x, out)
     plain = region is None and shared_axes == ()
     block = None if plain else gate.block(x.shape, shared_axes, region)
-    out, x = gate.output(out, x)
+    if out is None:
+        out = _core.empty_like(x)
     if not training:
         np.copyto(out, x)
         return out, Context(x.shape, 0.0, None, None, None, None)
@@ -224,9 +213,10 @@ def keep_mask(
     """
     dims = gate.shape(shape)
     p = gate.rate(p)
-    block = gate.block(dims, shared_axes, region)
-    bits = cpu.draw(*draw_call(rng), p, block)
-    if packed and block.shape == dims:
+    plain = region is None and shared_axes == ()
+    block = None if plain else gate.block(dims, shared_axes, region)
+    bits = cpu.draw(*draw_call(rng), p, block or prod(dims))
+    if packed and (block is None or block.shape == dims):
         return np.frombuffer(bits, np.uint8, len(bits) - BITS_PAD).copy()
     mask = _unpack(bits, dims, block)
     return np.packbits(mask, bitorder="little") if packed else mask
@@ -234,7 +224,7 @@ def keep_mask(
 
 def _unpack(bits: bytes, shape: tuple[int, ...], block: Block | None) -> npt.NDArray[np.bool_]:
     """Packed mask to bools of x's shape."""
-    drawn = shape if block is None else block.shape
+    drawn = block.shape if block else shape
     packed = np.frombuffer(bits, np.uint8)
     mask = np.unpackbits(packed, count=prod(drawn), bitorder="little").view(np.bool_).reshape(drawn)
     return mask if drawn == shape else np.broadcast_to(mask, shape).copy()

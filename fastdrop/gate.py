@@ -46,10 +46,10 @@ def array(x: Any, name: str = "x") -> npt.NDArray:
     return x.astype(native)
 
 
-def output(out: Any, x: npt.NDArray) -> tuple[npt.NDArray, npt.NDArray]:
-    """out, made if None, and x, copied if writing to out would change it too early."""
+def output(x: npt.NDArray, out: Any) -> tuple[npt.NDArray, npt.NDArray | None]:
+    """x, copied if writing to out would change it too early, and out."""
     if out is None:
-        return _core.empty_like(x), x
+        return x, None
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
     if out.shape != x.shape:
@@ -60,7 +60,7 @@ def output(out: Any, x: npt.NDArray) -> tuple[npt.NDArray, npt.NDArray]:
         raise ValueError("out is read-only; pass a writeable array or a copy")
     if out is not x and _core.overlaps_otherwise(x, out):
         x = x.copy()
-    return out, x
+    return x, out
 
 
 def shape(value: Any) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 cnp.import_array()
 
 cdef extern from "numpy/arrayobject.h":
+    bint PyArray_SAMESHAPE(cnp.ndarray, cnp.ndarray)
     cnp.ndarray PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, void *, int)
 
 cdef extern from "fastdrop.h" nogil:
@@ -89,7 +90,7 @@ cdef inline bytes empty_bits(int64_t n):
     return PyBytes_FromStringAndSize(NULL, (n + 7) // 8 + FD_BITS_PAD)
 
 
-def has_kernels(cnp.ndarray x):
+cpdef bint has_kernels(cnp.ndarray x) noexcept:
     """Whether there are kernels for this element type, in this byte order."""
     return dtype_of(x) >= 0 and cnp.PyArray_ISNOTSWAPPED(x)
 
@@ -105,7 +106,7 @@ cdef inline void byte_bounds(cnp.ndarray x, const char **low, const char **high)
     high[0] += cnp.PyArray_ITEMSIZE(x) if cnp.PyArray_SIZE(x) else 0
 
 
-def overlaps_otherwise(cnp.ndarray x, cnp.ndarray y):
+cpdef bint overlaps_otherwise(cnp.ndarray x, cnp.ndarray y) noexcept:
     """Whether x and y, of one shape and dtype, may share memory but not element by element."""
     cdef const char *x0
     cdef const char *x1
@@ -119,6 +120,24 @@ def overlaps_otherwise(cnp.ndarray x, cnp.ndarray y):
         if cnp.PyArray_STRIDE(x, d) != cnp.PyArray_STRIDE(y, d) and cnp.PyArray_DIM(x, d) > 1:
             return True
     return cnp.PyArray_DATA(x) != cnp.PyArray_DATA(y)
+
+
+def admits(x, p, out):
+    """Whether x, p and out are what the kernels take, so that the gate has nothing to do."""
+    if type(x) is not cnp.ndarray or type(p) is not float or not has_kernels(x):
+        return False
+    if not 0.0 <= <double> p <= 1.0:
+        return False
+    if out is None or out is x:
+        return out is None or cnp.PyArray_ISWRITEABLE(out)
+    return (
+        type(out) is cnp.ndarray
+        and has_kernels(out)
+        and dtype_of(out) == dtype_of(x)
+        and PyArray_SAMESHAPE(x, out)
+        and cnp.PyArray_ISWRITEABLE(out)
+        and not overlaps_otherwise(x, out)
+    )
 
 
 def empty_like(cnp.ndarray x):
@@ -225,3 +244,17 @@ cdef class CallCounter:
     def peek(self):
         """(seed, call) of the next call."""
         return self._seed, self._call
+
+
+cdef class Saved:
+    """What a call saves for its backward pass; `fastdrop.Context` says what it means."""
+
+    cdef readonly tuple shape
+    cdef readonly double p
+    cdef readonly object seed, call
+    cdef readonly object _block
+    cdef readonly bytes _bits
+
+    def __init__(self, tuple shape, double p, seed, call, block, bytes bits):
+        self.shape, self.p, self.seed, self.call = shape, p, seed, call
+        self._block, self._bits = block, bits

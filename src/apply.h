@@ -1,8 +1,9 @@
 /* Kept elements times scale, dropped ones +0. Included once for each element type, with
  *   SUFFIX  name of the type
  *   ELEM    the type in memory
- *   VEC, WIDTH, LOAD, STORE, SET, MUL, KEEP   a vector of it and what can be done to one
- * KEEP(v, b, j): v where bits j ... j + WIDTH - 1 of the 32 bits in b are set, else +0.
+ *   VEC, WIDTH, LOAD_KEPT, STORE, SET, MUL   a vector in the compute type and what can be done to one
+ * LOAD_KEPT(p, b, j): the elements at p where bits j ... j + WIDTH - 1 of the 32 bits in b are set,
+ * else +0. So what is dropped is gone before it meets arithmetic, infinite and NaN included.
  */
 #define NAME_(a, b) a##_##b
 #define NAME(a, b) NAME_(a, b)
@@ -12,7 +13,7 @@ static inline void NAME(apply32, SUFFIX)(const char *x, char *y, const uint8_t *
     const BITS b = bits_load(bits);
     for (int j = 0; j < 32; j += WIDTH) {
         const size_t at = (size_t)j * sizeof(ELEM);
-        STORE(y + at, KEEP(MUL(LOAD(x + at), scale), b, j));
+        STORE(y + at, MUL(LOAD_KEPT(x + at, b, j), scale));
     }
 }
 
@@ -36,8 +37,7 @@ static void NAME(apply, SUFFIX)(const char *x, char *y, const uint8_t *bits, siz
 #undef ELEM
 #undef VEC
 #undef WIDTH
-#undef LOAD
 #undef STORE
 #undef SET
 #undef MUL
-#undef KEEP
+#undef LOAD_KEPT

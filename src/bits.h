@@ -1,11 +1,13 @@
-/* Packed bits: bit i of a run is bit i % 8 of byte i / 8. Both buffers of a copy have FD_BITS_PAD
+/* What C lacks, and packed bits: bit i of a run is bit i % 8 of byte i / 8. Both buffers of a copy have FD_BITS_PAD
  * bytes of room behind their last bit, so that words can be read and written whole. */
 #include <stddef.h>
 #include <stdint.h>
 
 #if defined(__GNUC__)
 static inline int ctz64(uint64_t v) { return __builtin_ctzll(v); }
+static inline void prefetch(const char *p) { __builtin_prefetch(p); }
 #else
+static inline void prefetch(const char *p) { (void)p; }
 static inline int ctz64(uint64_t v)
 {
     int n = 0;

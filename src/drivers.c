@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const size_t itemsize[] = FD_ITEMSIZE;
+
 static inline size_t min_size(uint64_t a, uint64_t b) { return (size_t)(a < b ? a : b); }
 
 fd_stream fd_stream_of(uint64_t seed, uint64_t call, double p)
@@ -37,29 +39,29 @@ static void bits_fill(uint8_t *dst, uint64_t at, int keep, size_t n)
 
 /* n <= FD_TILE keep bits from any index, at bit 0 of `bits` (FD_BITS_BYTES long). */
 static void draw_run(const fd_kernels *k, const fd_stream *s, uint64_t start, size_t n,
-                     uint8_t *bits)
+                     uint8_t *bits, const char *ahead, size_t itemsize)
 {
     const unsigned skip = start % FD_ALIGN;
     if (!skip) {
-        k->draw(s, start, n, bits);
+        k->draw(s, start, n, bits, ahead, itemsize);
         return;
     }
     uint8_t aligned[FD_BITS_BYTES];
-    k->draw(s, start - skip, n + skip, aligned);
+    k->draw(s, start - skip, n + skip, aligned, ahead, itemsize);
     bits_copy(bits, 0, aligned, skip, n);
 }
 
 void fd_dropout(const fd_kernels *k, fd_stream stream, uint64_t start, fd_dtype dtype,
                 const char *x, char *y, uint8_t *saved, size_t n, double scale)
 {
-    static const size_t itemsize[] = FD_ITEMSIZE;
+    const size_t size = itemsize[dtype];
     uint8_t bits[FD_BITS_BYTES];
     for (size_t i = 0, m; i < n; i += m) {
         m = min_size(n - i, FD_TILE);
-        draw_run(k, &stream, start + i, m, bits);
+        draw_run(k, &stream, start + i, m, bits, x + i * size, size);
         if (saved)
             bits_copy(saved, i, bits, 0, m);
-        k->apply[dtype](x + i * itemsize[dtype], y + i * itemsize[dtype], bits, m, scale);
+        k->apply[dtype](x + i * size, y + i * size, bits, m, scale);
     }
 }
 
@@ -90,7 +92,7 @@ void fd_draw(const fd_kernels *k, fd_stream stream, uint64_t start, int ndim, co
     for (uint64_t done = 0;;) {
         for (uint64_t i = 0, m; i < (uint64_t)n[axes - 1]; i += m) {
             m = min_size((uint64_t)n[axes - 1] - i, FD_TILE);
-            draw_run(k, &stream, start + i, m, tile);
+            draw_run(k, &stream, start + i, m, tile, NULL, 0);
             bits_copy(bits, done, tile, 0, m);
             done += m;
         }
@@ -151,7 +153,6 @@ static int by_stride(const void *a, const void *b)
 void fd_apply(const fd_kernels *k, fd_dtype dtype, const char *x, char *y, const uint8_t *bits,
               int ndim, fd_axis *axis, double scale)
 {
-    static const size_t itemsize[] = FD_ITEMSIZE;
     const int64_t size = (int64_t)itemsize[dtype];
 
     /* Walk memory forwards, the longest strides outermost. */

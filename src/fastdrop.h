@@ -37,8 +37,10 @@ typedef void fd_apply_fn(const char *x, char *y, const uint8_t *bits, size_t n, 
 typedef struct {
     const char *name;
     /* Keep bits of n <= FD_DRAW_MAX elements from index start (a multiple of FD_ALIGN);
-     * `bits` has room for FD_BITS_BYTES. */
-    void (*draw)(const fd_stream *stream, uint64_t start, size_t n, uint8_t *bits);
+     * `bits` has room for FD_BITS_BYTES. ahead: the same elements of the array they will be applied
+     * to, which is fetched into the cache meanwhile; itemsize 0 if there is none. */
+    void (*draw)(const fd_stream *stream, uint64_t start, size_t n, uint8_t *bits,
+                 const char *ahead, size_t itemsize);
     fd_apply_fn *apply[FD_DTYPES];
     /* n blocks of Philox4x32 with 7 or 10 rounds: the hook of the known-answer tests. */
     void (*philox)(const uint32_t *counters, const uint32_t key[2], int rounds, size_t n,

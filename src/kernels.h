@@ -8,22 +8,20 @@
 #define ELEM float
 #define VEC F32_VEC
 #define WIDTH F32_WIDTH
-#define LOAD F32_LOAD
+#define LOAD_KEPT F32_LOAD_KEPT
 #define STORE F32_STORE
 #define SET F32_SET
 #define MUL F32_MUL
-#define KEEP F32_KEEP
 #include "apply.h"
 
 #define SUFFIX f64
 #define ELEM double
 #define VEC F64_VEC
 #define WIDTH F64_WIDTH
-#define LOAD F64_LOAD
+#define LOAD_KEPT F64_LOAD_KEPT
 #define STORE F64_STORE
 #define SET F64_SET
 #define MUL F64_MUL
-#define KEEP F64_KEEP
 #include "apply.h"
 
 const fd_kernels KERNELS = {

@@ -36,12 +36,13 @@ static inline void philox(Lanes c[CHAINS][4], const Lanes *keys, int rounds)
         }
 }
 
-/* Blocks block ... block + n - 1 of one domain, end to end; writes up to STEP - 1 blocks more. */
-static inline void keystream(const fd_stream *s, uint32_t domain, uint64_t block, size_t n,
-                             uint8_t *dst)
+/* Blocks block ... block + n - 1 of one domain, end to end; writes up to STEP - 1 blocks more.
+ * `ahead`: memory that will be read next, as many bytes a block as `ahead_step`; it is fetched into
+ * the cache while the multipliers are busy and the load ports idle. */
+static inline void keystream(const fd_stream *s, const Lanes *keys, uint32_t domain,
+                             uint64_t block, size_t n, uint8_t *dst, const char *ahead,
+                             size_t ahead_step)
 {
-    Lanes keys[2 * ROUNDS];
-    philox_keys((uint32_t)s->seed, (uint32_t)(s->seed >> 32), ROUNDS, keys);
     const Lanes c2 = lanes_set((uint32_t)s->call), c3 = lanes_set(s->call >> 32);
     while (n) {
         /* The second counter word stays the same up to the next multiple of 2^32. What a step
@@ -51,6 +52,8 @@ static inline void keystream(const fd_stream *s, uint32_t domain, uint64_t block
         const Lanes c1 = lanes_set((block >> 32) | (uint64_t)domain << 28);
         Lanes c0 = lanes_add(lanes_set((uint32_t)block), lanes_order());
         for (size_t i = 0; i < m; i += STEP) {
+            for (size_t line = 0; line < STEP * ahead_step; line += 64)
+                prefetch(ahead + i * ahead_step + line);
             Lanes c[CHAINS][4];
             for (int j = 0; j < CHAINS; j++) {
                 c[j][0] = c0, c[j][1] = c1, c[j][2] = c2, c[j][3] = c3;
@@ -62,39 +65,29 @@ static inline void keystream(const fd_stream *s, uint32_t domain, uint64_t block
         }
         block += m;
         dst += 16 * m;
+        ahead += ahead_step * m;
         n -= m;
     }
 }
 
-/* Word index[i] of one domain's keystream, for i = 0 ... n - 1. Reads and writes up to STEP - 1
- * entries more, so both arrays have that room. */
-static inline void words_at(const fd_stream *s, uint32_t domain, const uint64_t *index, size_t n,
-                            uint32_t *words)
+/* Words index[0] ... index[STEP - 1] of one domain's keystream. */
+static inline void words_at(const fd_stream *s, const Lanes *keys, uint32_t domain,
+                            const uint64_t *index, uint32_t *words)
 {
-    Lanes keys[2 * ROUNDS];
-    philox_keys((uint32_t)s->seed, (uint32_t)(s->seed >> 32), ROUNDS, keys);
-    for (size_t i = 0; i < n; i += STEP) {
-        uint64_t lane[CHAINS][4][LANES];
-        Lanes c[CHAINS][4];
-        for (int j = 0; j < CHAINS; j++) {
-            for (int l = 0; l < LANES; l++) {
-                const uint64_t block = index[i + (size_t)(j * LANES + l)] >> 2;
-                lane[j][0][l] = (uint32_t)block;
-                lane[j][1][l] = (block >> 32) | (uint64_t)domain << 28;
-            }
-            c[j][0] = lanes_load(lane[j][0]), c[j][1] = lanes_load(lane[j][1]);
-            c[j][2] = lanes_set((uint32_t)s->call), c[j][3] = lanes_set(s->call >> 32);
-        }
-        philox(c, keys, ROUNDS);
-        for (int j = 0; j < CHAINS; j++)
-            for (int w = 0; w < 4; w++)
-                lanes_store(lane[j][w], c[j][w]);
-        for (int j = 0; j < CHAINS; j++)
-            for (int l = 0; l < LANES; l++) {
-                const size_t at = i + (size_t)(j * LANES + l);
-                words[at] = (uint32_t)lane[j][index[at] & 3][l];
-            }
+    uint64_t lane[CHAINS][4][LANES];
+    Lanes c[CHAINS][4];
+    for (int j = 0; j < CHAINS; j++) {
+        const Lanes i = lanes_load(index + j * LANES);
+        c[j][0] = lanes_shr(i, 2); /* block number = index / 4; its low word, */
+        c[j][1] = lanes_xor(lanes_shr(i, 34), lanes_set((uint64_t)domain << 28)); /* and high */
+        c[j][2] = lanes_set((uint32_t)s->call), c[j][3] = lanes_set(s->call >> 32);
     }
+    philox(c, keys, ROUNDS);
+    for (int j = 0; j < CHAINS; j++)
+        for (int w = 0; w < 4; w++)
+            lanes_store(lane[j][w], c[j][w]);
+    for (int l = 0; l < STEP; l++)
+        words[l] = (uint32_t)lane[l / LANES][index[l] & 3][l % LANES];
 }
 
 static void philox_blocks(const uint32_t *counters, const uint32_t key[2], int rounds, size_t n,

@@ -9,7 +9,10 @@ static inline Lanes lanes_load(const uint64_t *p) { return _mm256_loadu_si256((c
 static inline void lanes_store(uint64_t *p, Lanes v) { _mm256_storeu_si256((__m256i *)p, v); }
 static inline Lanes lanes_add(Lanes a, Lanes b) { return _mm256_add_epi64(a, b); }
 static inline Lanes lanes_mul32(Lanes a, Lanes b) { return _mm256_mul_epu32(a, b); }
-static inline Lanes lanes_hi32(Lanes a) { return _mm256_srli_epi64(a, 32); }
+/* By shuffles rather than shifts, which would compete with the multiplications for a port. */
+static inline Lanes lanes_hi32(Lanes a) { return _mm256_shuffle_epi32(a, 0xf5); }
+static inline Lanes lanes_shr(Lanes a, int n) { return _mm256_srli_epi64(a, n); }
+static inline Lanes lanes_xor(Lanes a, Lanes b) { return _mm256_xor_si256(a, b); }
 static inline Lanes lanes_xor3(Lanes a, Lanes b, Lanes c)
 {
     return _mm256_xor_si256(_mm256_xor_si256(a, b), c);
@@ -20,8 +23,8 @@ static inline Lanes lanes_order(void) { return _mm256_setr_epi64x(0, 2, 1, 3); }
 
 static inline void lanes_store_blocks(uint8_t *dst, const Lanes w[4])
 {
-    const Lanes low = _mm256_blend_epi32(w[0], _mm256_slli_epi64(w[1], 32), 0xaa);
-    const Lanes high = _mm256_blend_epi32(w[2], _mm256_slli_epi64(w[3], 32), 0xaa);
+    const Lanes low = _mm256_blend_epi32(w[0], _mm256_shuffle_epi32(w[1], 0xa0), 0xaa);
+    const Lanes high = _mm256_blend_epi32(w[2], _mm256_shuffle_epi32(w[3], 0xa0), 0xaa);
     _mm256_storeu_si256((__m256i *)dst, _mm256_unpacklo_epi64(low, high));
     _mm256_storeu_si256((__m256i *)(dst + 32), _mm256_unpackhi_epi64(low, high));
 }
@@ -48,30 +51,28 @@ static inline BITS bits_load(const uint8_t *p)
     return _mm256_set1_epi32(v);
 }
 
-static inline __m256 f32_keep(__m256 v, BITS b, int j)
+static inline __m256 f32_load_kept(const char *p, BITS b, int j)
 {
-    const __m256i at = _mm256_sub_epi32(_mm256_set1_epi32(31 - j), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-    const __m256i mask = _mm256_srai_epi32(_mm256_sllv_epi32(b, at), 31);
-    return _mm256_and_ps(v, _mm256_castsi256_ps(mask));
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i sign = _mm256_sllv_epi32(b, _mm256_sub_epi32(_mm256_set1_epi32(31 - j), lane));
+    return _mm256_maskload_ps((const float *)p, sign);
 }
 #define F32_VEC __m256
 #define F32_WIDTH 8
-#define F32_LOAD(p) _mm256_loadu_ps((const float *)(p))
+#define F32_LOAD_KEPT f32_load_kept
 #define F32_STORE(p, v) _mm256_storeu_ps((float *)(p), v)
 #define F32_SET(s) _mm256_set1_ps((float)(s))
 #define F32_MUL(a, b) _mm256_mul_ps(a, b)
-#define F32_KEEP f32_keep
 
-static inline __m256d f64_keep(__m256d v, BITS b, int j)
+static inline __m256d f64_load_kept(const char *p, BITS b, int j)
 {
-    const __m256i at = _mm256_sub_epi64(_mm256_set1_epi64x(63 - j), _mm256_setr_epi64x(0, 1, 2, 3));
-    const __m256d mask = _mm256_castsi256_pd(_mm256_sllv_epi64(b, at));
-    return _mm256_blendv_pd(_mm256_setzero_pd(), v, mask);
+    const __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
+    const __m256i sign = _mm256_sllv_epi64(b, _mm256_sub_epi64(_mm256_set1_epi64x(63 - j), lane));
+    return _mm256_maskload_pd((const double *)p, sign);
 }
 #define F64_VEC __m256d
 #define F64_WIDTH 4
-#define F64_LOAD(p) _mm256_loadu_pd((const double *)(p))
+#define F64_LOAD_KEPT f64_load_kept
 #define F64_STORE(p, v) _mm256_storeu_pd((double *)(p), v)
 #define F64_SET(s) _mm256_set1_pd(s)
 #define F64_MUL(a, b) _mm256_mul_pd(a, b)
-#define F64_KEEP f64_keep

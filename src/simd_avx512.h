@@ -10,6 +10,8 @@ static inline void lanes_store(uint64_t *p, Lanes v) { _mm512_storeu_si512(p, v)
 static inline Lanes lanes_add(Lanes a, Lanes b) { return _mm512_add_epi64(a, b); }
 static inline Lanes lanes_mul32(Lanes a, Lanes b) { return _mm512_mul_epu32(a, b); }
 static inline Lanes lanes_hi32(Lanes a) { return _mm512_srli_epi64(a, 32); }
+static inline Lanes lanes_shr(Lanes a, int n) { return _mm512_srli_epi64(a, (unsigned)n); }
+static inline Lanes lanes_xor(Lanes a, Lanes b) { return _mm512_xor_si512(a, b); }
 static inline Lanes lanes_xor3(Lanes a, Lanes b, Lanes c)
 {
     return _mm512_ternarylogic_epi64(a, b, c, 0x96);
@@ -44,16 +46,14 @@ static inline BITS bits_load(const uint8_t *p)
 
 #define F32_VEC __m512
 #define F32_WIDTH 16
-#define F32_LOAD(p) _mm512_loadu_ps(p)
+#define F32_LOAD_KEPT(p, b, j) _mm512_maskz_loadu_ps((__mmask16)((b) >> (j)), p)
 #define F32_STORE(p, v) _mm512_storeu_ps(p, v)
 #define F32_SET(s) _mm512_set1_ps((float)(s))
 #define F32_MUL(a, b) _mm512_mul_ps(a, b)
-#define F32_KEEP(v, b, j) _mm512_maskz_mov_ps((__mmask16)((b) >> (j)), v)
 
 #define F64_VEC __m512d
 #define F64_WIDTH 8
-#define F64_LOAD(p) _mm512_loadu_pd(p)
+#define F64_LOAD_KEPT(p, b, j) _mm512_maskz_loadu_pd((__mmask8)((b) >> (j)), p)
 #define F64_STORE(p, v) _mm512_storeu_pd(p, v)
 #define F64_SET(s) _mm512_set1_pd(s)
 #define F64_MUL(a, b) _mm512_mul_pd(a, b)
-#define F64_KEEP(v, b, j) _mm512_maskz_mov_pd((__mmask8)((b) >> (j)), v)

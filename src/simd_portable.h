@@ -9,6 +9,8 @@ static inline void lanes_store(uint64_t *p, Lanes v) { *p = v; }
 static inline Lanes lanes_add(Lanes a, Lanes b) { return a + b; }
 static inline Lanes lanes_mul32(Lanes a, Lanes b) { return (a & 0xffffffff) * (b & 0xffffffff); }
 static inline Lanes lanes_hi32(Lanes a) { return a >> 32; }
+static inline Lanes lanes_shr(Lanes a, int n) { return a >> n; }
+static inline Lanes lanes_xor(Lanes a, Lanes b) { return a ^ b; }
 static inline Lanes lanes_xor3(Lanes a, Lanes b, Lanes c) { return a ^ b ^ c; }
 static inline Lanes lanes_order(void) { return 0; }
 
@@ -40,49 +42,37 @@ static inline BITS bits_load(const uint8_t *p)
     return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
 }
 
-static inline float f32_load(const char *p)
-{
-    float v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
 static inline void f32_store(char *p, float v) { memcpy(p, &v, sizeof v); }
 /* By its bits, because a branch on a random bit is mispredicted every other time. */
-static inline float f32_keep(float v, BITS b, int j)
+static inline float f32_load_kept(const char *p, BITS b, int j)
 {
     uint32_t u;
-    memcpy(&u, &v, sizeof u);
-    u &= 0u - (b >> j & 1);
+    float v;
+    memcpy(&u, p, sizeof u);
+    u &= (uint32_t)0 - (b >> j & 1);
     memcpy(&v, &u, sizeof v);
     return v;
 }
 #define F32_VEC float
 #define F32_WIDTH 1
-#define F32_LOAD f32_load
+#define F32_LOAD_KEPT f32_load_kept
 #define F32_STORE f32_store
 #define F32_SET(s) (float)(s)
 #define F32_MUL(a, b) ((a) * (b))
-#define F32_KEEP f32_keep
 
-static inline double f64_load(const char *p)
-{
-    double v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
 static inline void f64_store(char *p, double v) { memcpy(p, &v, sizeof v); }
-static inline double f64_keep(double v, BITS b, int j)
+static inline double f64_load_kept(const char *p, BITS b, int j)
 {
     uint64_t u;
-    memcpy(&u, &v, sizeof u);
-    u &= UINT64_C(0) - (b >> j & 1);
+    double v;
+    memcpy(&u, p, sizeof u);
+    u &= (uint64_t)0 - (b >> j & 1);
     memcpy(&v, &u, sizeof v);
     return v;
 }
 #define F64_VEC double
 #define F64_WIDTH 1
-#define F64_LOAD f64_load
+#define F64_LOAD_KEPT f64_load_kept
 #define F64_STORE f64_store
 #define F64_SET(s) (s)
 #define F64_MUL(a, b) ((a) * (b))
-#define F64_KEEP f64_keep
