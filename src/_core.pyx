@@ -23,7 +23,8 @@ cdef extern from "fastdrop.h" nogil:
         pass
     ctypedef int fd_dtype
     int FD_FLOAT32, FD_FLOAT64
-    ctypedef void fd_apply_fn(const char *x, char *y, const uint8_t *bits, size_t n, double scale)
+    ctypedef void fd_apply_fn(const char *x, char *y, const uint8_t *bits, size_t bit, size_t n,
+                              double scale)
     ctypedef struct fd_kernels:
         const char *name
         fd_apply_fn **apply
@@ -204,7 +205,7 @@ def backward(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double p, block):
     cdef int64_t step = 1
     if flat(dy, dx) and (block is None or block.is_run):
         with nogil:
-            kernels.apply[dtype](px, py, mask, n, fd_scale(p))
+            kernels.apply[dtype](px, py, mask, 0, n, fd_scale(p))
         return
     for d in range(ndim - 1, -1, -1):
         axis[d].n = cnp.PyArray_DIM(dy, d)

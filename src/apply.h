@@ -8,29 +8,49 @@
 #define NAME_(a, b) a##_##b
 #define NAME(a, b) NAME_(a, b)
 
-static inline void NAME(apply32, SUFFIX)(const char *x, char *y, const uint8_t *bits, VEC scale)
+static inline void NAME(apply64, SUFFIX)(const char *x, char *y, const uint8_t *bits,
+                                         unsigned shift, VEC scale)
 {
-    const BITS b = bits_load(bits);
-    for (int j = 0; j < 32; j += WIDTH) {
-        const size_t at = (size_t)j * sizeof(ELEM);
-        STORE(y + at, MUL(LOAD_KEPT(x + at, b, j), scale));
+    for (int half = 0; half < 2; half++) {
+        const BITS b = bits_load(bits + 4 * half, shift);
+        for (int j = 0; j < 32; j += WIDTH) {
+            const size_t at = (size_t)(32 * half + j) * sizeof(ELEM);
+            STORE(y + at, MUL(LOAD_KEPT(x + at, b, j), scale));
+        }
     }
 }
 
-static void NAME(apply, SUFFIX)(const char *x, char *y, const uint8_t *bits, size_t n, double scale)
+/* At most 64 elements, by the same road in a padded copy. */
+static void NAME(apply_part, SUFFIX)(const char *x, char *y, const uint8_t *bits, size_t bit,
+                                     size_t n, VEC scale)
+{
+    char elems[64 * sizeof(ELEM)] = {0};
+    uint8_t copy[16] = {0};
+    memcpy(elems, x, n * sizeof(ELEM));
+    memcpy(copy, bits + bit / 8, (bit % 8 + n + 7) / 8);
+    NAME(apply64, SUFFIX)(elems, elems, copy, bit % 8, scale);
+    memcpy(y, elems, n * sizeof(ELEM));
+}
+
+static void NAME(apply, SUFFIX)(const char *x, char *y, const uint8_t *bits, size_t bit, size_t n,
+                                double scale)
 {
     const VEC s = SET(scale);
-    size_t i = 0;
-    for (; i + 32 <= n; i += 32)
-        NAME(apply32, SUFFIX)(x + i * sizeof(ELEM), y + i * sizeof(ELEM), bits + i / 8, s);
-    if (i < n) { /* the tail takes the same road, in a padded copy */
-        char elems[32 * sizeof(ELEM)] = {0};
-        uint8_t tail[4] = {0};
-        memcpy(elems, x + i * sizeof(ELEM), (n - i) * sizeof(ELEM));
-        memcpy(tail, bits + i / 8, (n - i + 7) / 8);
-        NAME(apply32, SUFFIX)(elems, elems, tail, s);
-        memcpy(y + i * sizeof(ELEM), elems, (n - i) * sizeof(ELEM));
-    }
+    /* Begin with what is before y's first cache line: a store across two lines costs two. */
+    size_t i = n < 256 ? 0 : lines_off(y) / sizeof(ELEM);
+    if (i)
+        NAME(apply_part, SUFFIX)(x, y, bits, bit, i, s);
+    const unsigned shift = (bit + i) % 8;
+    if (shift)
+        for (; i + 64 <= n; i += 64)
+            NAME(apply64, SUFFIX)(x + i * sizeof(ELEM), y + i * sizeof(ELEM), bits + (bit + i) / 8,
+                                  shift, s);
+    else
+        for (; i + 64 <= n; i += 64)
+            NAME(apply64, SUFFIX)(x + i * sizeof(ELEM), y + i * sizeof(ELEM), bits + (bit + i) / 8,
+                                  0, s);
+    if (i < n)
+        NAME(apply_part, SUFFIX)(x + i * sizeof(ELEM), y + i * sizeof(ELEM), bits, bit + i, n - i, s);
 }
 
 #undef SUFFIX

@@ -29,6 +29,9 @@ static inline void store_le64(uint8_t *p, uint64_t v)
         p[i] = (uint8_t)(v >> 8 * i);
 }
 
+/* Bytes from p up to the next cache line. */
+static inline size_t lines_off(const char *p) { return -(size_t)(uintptr_t)p % 64; }
+
 enum { BITS_CHUNK = 56 }; /* at any bit offset, that many fit a word */
 
 /* m <= BITS_CHUNK bits at bit `at`; the rest of the last word becomes 0. */

@@ -4,16 +4,19 @@
 
 extern const fd_kernels fd_portable;
 #if defined(__x86_64__) && defined(__GNUC__)
-extern const fd_kernels fd_avx2;
-#define HAS_AVX2 (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"))
+#define HAS_X86
+extern const fd_kernels fd_avx2, fd_avx512;
 #endif
 
 const fd_kernels *fd_kernels_at(int i)
 {
     const fd_kernels *table[4];
     int n = 0;
-#ifdef HAS_AVX2
-    if (HAS_AVX2)
+#ifdef HAS_X86
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+        table[n++] = &fd_avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"))
         table[n++] = &fd_avx2;
 #endif
     table[n++] = &fd_portable;

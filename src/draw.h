@@ -1,8 +1,8 @@
-/* From keystream to keep bits: the decision of one element, 64 at a time. */
+/* From keystream to keep bits. */
 
-/* Ties: elements whose byte equals the threshold's. Each is settled by 24 more bits, drawn a vector
- * at a time; one Philox call for each would cost more than all the rest. `queue` holds the n words
- * of `tie` that have a bit set. */
+/* Ties: elements whose byte equals the threshold's, dropped so far. Each is settled by 24 more bits,
+ * drawn a vector at a time; one Philox call for each would cost more than all the rest. `queue`
+ * holds the n words of `tie` that have a bit set. */
 static inline void refine(const fd_stream *s, const Lanes *keys, uint64_t start, uint16_t *queue,
                           size_t n, uint64_t *tie, uint8_t *bits)
 {
@@ -25,7 +25,8 @@ static inline void refine(const fd_stream *s, const Lanes *keys, uint64_t start,
         words_at(s, keys, DOMAIN_REFINEMENT, index + i, word);
         for (int l = 0; l < STEP; l++) {
             const uint64_t at = index[i + (size_t)l] - start;
-            bits[at >> 3] &= (uint8_t) ~((word[l] >> 8 < f) << (at & 7));
+            const uint32_t w = word[l] ^ (uint32_t)COMPARE_FLIP;
+            bits[at >> 3] |= (uint8_t)((w >> 8 >= f) << (at & 7));
         }
     }
 }
@@ -40,23 +41,27 @@ static void draw(const fd_stream *s, uint64_t start, size_t n, uint8_t *bits, co
     }
     Lanes keys[2 * ROUNDS];
     philox_keys((uint32_t)s->seed, (uint32_t)(s->seed >> 32), ROUNDS, keys);
-    if (t == UINT64_C(1) << 31) {
-        keystream(s, keys, DOMAIN_BITS, start / 128, (n + 127) / 128, bits, ahead, 0);
+    if (t == UINT64_C(1) << 31) { /* p = 1/2: one bit an element */
+        keystream(s, keys, DOMAIN_BITS, start / 128, (n + 127) / 128, bits, NULL, 0, ahead, 0);
         return;
     }
-    uint8_t bytes[FD_DRAW_MAX + FD_SLACK];
+    /* Kept surely: a byte above t. With f = 0 a byte equal to t is kept, too, and none is a tie. */
+    const uint32_t f = (uint32_t)(t & 0xffffff);
+    const uint8_t byte = (uint8_t)((t >> 24) - !f);
+    uint8_t equal[FD_BITS_BYTES];
+    for (int i = 2 * ROUNDS - 2; i < 2 * ROUNDS; i++)
+        keys[i] = lanes_xor(keys[i], lanes_set(COMPARE_FLIP));
+    keystream(s, keys, DOMAIN_BYTES, start / 16, (n + 15) / 16, bits, equal, byte, ahead,
+              16 * itemsize);
+    if (!f)
+        return;
     uint64_t tie[FD_DRAW_MAX / 64 + 1];
     uint16_t queue[FD_DRAW_MAX + 1];
-    const size_t words = (n + 63) / 64;
     size_t queued = 0;
-    keystream(s, keys, DOMAIN_BYTES, start / 16, 4 * words, bytes, ahead, 16 * itemsize);
-    for (size_t k = 0; k < words; k++) {
-        uint64_t keep;
-        compare64(bytes + 64 * k, (uint8_t)(t >> 24), &keep, &tie[k]);
-        store_le64(bits + 8 * k, keep);
+    for (size_t k = 0; k < (n + 63) / 64; k++) {
+        tie[k] = load_le64(equal + 8 * k);
         queue[queued] = (uint16_t)k; /* stays only if it has a tie: about every fifth, so no branch */
         queued += tie[k] != 0;
     }
-    if (t & 0xffffff)
-        refine(s, keys, start, queue, queued, tie, bits);
+    refine(s, keys, start, queue, queued, tie, bits);
 }

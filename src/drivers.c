@@ -54,14 +54,18 @@ static void draw_run(const fd_kernels *k, const fd_stream *s, uint64_t start, si
 void fd_dropout(const fd_kernels *k, fd_stream stream, uint64_t start, fd_dtype dtype,
                 const char *x, char *y, uint8_t *saved, size_t n, double scale)
 {
-    const size_t size = itemsize[dtype];
-    uint8_t bits[FD_BITS_BYTES];
-    for (size_t i = 0, m; i < n; i += m) {
+    /* Tiles are drawn where the stream's blocks begin, but applied where cache lines of y do: `lag`
+     * elements behind. The bits of those wait in front of the next tile's. */
+    const size_t size = itemsize[dtype], off = lines_off(y) / size, lag = off ? 64 - off : 0;
+    uint8_t buffer[8 + FD_BITS_BYTES], *bits = buffer + 8;
+    for (size_t i = 0, m, done = 0, end; i < n; i += m, done = end) {
         m = min_size(n - i, FD_TILE);
         draw_run(k, &stream, start + i, m, bits, x + i * size, size);
         if (saved)
             bits_copy(saved, i, bits, 0, m);
-        k->apply[dtype](x + i * size, y + i * size, bits, m, scale);
+        end = i + m < n ? i + m - lag : n;
+        k->apply[dtype](x + done * size, y + done * size, buffer, 64 + done - i, end - done, scale);
+        memcpy(buffer, bits + FD_TILE / 8 - 8, 8);
     }
 }
 
@@ -205,7 +209,7 @@ void fd_apply(const fd_kernels *k, fd_dtype dtype, const char *x, char *y, const
             if (gather_x)
                 for (uint64_t e = 0; e < m; e++)
                     memcpy(tx + e * (uint64_t)size, px + (int64_t)e * sx, (size_t)size);
-            k->apply[dtype](gather_x ? tx : px, gather_y ? ty : py, tile, m, scale);
+            k->apply[dtype](gather_x ? tx : px, gather_y ? ty : py, tile, 0, m, scale);
             if (gather_y)
                 for (uint64_t e = 0; e < m; e++)
                     memcpy(py + (int64_t)e * sy, ty + e * (uint64_t)size, (size_t)size);

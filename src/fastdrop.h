@@ -31,8 +31,9 @@ typedef struct {
 typedef enum { FD_FLOAT32, FD_FLOAT64, FD_DTYPES } fd_dtype;
 #define FD_ITEMSIZE {4, 8}
 
-/* y = keep ? x * scale : 0 over n elements; bit i of `bits` is element i. y may be x. */
-typedef void fd_apply_fn(const char *x, char *y, const uint8_t *bits, size_t n, double scale);
+/* y = keep ? x * scale : 0 over n elements; bit `bit` of `bits` is the first. y may be x. */
+typedef void fd_apply_fn(const char *x, char *y, const uint8_t *bits, size_t bit, size_t n,
+                         double scale);
 
 typedef struct {
     const char *name;

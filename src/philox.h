@@ -1,6 +1,7 @@
 /* Philox4x32 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3; SC 2011),
  * one block in each 64-bit lane. A lane holds one 32-bit word in its low half; what is in the high
- * half never matters, because the multiplication reads low halves only. So a round needs no shuffle.
+ * half does not matter, because the multiplication reads low halves only. So a round needs no
+ * shuffle between lanes.
  */
 enum { ROUNDS = 7, MAX_ROUNDS = 10 };
 
@@ -20,38 +21,46 @@ static inline void philox_keys(uint32_t k0, uint32_t k1, int rounds, Lanes *keys
     }
 }
 
-/* CHAINS vectors of blocks, a round of all of them at a time. c: counter words in, random words
- * out. A word that is the same in every turn of the caller's loop costs nothing there: the compiler
- * hoists what depends on such words alone. */
+/* CHAINS vectors of blocks, a round of all of them at a time. c: the four counter words in, the two
+ * 64-bit halves of the block out, in c[0] and c[2]. A word that is the same in every turn of the
+ * caller's loop costs nothing there: the compiler hoists what depends on such words alone. */
 static inline void philox(Lanes c[CHAINS][4], const Lanes *keys, int rounds)
 {
     const Lanes m0 = lanes_set(0xD2511F53u), m1 = lanes_set(0xCD9E8D57u);
     for (int r = 0; r < rounds; r++)
         for (int j = 0; j < CHAINS; j++) {
             const Lanes p0 = lanes_mul32(c[j][0], m0), p1 = lanes_mul32(c[j][2], m1);
-            c[j][0] = lanes_xor3(lanes_hi32(p1), c[j][1], keys[2 * r]);
+            /* Swapped, a product has its high word below, where it is xored, and its low word, which
+             * is the next word, above: in the last round just the order that is wanted. */
+            if (r == rounds - 1)
+                c[j][1] = lanes_low(c[j][1]), c[j][3] = lanes_low(c[j][3]);
+            c[j][0] = lanes_xor3(lanes_swap(p1), c[j][1], keys[2 * r]);
             c[j][1] = p1;
-            c[j][2] = lanes_xor3(lanes_hi32(p0), c[j][3], keys[2 * r + 1]);
+            c[j][2] = lanes_xor3(lanes_swap(p0), c[j][3], keys[2 * r + 1]);
             c[j][3] = p0;
         }
 }
 
-/* Blocks block ... block + n - 1 of one domain, end to end; writes up to STEP - 1 blocks more.
- * `ahead`: memory that will be read next, as many bytes a block as `ahead_step`; it is fetched into
- * the cache while the multipliers are busy and the load ports idle. */
+/* Blocks block ... block + n - 1 of one domain, and up to STEP - 1 more. With tie == NULL their
+ * bytes go to dst, 16 a block; else each byte is compared with t and two bits a byte are left: whether
+ * it is above in dst, whether it is equal in tie, 2 bytes a block. For that the keys of the last
+ * round have been xored with COMPARE_FLIP.
+ * ahead: memory that will be read next, ahead_step bytes a block; it is fetched into the cache while
+ * the multipliers are busy and the load ports idle. */
 static inline void keystream(const fd_stream *s, const Lanes *keys, uint32_t domain,
-                             uint64_t block, size_t n, uint8_t *dst, const char *ahead,
-                             size_t ahead_step)
+                             uint64_t block, size_t n, uint8_t *dst, uint8_t *tie, uint8_t t,
+                             const char *ahead, size_t ahead_step)
 {
+    const size_t out = tie ? 2 : 16;
     const Lanes c2 = lanes_set((uint32_t)s->call), c3 = lanes_set(s->call >> 32);
-    while (n) {
+    for (size_t i = 0, end; i < n; i = end) {
         /* The second counter word stays the same up to the next multiple of 2^32. What a step
          * writes beyond it is overwritten by the next turn. */
-        const uint64_t left = (UINT64_C(1) << 32) - (uint32_t)block;
-        const size_t m = n < left ? n : (size_t)left;
-        const Lanes c1 = lanes_set((block >> 32) | (uint64_t)domain << 28);
-        Lanes c0 = lanes_add(lanes_set((uint32_t)block), lanes_order());
-        for (size_t i = 0; i < m; i += STEP) {
+        const uint64_t first = block + i, left = (UINT64_C(1) << 32) - (uint32_t)first;
+        end = n - i < left ? n : i + (size_t)left;
+        const Lanes c1 = lanes_set((first >> 32) | (uint64_t)domain << 28);
+        Lanes c0 = lanes_add(lanes_set((uint32_t)first), lanes_order());
+        for (; i < end; i += STEP) {
             for (size_t line = 0; line < STEP * ahead_step; line += 64)
                 prefetch(ahead + i * ahead_step + line);
             Lanes c[CHAINS][4];
@@ -60,13 +69,14 @@ static inline void keystream(const fd_stream *s, const Lanes *keys, uint32_t dom
                 c0 = lanes_add(c0, lanes_set(LANES));
             }
             philox(c, keys, ROUNDS);
-            for (int j = 0; j < CHAINS; j++)
-                lanes_store_blocks(dst + 16 * (i + (size_t)(j * LANES)), c[j]);
+            for (int j = 0; j < CHAINS; j++) {
+                const size_t at = out * (i + (size_t)(j * LANES));
+                if (tie)
+                    halves_compare(c[j][0], c[j][2], t, dst + at, tie + at);
+                else
+                    halves_store(c[j][0], c[j][2], dst + at);
+            }
         }
-        block += m;
-        dst += 16 * m;
-        ahead += ahead_step * m;
-        n -= m;
     }
 }
 
@@ -74,20 +84,21 @@ static inline void keystream(const fd_stream *s, const Lanes *keys, uint32_t dom
 static inline void words_at(const fd_stream *s, const Lanes *keys, uint32_t domain,
                             const uint64_t *index, uint32_t *words)
 {
-    uint64_t lane[CHAINS][4][LANES];
+    uint64_t half[CHAINS][2][LANES];
     Lanes c[CHAINS][4];
     for (int j = 0; j < CHAINS; j++) {
         const Lanes i = lanes_load(index + j * LANES);
-        c[j][0] = lanes_shr(i, 2); /* block number = index / 4; its low word, */
+        c[j][0] = lanes_shr(i, 2); /* block number = index / 4: its low word, */
         c[j][1] = lanes_xor(lanes_shr(i, 34), lanes_set((uint64_t)domain << 28)); /* and high */
         c[j][2] = lanes_set((uint32_t)s->call), c[j][3] = lanes_set(s->call >> 32);
     }
     philox(c, keys, ROUNDS);
-    for (int j = 0; j < CHAINS; j++)
-        for (int w = 0; w < 4; w++)
-            lanes_store(lane[j][w], c[j][w]);
+    for (int j = 0; j < CHAINS; j++) {
+        lanes_store(half[j][0], c[j][0]);
+        lanes_store(half[j][1], c[j][2]);
+    }
     for (int l = 0; l < STEP; l++)
-        words[l] = (uint32_t)lane[l / LANES][index[l] & 3][l % LANES];
+        words[l] = (uint32_t)(half[l / LANES][index[l] >> 1 & 1][l % LANES] >> 32 * (index[l] & 1));
 }
 
 static void philox_blocks(const uint32_t *counters, const uint32_t key[2], int rounds, size_t n,
@@ -110,10 +121,11 @@ static void philox_blocks(const uint32_t *counters, const uint32_t key[2], int r
         else
             philox(c, keys, MAX_ROUNDS);
         for (int j = 0; j < CHAINS; j++)
-            for (int w = 0; w < 4; w++)
-                lanes_store(lane[j][w], c[j][w]);
+            for (int h = 0; h < 2; h++)
+                lanes_store(lane[j][h], c[j][2 * h]);
         for (size_t b = 0; b < m; b++)
             for (int w = 0; w < 4; w++)
-                words[4 * (i + b) + (size_t)w] = (uint32_t)lane[b / LANES][w][b % LANES];
+                words[4 * (i + b) + (size_t)w] =
+                    (uint32_t)(lane[b / LANES][w / 2][b % LANES] >> 32 * (w % 2));
     }
 }

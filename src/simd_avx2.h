@@ -9,8 +9,9 @@ static inline Lanes lanes_load(const uint64_t *p) { return _mm256_loadu_si256((c
 static inline void lanes_store(uint64_t *p, Lanes v) { _mm256_storeu_si256((__m256i *)p, v); }
 static inline Lanes lanes_add(Lanes a, Lanes b) { return _mm256_add_epi64(a, b); }
 static inline Lanes lanes_mul32(Lanes a, Lanes b) { return _mm256_mul_epu32(a, b); }
-/* By shuffles rather than shifts, which would compete with the multiplications for a port. */
-static inline Lanes lanes_hi32(Lanes a) { return _mm256_shuffle_epi32(a, 0xf5); }
+/* The halves of each lane, exchanged; by a shuffle, as shifts compete with multiplications. */
+static inline Lanes lanes_swap(Lanes a) { return _mm256_shuffle_epi32(a, 0xb1); }
+static inline Lanes lanes_low(Lanes a) { return _mm256_blend_epi32(a, _mm256_setzero_si256(), 0xaa); }
 static inline Lanes lanes_shr(Lanes a, int n) { return _mm256_srli_epi64(a, n); }
 static inline Lanes lanes_xor(Lanes a, Lanes b) { return _mm256_xor_si256(a, b); }
 static inline Lanes lanes_xor3(Lanes a, Lanes b, Lanes c)
@@ -21,34 +22,37 @@ static inline Lanes lanes_xor3(Lanes a, Lanes b, Lanes c)
 /* Which block each lane computes, so that the two unpacks below leave them in natural order. */
 static inline Lanes lanes_order(void) { return _mm256_setr_epi64x(0, 2, 1, 3); }
 
-static inline void lanes_store_blocks(uint8_t *dst, const Lanes w[4])
+static inline void halves_store(Lanes low, Lanes high, uint8_t *dst)
 {
-    const Lanes low = _mm256_blend_epi32(w[0], _mm256_shuffle_epi32(w[1], 0xa0), 0xaa);
-    const Lanes high = _mm256_blend_epi32(w[2], _mm256_shuffle_epi32(w[3], 0xa0), 0xaa);
     _mm256_storeu_si256((__m256i *)dst, _mm256_unpacklo_epi64(low, high));
     _mm256_storeu_si256((__m256i *)(dst + 32), _mm256_unpackhi_epi64(low, high));
 }
 
-/* 64 bytes against t: which are at least t, which are equal. */
-static inline void compare64(const uint8_t *bytes, uint8_t t, uint64_t *ge, uint64_t *eq)
+/* Bytes against t: bits of those above and of those equal. AVX2 compares signed bytes, so they have
+ * come with their top bits flipped. */
+#define COMPARE_FLIP UINT64_C(0x8080808080808080)
+static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint8_t *above, uint8_t *equal)
 {
-    const __m256i vt = _mm256_set1_epi8((char)t);
-    const __m256i a = _mm256_loadu_si256((const __m256i *)bytes);
-    const __m256i b = _mm256_loadu_si256((const __m256i *)(bytes + 32));
-    const __m256i ga = _mm256_cmpeq_epi8(_mm256_max_epu8(a, vt), a);
-    const __m256i gb = _mm256_cmpeq_epi8(_mm256_max_epu8(b, vt), b);
-    *ge = (uint32_t)_mm256_movemask_epi8(ga) | (uint64_t)(uint32_t)_mm256_movemask_epi8(gb) << 32;
-    *eq = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(a, vt)) |
-          (uint64_t)(uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(b, vt)) << 32;
+    const __m256i vt = _mm256_set1_epi8((char)(t ^ 0x80));
+    const __m256i v[2] = {_mm256_unpacklo_epi64(low, high), _mm256_unpackhi_epi64(low, high)};
+    for (int i = 0; i < 2; i++) {
+        const int gt = _mm256_movemask_epi8(_mm256_cmpgt_epi8(v[i], vt));
+        const int eq = _mm256_movemask_epi8(_mm256_cmpeq_epi8(v[i], vt));
+        memcpy(above + 4 * i, &gt, 4);
+        memcpy(equal + 4 * i, &eq, 4);
+    }
 }
 
-/* Keep bits: 32 of them, in every 32-bit lane. A shift by 31 - i puts bit i where it is a sign. */
+/* Keep bits: 32 of them, in every 32-bit lane, from bit `shift` (0 ... 7) of p on. A shift by 31 - i puts bit i where it is a sign. */
 typedef __m256i BITS;
-static inline BITS bits_load(const uint8_t *p)
+static inline BITS bits_load(const uint8_t *p, unsigned shift)
 {
-    int32_t v;
-    memcpy(&v, p, 4);
-    return _mm256_set1_epi32(v);
+    uint32_t v;
+    if (shift)
+        v = (uint32_t)(load_le64(p) >> shift);
+    else
+        memcpy(&v, p, 4);
+    return _mm256_set1_epi32((int)v);
 }
 
 static inline __m256 f32_load_kept(const char *p, BITS b, int j)

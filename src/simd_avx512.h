@@ -9,7 +9,8 @@ static inline Lanes lanes_load(const uint64_t *p) { return _mm512_loadu_si512(p)
 static inline void lanes_store(uint64_t *p, Lanes v) { _mm512_storeu_si512(p, v); }
 static inline Lanes lanes_add(Lanes a, Lanes b) { return _mm512_add_epi64(a, b); }
 static inline Lanes lanes_mul32(Lanes a, Lanes b) { return _mm512_mul_epu32(a, b); }
-static inline Lanes lanes_hi32(Lanes a) { return _mm512_srli_epi64(a, 32); }
+static inline Lanes lanes_swap(Lanes a) { return _mm512_shuffle_epi32(a, _MM_PERM_CDAB); }
+static inline Lanes lanes_low(Lanes a) { return _mm512_maskz_mov_epi32(0x5555, a); }
 static inline Lanes lanes_shr(Lanes a, int n) { return _mm512_srli_epi64(a, (unsigned)n); }
 static inline Lanes lanes_xor(Lanes a, Lanes b) { return _mm512_xor_si512(a, b); }
 static inline Lanes lanes_xor3(Lanes a, Lanes b, Lanes c)
@@ -20,28 +21,29 @@ static inline Lanes lanes_xor3(Lanes a, Lanes b, Lanes c)
 /* Which block each lane computes, so that the two unpacks below leave them in natural order. */
 static inline Lanes lanes_order(void) { return _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7); }
 
-static inline void lanes_store_blocks(uint8_t *dst, const Lanes w[4])
+static inline void halves_store(Lanes low, Lanes high, uint8_t *dst)
 {
-    const Lanes low = _mm512_mask_shuffle_epi32(w[0], 0xaaaa, w[1], _MM_PERM_CCAA);
-    const Lanes high = _mm512_mask_shuffle_epi32(w[2], 0xaaaa, w[3], _MM_PERM_CCAA);
     _mm512_storeu_si512(dst, _mm512_unpacklo_epi64(low, high));
     _mm512_storeu_si512(dst + 64, _mm512_unpackhi_epi64(low, high));
 }
 
-/* 64 bytes against t: which are at least t, which are equal. */
-static inline void compare64(const uint8_t *bytes, uint8_t t, uint64_t *ge, uint64_t *eq)
+/* Bytes against t: bits of those above and of those equal. */
+#define COMPARE_FLIP UINT64_C(0)
+static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint8_t *above, uint8_t *equal)
 {
-    const __m512i v = _mm512_loadu_si512(bytes), vt = _mm512_set1_epi8((char)t);
-    *ge = _mm512_cmpge_epu8_mask(v, vt);
-    *eq = _mm512_cmpeq_epi8_mask(v, vt);
+    const __m512i vt = _mm512_set1_epi8((char)t);
+    const __m512i v[2] = {_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high)};
+    for (int i = 0; i < 2; i++) {
+        const uint64_t gt = _mm512_cmpgt_epu8_mask(v[i], vt), eq = _mm512_cmpeq_epi8_mask(v[i], vt);
+        memcpy(above + 8 * i, &gt, 8);
+        memcpy(equal + 8 * i, &eq, 8);
+    }
 }
 
 typedef uint32_t BITS;
-static inline BITS bits_load(const uint8_t *p)
+static inline BITS bits_load(const uint8_t *p, unsigned shift)
 {
-    uint32_t v;
-    memcpy(&v, p, 4);
-    return v;
+    return (uint32_t)(load_le64(p) >> shift);
 }
 
 #define F32_VEC __m512

@@ -8,38 +8,39 @@ static inline Lanes lanes_load(const uint64_t *p) { return *p; }
 static inline void lanes_store(uint64_t *p, Lanes v) { *p = v; }
 static inline Lanes lanes_add(Lanes a, Lanes b) { return a + b; }
 static inline Lanes lanes_mul32(Lanes a, Lanes b) { return (a & 0xffffffff) * (b & 0xffffffff); }
-static inline Lanes lanes_hi32(Lanes a) { return a >> 32; }
+static inline Lanes lanes_swap(Lanes a) { return a >> 32 | a << 32; }
+static inline Lanes lanes_low(Lanes a) { return a & 0xffffffff; }
 static inline Lanes lanes_shr(Lanes a, int n) { return a >> n; }
 static inline Lanes lanes_xor(Lanes a, Lanes b) { return a ^ b; }
 static inline Lanes lanes_xor3(Lanes a, Lanes b, Lanes c) { return a ^ b ^ c; }
 static inline Lanes lanes_order(void) { return 0; }
 
-static inline void lanes_store_blocks(uint8_t *dst, const Lanes w[4])
+static inline void halves_store(Lanes low, Lanes high, uint8_t *dst)
 {
-    for (int i = 0; i < 4; i++)
-        for (int byte = 0; byte < 4; byte++) /* little-endian on any machine */
-            dst[4 * i + byte] = (uint8_t)(w[i] >> 8 * byte);
+    store_le64(dst, low);
+    store_le64(dst + 8, high);
 }
 
-/* Eight bytes in a word: the top bit of each byte holds its answer, a multiplication collects them. */
-static inline void compare64(const uint8_t *bytes, uint8_t t, uint64_t *ge, uint64_t *eq)
+/* Eight bytes in a word: the top bit of each holds its answer, a multiplication collects them. */
+#define COMPARE_FLIP UINT64_C(0)
+static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint8_t *above, uint8_t *equal)
 {
     const uint64_t ones = UINT64_C(0x0101010101010101), top = ones << 7, vt = ones * t;
-    *ge = *eq = 0;
-    for (int i = 0; i < 8; i++) {
-        const uint64_t v = load_le64(bytes + 8 * i), x = v ^ vt;
+    const uint64_t collect = UINT64_C(0x0102040810204080), v[2] = {low, high};
+    for (int i = 0; i < 2; i++) {
+        const uint64_t x = v[i] ^ vt;
         const uint64_t zero = ~(((x & ~top) + ~top) | x) & top;
-        const uint64_t low = (v | top) - (vt & ~top); /* top bit: v >= t in the low seven bits */
-        const uint64_t least = ((v & ~vt) | (~x & low)) & top;
-        *eq |= ((zero >> 7) * UINT64_C(0x0102040810204080) >> 56) << 8 * i;
-        *ge |= ((least >> 7) * UINT64_C(0x0102040810204080) >> 56) << 8 * i;
+        const uint64_t seven = (v[i] | top) - (vt & ~top); /* top bit: >= t in the low seven bits */
+        const uint64_t least = ((v[i] & ~vt) | (~x & seven)) & top;
+        equal[i] = (uint8_t)((zero >> 7) * collect >> 56);
+        above[i] = (uint8_t)(((least & ~zero) >> 7) * collect >> 56);
     }
 }
 
 typedef uint32_t BITS;
-static inline BITS bits_load(const uint8_t *p)
+static inline BITS bits_load(const uint8_t *p, unsigned shift)
 {
-    return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+    return (uint32_t)(load_le64(p) >> shift);
 }
 
 static inline void f32_store(char *p, float v) { memcpy(p, &v, sizeof v); }
