@@ -1,4 +1,4 @@
-"""Plain ``pytest`` runs tests/ and times nothing; ``pytest --benchmark-only`` runs exactly bench/."""
+"""Plain ``pytest`` runs tests/ and times nothing, ``--benchmark-only`` exactly bench/."""
 
 from pathlib import Path
 

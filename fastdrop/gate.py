@@ -42,7 +42,9 @@ def array(x: Any, name: str = "x") -> npt.NDArray:
         return x
     native = x.dtype.newbyteorder("=")
     if native not in (np.float32, np.float64):
-        raise TypeError(f"{name} must be float32 or float64, got {x.dtype}; convert it with .astype")
+        raise TypeError(
+            f"{name} must be float32 or float64, got {x.dtype}; convert it with .astype"
+        )
     return x.astype(native)
 
 
@@ -77,9 +79,7 @@ def shape(value: Any) -> tuple[int, ...]:
     return dims
 
 
-def block(
-    shape: tuple[int, ...], shared_axes: int | Sequence[int], region: Any = None
-) -> Block:
+def block(shape: tuple[int, ...], shared_axes: int | Sequence[int], region: Any = None) -> Block:
     """The block of the mask array that belongs to x of this shape."""
     axes = normalize_axis_tuple(shared_axes, len(shape), "shared_axes")
     if region is not None:

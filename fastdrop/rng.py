@@ -3,11 +3,12 @@
 Three numbers decide every random bit: a 64-bit *seed*, a 64-bit *call* and an *element index*.
 Nothing else does: no thread count, vector width, memory layout or device. This module is the
 stream's definition in its plainest form and what the compiled kernels are compared with. It is
-versioned and never changes silently: a saved (seed, call) gives the same mask in every later release.
+versioned and never changes silently: a saved (seed, call) gives the same mask in every later
+release.
 
-A *block* is the output of one Philox4x32 evaluation with 7 rounds: four 32-bit words, little-endian,
-16 bytes. Its key is the seed, its counter is (block number, domain, call). The blocks of one
-*domain*, laid end to end, are that domain's *keystream*.
+A *block* is the output of one Philox4x32 evaluation with 7 rounds: four 32-bit words,
+little-endian, 16 bytes. Its key is the seed, its counter is (block number, domain, call). The
+blocks of one *domain*, laid end to end, are that domain's *keystream*.
 
 References
 ----------

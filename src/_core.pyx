@@ -67,7 +67,8 @@ def set_isa(str name not None):
     global kernels
     names = available_isas()
     if name not in names:
-        raise ValueError(f"ISA {name!r} is not among those of this CPU and build: {', '.join(names)}")
+        offered = ", ".join(names)
+        raise ValueError(f"ISA {name!r} is not among those of this CPU and build: {offered}")
     kernels = fd_kernels_at(names.index(name))
 
 
@@ -221,7 +222,7 @@ def backward(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double p, block):
 
 
 def philox4x32(cnp.ndarray counters, cnp.ndarray key, int rounds, cnp.ndarray words):
-    """The kernels' own Philox (7 or 10 rounds) on C-contiguous uint32 arrays (n, 4), (2,), (n, 4)."""
+    """The kernels' own Philox, 7 or 10 rounds, on C-contiguous uint32 (n, 4), (2,), (n, 4)."""
     kernels.philox(<const uint32_t *> cnp.PyArray_DATA(counters),
                    <const uint32_t *> cnp.PyArray_DATA(key), rounds,
                    <size_t> cnp.PyArray_DIM(counters, 0),

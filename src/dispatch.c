@@ -13,10 +13,12 @@ const fd_kernels *fd_kernels_at(int i)
     const fd_kernels *table[4];
     int n = 0;
 #ifdef HAS_X86
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+    const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
+                     __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
         table[n++] = &fd_avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"))
+    if (avx2)
         table[n++] = &fd_avx2;
 #endif
     table[n++] = &fd_portable;

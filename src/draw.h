@@ -7,26 +7,25 @@ static inline void refine(const fd_stream *s, const Lanes *keys, uint64_t start,
                           size_t n, uint64_t *tie, uint8_t *bits)
 {
     const uint32_t f = (uint32_t)(s->threshold & 0xffffff);
-    uint64_t index[FD_DRAW_MAX + STEP];
+    uint64_t at[FD_DRAW_MAX + STEP];
     if (!n)
         return;
     /* Take one bit from each word, and queue the word again while any is left. */
     for (size_t i = 0; i < n; i++) {
         const uint16_t k = queue[i];
-        index[i] = start + 64 * (uint64_t)k + (uint64_t)ctz64(tie[k]);
+        at[i] = 64 * (uint64_t)k + (uint64_t)ctz64(tie[k]);
         tie[k] &= tie[k] - 1;
         queue[n] = k;
         n += tie[k] != 0;
     }
     for (int l = 0; l < STEP; l++) /* fill the last vector: settling a tie twice does no harm */
-        index[n + (size_t)l] = index[n - 1];
+        at[n + (size_t)l] = at[n - 1];
     for (size_t i = 0; i < n; i += STEP) {
         uint32_t word[STEP];
-        words_at(s, keys, DOMAIN_REFINEMENT, index + i, word);
+        words_at(s, keys, DOMAIN_REFINEMENT, start, at + i, word);
         for (int l = 0; l < STEP; l++) {
-            const uint64_t at = index[i + (size_t)l] - start;
             const uint32_t w = word[l] ^ (uint32_t)COMPARE_FLIP;
-            bits[at >> 3] |= (uint8_t)((w >> 8 >= f) << (at & 7));
+            bits[at[i + (size_t)l] >> 3] |= (uint8_t)((w >> 8 >= f) << (at[i + (size_t)l] & 7));
         }
     }
 }

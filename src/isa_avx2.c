@@ -3,9 +3,9 @@
 #include <string.h>
 #if defined(__x86_64__) && defined(__GNUC__)
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,bmi,bmi2,f16c"))), apply_to = function)
 #else
-#pragma GCC target("avx2,f16c")
+#pragma GCC target("avx2,bmi,bmi2,f16c")
 #endif
 #include "simd_avx2.h"
 #define KERNELS fd_avx2

@@ -3,9 +3,9 @@
 #include <string.h>
 #if defined(__x86_64__) && defined(__GNUC__)
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("bmi,bmi2,avx512f,avx512bw,avx512vl,avx512dq"))), apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq")
+#pragma GCC target("bmi,bmi2,avx512f,avx512bw,avx512vl,avx512dq")
 #endif
 #include "simd_avx512.h"
 #define KERNELS fd_avx512

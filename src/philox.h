@@ -11,6 +11,9 @@ enum { ROUNDS = 7, MAX_ROUNDS = 10 };
 #endif
 enum { STEP = CHAINS * LANES };
 
+#define MULTIPLIER0 UINT64_C(0xD2511F53)
+#define MULTIPLIER1 UINT64_C(0xCD9E8D57)
+
 enum { DOMAIN_BYTES = 0, DOMAIN_REFINEMENT = 1, DOMAIN_BITS = 2 };
 
 static inline void philox_keys(uint32_t k0, uint32_t k1, int rounds, Lanes *keys)
@@ -21,15 +24,17 @@ static inline void philox_keys(uint32_t k0, uint32_t k1, int rounds, Lanes *keys
     }
 }
 
-/* CHAINS vectors of blocks, a round of all of them at a time. c: the four counter words in, the two
- * 64-bit halves of the block out, in c[0] and c[2]. A word that is the same in every turn of the
- * caller's loop costs nothing there: the compiler hoists what depends on such words alone. */
+/* CHAINS vectors of blocks, a round of all of them at a time. c: in, the first counter word times
+ * MULTIPLIER0 (along a keystream that is a sum, so the running counter needs no multiplication) and
+ * the three other words; out, the two 64-bit halves of the block in c[0] and c[2]. What is the same
+ * in every turn of the caller's loop costs nothing there: the compiler hoists it. */
 static inline void philox(Lanes c[CHAINS][4], const Lanes *keys, int rounds)
 {
-    const Lanes m0 = lanes_set(0xD2511F53u), m1 = lanes_set(0xCD9E8D57u);
+    const Lanes m0 = lanes_set(MULTIPLIER0), m1 = lanes_set(MULTIPLIER1);
     for (int r = 0; r < rounds; r++)
         for (int j = 0; j < CHAINS; j++) {
-            const Lanes p0 = lanes_mul32(c[j][0], m0), p1 = lanes_mul32(c[j][2], m1);
+            const Lanes p0 = r ? lanes_mul32(c[j][0], m0) : c[j][0];
+            const Lanes p1 = lanes_mul32(c[j][2], m1);
             /* Swapped, a product has its high word below, where it is xored, and its low word, which
              * is the next word, above: in the last round just the order that is wanted. */
             if (r == rounds - 1)
@@ -59,14 +64,15 @@ static inline void keystream(const fd_stream *s, const Lanes *keys, uint32_t dom
         const uint64_t first = block + i, left = (UINT64_C(1) << 32) - (uint32_t)first;
         end = n - i < left ? n : i + (size_t)left;
         const Lanes c1 = lanes_set((first >> 32) | (uint64_t)domain << 28);
-        Lanes c0 = lanes_add(lanes_set((uint32_t)first), lanes_order());
+        const Lanes number = lanes_add(lanes_set((uint32_t)first), lanes_order());
+        Lanes product = lanes_mul32(number, lanes_set(MULTIPLIER0));
         for (; i < end; i += STEP) {
-            for (size_t line = 0; line < STEP * ahead_step; line += 64)
-                prefetch(ahead + i * ahead_step + line);
+            for (int b = 0; b < STEP; b++, ahead += ahead_step)
+                prefetch(ahead);
             Lanes c[CHAINS][4];
             for (int j = 0; j < CHAINS; j++) {
-                c[j][0] = c0, c[j][1] = c1, c[j][2] = c2, c[j][3] = c3;
-                c0 = lanes_add(c0, lanes_set(LANES));
+                c[j][0] = product, c[j][1] = c1, c[j][2] = c2, c[j][3] = c3;
+                product = lanes_add(product, lanes_set(LANES * MULTIPLIER0));
             }
             philox(c, keys, ROUNDS);
             for (int j = 0; j < CHAINS; j++) {
@@ -80,16 +86,18 @@ static inline void keystream(const fd_stream *s, const Lanes *keys, uint32_t dom
     }
 }
 
-/* Words index[0] ... index[STEP - 1] of one domain's keystream. */
+/* Words start + index[0] ... start + index[STEP - 1] of one domain's keystream; start is a multiple
+ * of FD_ALIGN. */
 static inline void words_at(const fd_stream *s, const Lanes *keys, uint32_t domain,
-                            const uint64_t *index, uint32_t *words)
+                            uint64_t start, const uint64_t *index, uint32_t *words)
 {
     uint64_t half[CHAINS][2][LANES];
     Lanes c[CHAINS][4];
     for (int j = 0; j < CHAINS; j++) {
-        const Lanes i = lanes_load(index + j * LANES);
-        c[j][0] = lanes_shr(i, 2); /* block number = index / 4: its low word, */
-        c[j][1] = lanes_xor(lanes_shr(i, 34), lanes_set((uint64_t)domain << 28)); /* and high */
+        const Lanes i = lanes_add(lanes_load(index + j * LANES), lanes_set(start));
+        /* block number = index / 4: its low word, and its high word */
+        c[j][0] = lanes_mul32(lanes_shr(i, 2), lanes_set(MULTIPLIER0));
+        c[j][1] = lanes_xor(lanes_shr(i, 34), lanes_set((uint64_t)domain << 28));
         c[j][2] = lanes_set((uint32_t)s->call), c[j][3] = lanes_set(s->call >> 32);
     }
     philox(c, keys, ROUNDS);
@@ -116,6 +124,8 @@ static void philox_blocks(const uint32_t *counters, const uint32_t key[2], int r
         for (int j = 0; j < CHAINS; j++)
             for (int w = 0; w < 4; w++)
                 c[j][w] = lanes_load(lane[j][w]);
+        for (int j = 0; j < CHAINS; j++)
+            c[j][0] = lanes_mul32(c[j][0], lanes_set(MULTIPLIER0));
         if (rounds == ROUNDS)
             philox(c, keys, ROUNDS);
         else

@@ -94,7 +94,8 @@ def test_shape_of_keep_mask():
 
 def test_backward():
     _, ctx = fd.dropout(X, 0.5, rng=1)
-    with pytest.raises(ValueError, match=re.escape("dy must have the shape of x, (3, 4), got (4,)")):
+    words = "dy must have the shape of x, (3, 4), got (4,)"
+    with pytest.raises(ValueError, match=re.escape(words)):
         ctx.backward(np.ones(4, np.float32))
     with pytest.raises(ValueError, match=re.escape("out must have shape (3, 4), got (4, 3)")):
         ctx.backward(X, out=np.ones((4, 3), np.float32))

@@ -91,7 +91,7 @@ def test_misaligned(isa, dtype, shift):
     raw = np.zeros(1000 * np.dtype(dtype).itemsize + 16, np.uint8)
     x = raw[shift : shift + 1000 * np.dtype(dtype).itemsize].view(dtype)
     x[:] = np.arange(1000)
-    y, ctx = fd.dropout(x, 0.3, rng=1)
+    y, _ = fd.dropout(x, 0.3, rng=1)
     assert_same_bits(y, reference.dropout(x.copy(), 0.3, 1, 0)[0])
     fd.dropout(x, 0.3, rng=1, out=x)
     assert_same_bits(x.copy(), y)
@@ -128,7 +128,7 @@ def test_many_dimensions(isa):
 
 
 def test_large_strided(isa):
-    """More than a tile along the strided axis, and a contiguous inner part with broken mask runs."""
+    """More than a tile along the strided axis, and contiguous memory with broken mask runs."""
     x = np.arange(30_000, dtype=np.float32)
     for v in (x[::2], x[::-1], x.reshape(100, 300).T, x.reshape(10, 10, 300).transpose(1, 0, 2)):
         y, _ = fd.dropout(v, 0.2, rng=1)
