@@ -1,14 +1,20 @@
 """Dropout for NumPy: as fast as copying the array, the same mask everywhere."""
 
+try:
+    import fastdrop._core
+except ModuleNotFoundError as error:
+    raise ImportError("fastdrop is not built; in a source tree run: pip install -e .") from error
+
 from fastdrop import layers, reference
 from fastdrop.cpu import cpu_features, get_num_threads, set_num_threads
-from fastdrop.functional import dropout, keep_mask
+from fastdrop.functional import Context, dropout, keep_mask
 from fastdrop.rng import STREAM_VERSION, Rng
 
 __version__ = "0.1.0"
 
 __all__ = [
     "STREAM_VERSION",
+    "Context",
     "Rng",
     "__version__",
     "cpu_features",
