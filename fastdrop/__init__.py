@@ -8,6 +8,7 @@ except ModuleNotFoundError as error:
 from fastdrop import layers, reference
 from fastdrop.cpu import cpu_features, get_num_threads, set_num_threads
 from fastdrop.functional import Context, dropout, keep_mask
+from fastdrop.fused import bias_dropout_add, dropout_add, relu_dropout
 from fastdrop.rng import STREAM_VERSION, Rng
 
 __version__ = "0.1.0"
@@ -17,11 +18,14 @@ __all__ = [
     "Context",
     "Rng",
     "__version__",
+    "bias_dropout_add",
     "cpu_features",
     "dropout",
+    "dropout_add",
     "get_num_threads",
     "keep_mask",
     "layers",
     "reference",
+    "relu_dropout",
     "set_num_threads",
 ]

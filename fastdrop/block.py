@@ -7,6 +7,8 @@ block of the larger mask array.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from copy import copy
 from math import prod
 
 Region = tuple[tuple[int, ...], tuple[int, ...]]
@@ -53,6 +55,22 @@ class Block:
         self.start = sum(i * s for i, s in zip(shrunk(start, 0), self.strides, strict=True))
         own = zip(self.shape, self.strides, c_strides(self.shape), strict=True)
         self.is_run = self.shape == shape and all(n == 1 or s == c for n, s, c in own)
+
+    def pieces(self, limit: int) -> Iterator[tuple[tuple[slice, ...], Block]]:
+        """Cut the first axis that is drawn, so that pieces have about `limit` elements.
+
+        Yields where in x each piece is, and its block. A piece may still be too large.
+        """
+        axis = next(d for d, n in enumerate(self.shape) if n > 1)
+        length = self.shape[axis]
+        step = max(1, limit * length // self.size)
+        for begin in range(0, length, step):
+            piece = copy(self)
+            end = min(begin + step, length)
+            piece.shape = (*self.shape[:axis], end - begin, *self.shape[axis + 1 :])
+            piece.start = self.start + begin * self.strides[axis]
+            piece.is_run = False
+            yield (slice(None),) * axis + (slice(begin, end),), piece
 
     @property
     def size(self) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import operator
+import os
 
 from fastdrop import _core
 
-# y, bits = forward(x, y, seed, call, p, block, save), and so on: see src/_core.pyx.
+# Documented in src/_core.pyx.
 forward, backward, draw = _core.forward, _core.backward, _core.draw
 
 
@@ -23,11 +24,36 @@ def cpu_features() -> dict[str, object]:
 
 
 def get_num_threads() -> int:
-    """How many threads the kernels use."""
-    return 1
+    """How many threads a call may use."""
+    return _core.get_threads()
 
 
 def set_num_threads(n: int) -> None:
-    """Set how many threads the kernels may use, at least 1. For now they use one, whatever n."""
-    if operator.index(n) < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+    """Set how many threads a call may use, the caller's included.
+
+    Results do not depend on it. The default is the number of CPUs this process may run on, or
+    the environment variable ``FASTDROP_NUM_THREADS``. Arrays of up to 65,536 elements always stay
+    on the caller's thread; a call that finds the other threads busy works alone.
+
+    Parameters
+    ----------
+    n : int
+        1 to 1024.
+    """
+    n = operator.index(n)
+    if not 1 <= n <= 1024:
+        raise ValueError(f"n must be in 1 ... 1024, got {n}")
+    _core.set_threads(n)
+
+
+def _default_threads() -> int:
+    wanted = os.environ.get("FASTDROP_NUM_THREADS")
+    if not wanted:
+        affinity = getattr(os, "sched_getaffinity", None)
+        return min(1024, len(affinity(0)) if affinity else os.cpu_count() or 1)
+    if not (wanted.isdecimal() and 1 <= int(wanted) <= 1024):
+        raise ImportError(f"FASTDROP_NUM_THREADS must be in 1 ... 1024, got {wanted!r}")
+    return int(wanted)
+
+
+set_num_threads(_default_threads())

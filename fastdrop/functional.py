@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdrop import _core, cpu, gate, reference
-from fastdrop._core import BITS_PAD, Saved
+from fastdrop._core import BITS_PAD, DROPOUT, Saved
 from fastdrop.block import Block
 from fastdrop.rng import RngLike, draw_call, uint64
 
 __all__ = ["Context", "dropout", "keep_mask"]
+
+Region = tuple[Sequence[int], Sequence[int]]  # start, global shape
 
 
 class Context(Saved):
@@ -49,9 +51,9 @@ class Context(Saved):
 
     def mask(self) -> npt.NDArray[np.bool_]:
         """The keep mask: bool array of x's shape, True where the element was kept."""
-        if self.p == 0.0:
-            return np.ones(self.shape, np.bool_)
         bits = self._bits
+        if bits is None and self.p == 0.0:
+            return np.ones(self.shape, np.bool_)
         if bits is None:
             bits = cpu.draw(self.seed, self.call, self.p, self._block or prod(self.shape))
         return _unpack(bits, self.shape, self._block)
@@ -61,7 +63,7 @@ class Context(Saved):
 
         Parameters
         ----------
-        dy : array_like of float32 or float64, shape of x
+        dy : array_like of a floating dtype, shape of x
             Gradient with respect to y, in any layout.
         out : ndarray, optional
             Where to write; shape and dtype of `dy`. May be `dy` itself.
@@ -78,18 +80,19 @@ class Context(Saved):
             raise ValueError(f"dy must have the shape of x, {self.shape}, got {dy.shape}")
         if out is None:
             out = _core.empty_like(dy)
-        if self.p == 0.0:
-            np.copyto(out, dy)
-        elif self._bits is None:
-            cpu.forward(dy, out, self.seed, self.call, self.p, self._block, False)
-        else:
+        if self._bits is not None:
             cpu.backward(dy, out, self._bits, self.p, self._block)
+        elif self.p == 0.0:
+            np.copyto(out, dy)
+        else:
+            draw = self.seed, self.call, self.p, self._block
+            cpu.forward(DROPOUT, dy, None, None, out, *draw, False)
         return out
 
     def __reduce__(self) -> tuple:
         block = self._block and (self._block.shared_axes, self._block.region)
         bits = self._bits and self._bits[:-BITS_PAD]
-        return _restore, (self.shape, self.p, self.seed, self.call, block, bits)
+        return _restore, (type(self), self.shape, self.p, self.seed, self.call, block, bits)
 
     def __repr__(self) -> str:
         return (
@@ -105,7 +108,7 @@ def dropout(
     rng: RngLike = None,
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
-    region: tuple[Sequence[int], Sequence[int]] | None = None,
+    region: Region | None = None,
     out: npt.NDArray | None = None,
     save: str = "bits",
 ) -> tuple[npt.NDArray, Context]:
@@ -113,7 +116,7 @@ def dropout(
 
     Parameters
     ----------
-    x : array_like of float32 or float64, any shape and layout
+    x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64, any shape and layout
     p : float
         Drop rate in [0, 1], exact to 2**-32.
     rng : Rng, int, None, SeedSequence, Generator or BitGenerator
@@ -181,7 +184,7 @@ def dropout(
     if p == 0.0:
         np.copyto(out, x)
         return out, Context(x.shape, p, seed, call, None, None)
-    bits = cpu.forward(x, out, seed, call, p, block, save == "bits")
+    bits = cpu.forward(DROPOUT, x, None, None, out, seed, call, p, block, save == "bits")
     return out, Context(x.shape, p, seed, call, block, bits)
 
 
@@ -191,7 +194,7 @@ def keep_mask(
     *,
     rng: RngLike,
     shared_axes: int | Sequence[int] = (),
-    region: tuple[Sequence[int], Sequence[int]] | None = None,
+    region: Region | None = None,
     packed: bool = False,
 ) -> npt.NDArray:
     """The mask that `dropout` applies to an array of this shape.
@@ -230,6 +233,7 @@ def _unpack(bits: bytes, shape: tuple[int, ...], block: Block | None) -> npt.NDA
 
 
 def _restore(
+    kind: type[Context],
     shape: tuple[int, ...],
     p: float,
     seed: int | None,
@@ -238,6 +242,8 @@ def _restore(
     bits: bytes | None,
 ) -> Context:
     """A context from its pickle, which may come from anywhere: no kernel sees a wrong size."""
+    if not issubclass(kind, Context):
+        raise TypeError(f"pickled context must be a Context, got {kind!r}")
     shape, p = gate.shape(shape), gate.rate(p)
     if seed is not None or p != 0.0:
         seed, call = uint64(seed, "seed"), uint64(call, "call")
@@ -247,4 +253,4 @@ def _restore(
         if type(bits) is not bytes or len(bits) != held:
             raise ValueError(f"pickled context must hold a mask of {held} bytes, got {bits!r:.40}")
         bits += bytes(BITS_PAD)
-    return Context(shape, p, seed, call, where, bits)
+    return kind(shape, p, seed, call, where, bits)

@@ -40,10 +40,14 @@ def array(x: Any, name: str = "x") -> npt.NDArray:
         x = np.asarray(x)
     if _core.has_kernels(x):
         return x
+    if x.dtype.name == "bfloat16" and x.dtype.itemsize == 2:  # of ml_dtypes, if that is installed
+        _core.use_bfloat16(x.dtype.num)
+        return x
     native = x.dtype.newbyteorder("=")
-    if native not in (np.float32, np.float64):
+    if native not in (np.float16, np.float32, np.float64):
         raise TypeError(
-            f"{name} must be float32 or float64, got {x.dtype}; convert it with .astype"
+            f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}; "
+            "convert it with .astype"
         )
     return x.astype(native)
 
@@ -63,6 +67,14 @@ def output(x: npt.NDArray, out: Any) -> tuple[npt.NDArray, npt.NDArray | None]:
     if out is not x and _core.overlaps_otherwise(x, out):
         x = x.copy()
     return x, out
+
+
+def like(value: npt.NDArray, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """An array of a certain shape and dtype."""
+    if value.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {value.shape}")
+    if value.dtype != dtype:
+        raise TypeError(f"{name} must have dtype {dtype} as x has, got {value.dtype}")
 
 
 def shape(value: Any) -> tuple[int, ...]:

@@ -56,12 +56,14 @@ def element_index(
     return index
 
 
+def compute_type(dtype: np.dtype) -> np.dtype:
+    """float64 for float64, float32 for all others."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
 def apply(x: npt.NDArray, mask: npt.NDArray[np.bool_], p: float) -> npt.NDArray:
     """Kept elements times the scale, in the compute type, rounded once; dropped ones +0."""
-    if p == 0.0:
-        return x.copy()
-    with np.errstate(all="ignore"):
-        return np.where(mask, x * x.dtype.type(scale(p)), x.dtype.type(0))
+    return x.copy() if p == 0.0 else fused(x, mask, p)
 
 
 def dropout(
@@ -75,3 +77,26 @@ def dropout(
     """y and the keep mask; backward is `apply` of dy with that mask."""
     mask = keep(element_index(x.shape, shared_axes, region), p, seed, call)
     return apply(x, mask, p), mask
+
+
+def fused(
+    x: npt.NDArray,
+    mask: npt.NDArray[np.bool_],
+    p: float,
+    *,
+    bias: npt.NDArray | None = None,
+    residual: npt.NDArray | None = None,
+    relu: bool = False,
+) -> npt.NDArray:
+    """residual + relu(kept(x + bias) * scale), each step rounded in the compute type."""
+    compute = compute_type(x.dtype).type
+    with np.errstate(all="ignore"):
+        y = x.astype(compute)
+        if bias is not None:
+            y = y + bias.astype(compute)
+        y = np.where(mask, y * compute(scale(p)), compute(0))
+        if relu:
+            y = np.where(y <= 0, compute(0), y)
+        if residual is not None:
+            y = residual.astype(compute) + y
+        return y.astype(x.dtype)

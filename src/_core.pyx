@@ -7,44 +7,78 @@ A packed mask is a bytes object with BITS_PAD bytes of room behind its last bit.
 """
 import os
 
+
+
 cimport numpy as cnp
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from fastdrop.block import Block
+
 cnp.import_array()
 
 cdef extern from "numpy/arrayobject.h":
+    int NPY_HALF
     bint PyArray_SAMESHAPE(cnp.ndarray, cnp.ndarray)
     cnp.ndarray PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, void *, int)
 
 cdef extern from "fastdrop.h" nogil:
-    int FD_BITS_PAD, FD_MAX_DIMS
+    int FD_BITS_PAD, FD_BIAS_ROOM
     ctypedef struct fd_stream:
         pass
-    ctypedef int fd_dtype
-    int FD_FLOAT32, FD_FLOAT64
-    ctypedef void fd_apply_fn(const char *x, char *y, const uint8_t *bits, size_t bit, size_t n,
-                              double scale)
+    ctypedef enum fd_dtype:
+        FD_FLOAT32, FD_FLOAT64, FD_FLOAT16, FD_BFLOAT16
+    ctypedef enum fd_op:
+        FD_DROPOUT, FD_DROPOUT_ADD, FD_BIAS_DROPOUT_ADD, FD_RELU_DROPOUT
+    ctypedef struct fd_operands:
+        const char *x
+        const char *residual
+        const char *bias
+        char *y
+        uint8_t *active
     ctypedef struct fd_kernels:
         const char *name
-        fd_apply_fn **apply
         void (*philox)(const uint32_t *counters, const uint32_t *key, int rounds, size_t n,
                        uint32_t *words)
     ctypedef struct fd_axis:
         int64_t n, x, y, bit
+    ctypedef struct fd_machine:
+        const fd_kernels *kernels
+        int threads
+        uint64_t stream_bytes
     const fd_kernels *fd_kernels_at(int i)
+    uint64_t fd_cache_bytes()
     fd_stream fd_stream_of(uint64_t seed, uint64_t call, double p)
     double fd_scale(double p)
-    void fd_dropout(const fd_kernels *k, fd_stream stream, uint64_t start, fd_dtype dtype,
-                    const char *x, char *y, uint8_t *saved, size_t n, double scale)
-    void fd_draw(const fd_kernels *k, fd_stream stream, uint64_t start, int ndim,
-                 const int64_t *shape, const int64_t *stride, uint8_t *bits)
-    void fd_apply(const fd_kernels *k, fd_dtype dtype, const char *x, char *y, const uint8_t *bits,
-                  int ndim, fd_axis *axis, double scale)
+    void fd_forward(fd_machine m, fd_stream stream, uint64_t start, fd_op op, fd_dtype dtype,
+                    fd_operands operands, size_t bias_length, uint8_t *saved, size_t n,
+                    double scale)
+    void fd_backward(fd_machine m, fd_dtype dtype, const char *dy, char *dx, const uint8_t *bits,
+                     size_t n, double scale)
+    int FD_PARTS
+    void fd_backward_sums(fd_machine m, fd_dtype dtype, const char *dy, char *dx,
+                          const uint8_t *bits, size_t n, size_t row, double *sums, double scale)
+    void fd_draw(fd_machine m, fd_stream stream, uint64_t start, int ndim, const int64_t *shape,
+                 const int64_t *stride, uint8_t *bits)
+    void fd_apply(fd_machine m, fd_op op, fd_dtype dtype, fd_operands operands,
+                  size_t bias_length, const uint8_t *bits, int ndim, const fd_axis *axis,
+                  double scale)
 
 BITS_PAD = FD_BITS_PAD
+BIAS_ROOM = FD_BIAS_ROOM
+PARTS = FD_PARTS
+DROPOUT = FD_DROPOUT
+DROPOUT_ADD = FD_DROPOUT_ADD
+BIAS_DROPOUT_ADD = FD_BIAS_DROPOUT_ADD
+RELU_DROPOUT = FD_RELU_DROPOUT
 
-cdef const fd_kernels *kernels = fd_kernels_at(0)
+# Without packed bits to keep, a mask that is not drawn tile by tile is drawn in pieces of so many.
+cdef int64_t PIECE = 1 << 22
+
+cdef fd_machine machine
+machine.kernels = fd_kernels_at(0)
+machine.threads = 1
+machine.stream_bytes = fd_cache_bytes() // 2  # x passes through the cache, too
 
 
 def available_isas():
@@ -59,17 +93,41 @@ def available_isas():
 
 def get_isa():
     """Name of the kernel table in use."""
-    return kernels.name.decode()
+    return machine.kernels.name.decode()
 
 
 def set_isa(str name not None):
     """Use this table from now on. Raises ValueError if this CPU cannot run it."""
-    global kernels
     names = available_isas()
     if name not in names:
         offered = ", ".join(names)
         raise ValueError(f"ISA {name!r} is not among those of this CPU and build: {offered}")
-    kernels = fd_kernels_at(names.index(name))
+    machine.kernels = fd_kernels_at(names.index(name))
+
+
+def get_threads():
+    """How many threads a call may use."""
+    return machine.threads
+
+
+def set_threads(int n):
+    """Let a call use n threads, the caller's included."""
+    machine.threads = n
+
+
+def set_piece(int64_t n):
+    """How large a mask is drawn at once where none is kept. Returns what it was: for tests."""
+    global PIECE
+    before = PIECE
+    PIECE = n
+    return before
+
+
+def set_stream_bytes(uint64_t n):
+    """From which size of y on to write past the caches. Returns what it was: for tests."""
+    before = machine.stream_bytes
+    machine.stream_bytes = n
+    return before
 
 
 if os.environ.get("FASTDROP_ISA"):
@@ -79,9 +137,24 @@ if os.environ.get("FASTDROP_ISA"):
         raise ImportError(f"FASTDROP_ISA: {error}") from None
 
 
+cdef int bfloat16_num = -1  # NumPy's number of ml_dtypes' bfloat16, once one has been seen
+
+
+def use_bfloat16(int num):
+    """Tell NumPy's number of the bfloat16 type."""
+    global bfloat16_num
+    bfloat16_num = num
+
+
 cdef inline int dtype_of(cnp.ndarray x) noexcept:
     cdef int num = cnp.PyArray_TYPE(x)
-    return FD_FLOAT32 if num == cnp.NPY_FLOAT else FD_FLOAT64 if num == cnp.NPY_DOUBLE else -1
+    if num == cnp.NPY_FLOAT:
+        return FD_FLOAT32
+    if num == cnp.NPY_DOUBLE:
+        return FD_FLOAT64
+    if num == NPY_HALF:
+        return FD_FLOAT16
+    return FD_BFLOAT16 if num == bfloat16_num else -1
 
 
 cdef inline bint flat(cnp.ndarray x, cnp.ndarray y) noexcept:
@@ -147,30 +220,53 @@ def empty_like(cnp.ndarray x):
     return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
 
 
-def forward(cnp.ndarray x, cnp.ndarray y, uint64_t seed, uint64_t call, double p, block, bint save):
-    """y = x * scale where kept, else 0. block as in `draw`; None: all of x, one draw an element.
+cdef inline char *data(cnp.ndarray x) noexcept:
+    return NULL if x is None else <char *> cnp.PyArray_DATA(x)
 
-    Returns the packed mask if asked to.
+
+def forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray bias, cnp.ndarray y,
+            uint64_t seed, uint64_t call, double p, block, bint save):
+    """One of the ops of fastdrop.h. Returns the packed mask for backward, if `save`.
+
+    block: see `fastdrop.block`; None: all of x, one draw an element. Operands beside x and y are
+    None, or contiguous as x and y are then. bias repeats: BIAS_ROOM longer than it is.
     """
-    cdef const char *px = <const char *> cnp.PyArray_DATA(x)
-    cdef char *py = <char *> cnp.PyArray_DATA(y)
+    cdef fd_operands o = fd_operands(data(x), data(residual), data(bias), data(y), NULL)
     cdef size_t n = <size_t> cnp.PyArray_SIZE(x)
-    cdef int dtype = dtype_of(x)
+    cdef fd_dtype dtype = <fd_dtype> dtype_of(x)
+    cdef size_t bias_length = 1 if bias is None else cnp.PyArray_SIZE(bias) - FD_BIAS_ROOM
     cdef uint64_t start = 0 if block is None else block.start
     cdef uint8_t *saved = NULL
-    cdef bytes bits
+    cdef bytes bits = None
     cdef fd_stream stream
+    if op == FD_RELU_DROPOUT:
+        bits = empty_bits(n)
+        o.active = <uint8_t *> PyBytes_AS_STRING(bits)
     if not flat(x, y) or (block is not None and not block.is_run):
-        bits = draw(seed, call, p, cnp.PyArray_SIZE(x) if block is None else block)
-        backward(x, y, bits, p, block)
-        return bits if save else None
-    if save:
+        return forward_walk(op, x, y, &o, bias_length, seed, call, p, block, save, bits)
+    if save and bits is None:
         bits = empty_bits(n)
         saved = <uint8_t *> PyBytes_AS_STRING(bits)
     with nogil:
         stream = fd_stream_of(seed, call, p)
-        fd_dropout(kernels, stream, start, dtype, px, py, saved, n, fd_scale(p))
-    return bits if save else None
+        fd_forward(machine, stream, start, op, dtype, o, bias_length, saved, n, fd_scale(p))
+    return bits
+
+
+cdef bytes forward_walk(fd_op op, cnp.ndarray x, cnp.ndarray y, fd_operands *o,
+                        size_t bias_length, uint64_t seed, uint64_t call, double p, block,
+                        bint save, bytes active):
+    """As `forward`, where the mask is drawn first and then applied."""
+    cdef bytes bits
+    if block is None:
+        block = Block((<object> x).shape, (), None)
+    if op == FD_DROPOUT and not save and block.size > PIECE:
+        for at, part in block.pieces(PIECE):
+            forward(op, x[at], None, None, y[at], seed, call, p, part, False)
+        return None
+    bits = draw(seed, call, p, block)
+    walk(op, x, y, o, bias_length, bits, p, block)
+    return bits if active is None and save else active
 
 
 def draw(uint64_t seed, uint64_t call, double p, block):
@@ -191,39 +287,61 @@ def draw(uint64_t seed, uint64_t call, double p, block):
         bits = empty_bits(block.size)
     out = <uint8_t *> PyBytes_AS_STRING(bits)
     with nogil:
-        fd_draw(kernels, fd_stream_of(seed, call, p), start, ndim, n, step, out)
+        fd_draw(machine, fd_stream_of(seed, call, p), start, ndim, n, step, out)
     return bits
+
+
+cdef void walk(fd_op op, cnp.ndarray x, cnp.ndarray y, fd_operands *o, size_t bias_length,
+               bytes bits, double p, block):
+    """Apply a packed mask to any layout."""
+    cdef const uint8_t *mask = <const uint8_t *> <char *> PyBytes_AS_STRING(bits)
+    cdef fd_dtype dtype = <fd_dtype> dtype_of(x)
+    cdef int ndim = cnp.PyArray_NDIM(x)
+    cdef fd_axis axis[64]
+    cdef int64_t step = 1
+    for d in range(ndim - 1, -1, -1):
+        axis[d].n = cnp.PyArray_DIM(x, d)
+        axis[d].x = cnp.PyArray_STRIDE(x, d)
+        axis[d].y = cnp.PyArray_STRIDE(y, d)
+        axis[d].bit = 0
+        if block is None or block.shape[d] != 1:
+            axis[d].bit = step
+            step *= axis[d].n
+    with nogil:
+        fd_apply(machine, op, dtype, o[0], bias_length, mask, ndim, axis, fd_scale(p))
 
 
 def backward(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double p, block):
     """dx = dy * scale where the packed mask says kept, else 0."""
-    cdef const char *px = <const char *> cnp.PyArray_DATA(dy)
-    cdef char *py = <char *> cnp.PyArray_DATA(dx)
-    cdef const uint8_t *mask = <const uint8_t *> PyBytes_AS_STRING(bits)
+    cdef fd_operands o = fd_operands(data(dy), NULL, NULL, data(dx), NULL)
+    cdef const uint8_t *mask = <const uint8_t *> <char *> PyBytes_AS_STRING(bits)
+    cdef fd_dtype dtype = <fd_dtype> dtype_of(dy)
     cdef size_t n = <size_t> cnp.PyArray_SIZE(dy)
-    cdef int dtype = dtype_of(dy), ndim = cnp.PyArray_NDIM(dy)
-    cdef fd_axis axis[64]
-    cdef int64_t step = 1
     if flat(dy, dx) and (block is None or block.is_run):
         with nogil:
-            kernels.apply[dtype](px, py, mask, 0, n, fd_scale(p))
-        return
-    for d in range(ndim - 1, -1, -1):
-        axis[d].n = cnp.PyArray_DIM(dy, d)
-        axis[d].x = cnp.PyArray_STRIDE(dy, d)
-        axis[d].y = cnp.PyArray_STRIDE(dx, d)
-        axis[d].bit = step
-        if block is None or block.shape[d] != 1:
-            step *= axis[d].n
-        else:
-            axis[d].bit = 0
+            fd_backward(machine, dtype, o.x, o.y, mask, n, fd_scale(p))
+    else:
+        walk(FD_DROPOUT, dy, dx, &o, 1, bits, p, block)
+
+
+def backward_sums(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double p, cnp.ndarray sums):
+    """`backward` on C-contiguous arrays, one bit an element, and the sums over all but the last
+    axis in sums[0], float64 of shape (PARTS, length of the last axis). bits None: the sums alone.
+    """
+    cdef const uint8_t *mask = NULL if bits is None else <const uint8_t *> PyBytes_AS_STRING(bits)
+    cdef fd_dtype dtype = <fd_dtype> dtype_of(dx)
+    cdef char *py = data(dy)
+    cdef char *px = data(dx)
+    cdef double *out = <double *> data(sums)
+    cdef size_t n = <size_t> cnp.PyArray_SIZE(dx)
+    cdef size_t row = <size_t> cnp.PyArray_DIM(sums, 1)
     with nogil:
-        fd_apply(kernels, dtype, px, py, mask, ndim, axis, fd_scale(p))
+        fd_backward_sums(machine, dtype, py, px, mask, n, row, out, fd_scale(p))
 
 
 def philox4x32(cnp.ndarray counters, cnp.ndarray key, int rounds, cnp.ndarray words):
     """The kernels' own Philox, 7 or 10 rounds, on C-contiguous uint32 (n, 4), (2,), (n, 4)."""
-    kernels.philox(<const uint32_t *> cnp.PyArray_DATA(counters),
+    machine.kernels.philox(<const uint32_t *> cnp.PyArray_DATA(counters),
                    <const uint32_t *> cnp.PyArray_DATA(key), rounds,
                    <size_t> cnp.PyArray_DIM(counters, 0),
                    <uint32_t *> cnp.PyArray_DATA(words))

@@ -1,63 +1,144 @@
-/* Kept elements times scale, dropped ones +0. Included once for each element type, with
+/* From keep bits to elements. Included once for each element type, with
  *   SUFFIX  name of the type
- *   ELEM    the type in memory
- *   VEC, WIDTH, LOAD_KEPT, STORE, SET, MUL   a vector in the compute type and what can be done to one
+ *   SIZE    bytes of an element
+ *   VEC, WIDTH   a vector in the compute type, and its elements
+ *   SCALAR, STORE_SCALARS   one of these in C, and a vector of them stored
+ *   LOAD, LOAD_KEPT, STORE, STREAM, SET, ADD, MUL, RELU   what can be done to one
  * LOAD_KEPT(p, b, j): the elements at p where bits j ... j + WIDTH - 1 of the 32 bits in b are set,
  * else +0. So what is dropped is gone before it meets arithmetic, infinite and NaN included.
+ * RELU(v, &active): v where it is not <= 0, else +0; active receives the bits of those.
+ * STREAM stores past the caches; y is at a cache line's begin then.
  */
 #define NAME_(a, b) a##_##b
 #define NAME(a, b) NAME_(a, b)
 
-static inline void NAME(apply64, SUFFIX)(const char *x, char *y, const uint8_t *bits,
-                                         unsigned shift, VEC scale)
+/* 64 elements from i on; `op` and `stream` are constants where this is inlined. */
+static inline void NAME(block, SUFFIX)(fd_op op, const fd_operands *o, size_t i,
+                                       const uint8_t *bits, unsigned shift, VEC scale, int stream)
 {
-    for (int half = 0; half < 2; half++) {
-        const BITS b = bits_load(bits + 4 * half, shift);
+    for (size_t half = i; half < i + 64; half += 32) {
+        const BITS b = bits_load(bits + (half - i) / 8, shift);
+        uint32_t active = 0;
         for (int j = 0; j < 32; j += WIDTH) {
-            const size_t at = (size_t)(32 * half + j) * sizeof(ELEM);
-            STORE(y + at, MUL(LOAD_KEPT(x + at, b, j), scale));
+            const size_t at = (half + (size_t)j) * SIZE;
+            VEC v = LOAD_KEPT(o->x + at, b, j);
+            if (op == FD_BIAS_DROPOUT_ADD)
+                v = ADD(v, LOAD_KEPT(o->bias + at, b, j));
+            v = MUL(v, scale);
+            if (op == FD_RELU_DROPOUT) {
+                uint32_t lanes;
+                v = RELU(v, &lanes);
+                active |= lanes << j;
+            }
+            if (op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD)
+                v = ADD(LOAD(o->residual + at), v);
+            if (stream)
+                STREAM(o->y + at, v);
+            else
+                STORE(o->y + at, v);
         }
+        if (op == FD_RELU_DROPOUT)
+            store_le32(o->active + half / 8, active);
     }
 }
 
-/* At most 64 elements, by the same road in a padded copy. */
-static void NAME(apply_part, SUFFIX)(const char *x, char *y, const uint8_t *bits, size_t bit,
-                                     size_t n, VEC scale)
+/* n <= 64 elements from i on, by the same road in padded copies. */
+static inline void NAME(part, SUFFIX)(fd_op op, const fd_operands *o, size_t i, const uint8_t *bits,
+                                      size_t bit, size_t n, VEC scale)
 {
-    char elems[64 * sizeof(ELEM)] = {0};
-    uint8_t copy[16] = {0};
-    memcpy(elems, x, n * sizeof(ELEM));
+    char x[64 * SIZE] = {0}, residual[64 * SIZE], bias[64 * SIZE];
+    uint8_t copy[16] = {0}, active[8];
+    memcpy(x, o->x + i * SIZE, n * SIZE);
+    if (op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD) {
+        memset(residual, 0, sizeof residual);
+        memcpy(residual, o->residual + i * SIZE, n * SIZE);
+    }
+    if (op == FD_BIAS_DROPOUT_ADD) {
+        memset(bias, 0, sizeof bias);
+        memcpy(bias, o->bias + i * SIZE, n * SIZE);
+    }
     memcpy(copy, bits + bit / 8, (bit % 8 + n + 7) / 8);
-    NAME(apply64, SUFFIX)(elems, elems, copy, bit % 8, scale);
-    memcpy(y, elems, n * sizeof(ELEM));
+    const fd_operands padded = {x, residual, bias, x, active};
+    NAME(block, SUFFIX)(op, &padded, 0, copy, bit % 8, scale, 0);
+    memcpy(o->y + i * SIZE, x, n * SIZE);
+    if (op == FD_RELU_DROPOUT) {
+        memcpy(o->active + i / 8, active, (n + 7) / 8);
+        if (n % 8) /* nothing beyond the last element */
+            o->active[(i + n) / 8] &= (uint8_t)((1 << n % 8) - 1);
+    }
 }
 
-static void NAME(apply, SUFFIX)(const char *x, char *y, const uint8_t *bits, size_t bit, size_t n,
-                                double scale)
+static inline void NAME(apply, SUFFIX)(fd_op op, const fd_operands *operands, const uint8_t *bits,
+                                       size_t bit, size_t n, double scale, int stream)
 {
+    const fd_operands o = *operands;
     const VEC s = SET(scale);
-    /* Begin with what is before y's first cache line: a store across two lines costs two. */
-    size_t i = n < 256 ? 0 : lines_off(y) / sizeof(ELEM);
+    /* Begin with what is before y's first cache line: a store across two lines costs two. Not with
+     * relu, whose own bits would begin inside a byte then. */
+    size_t i = n < 256 || op == FD_RELU_DROPOUT ? 0 : to_line(o.y) / SIZE;
     if (i)
-        NAME(apply_part, SUFFIX)(x, y, bits, bit, i, s);
+        NAME(part, SUFFIX)(op, &o, 0, bits, bit, i, s);
+    stream = stream && (uintptr_t)(o.y + i * SIZE) % 64 == 0;
     const unsigned shift = (bit + i) % 8;
-    if (shift)
+    bits += (bit + i) / 8;
+    const size_t first = i;
+    if (stream && shift)
         for (; i + 64 <= n; i += 64)
-            NAME(apply64, SUFFIX)(x + i * sizeof(ELEM), y + i * sizeof(ELEM), bits + (bit + i) / 8,
-                                  shift, s);
+            NAME(block, SUFFIX)(op, &o, i, bits + (i - first) / 8, shift, s, 1);
+    else if (stream)
+        for (; i + 64 <= n; i += 64)
+            NAME(block, SUFFIX)(op, &o, i, bits + (i - first) / 8, 0, s, 1);
+    else if (shift)
+        for (; i + 64 <= n; i += 64)
+            NAME(block, SUFFIX)(op, &o, i, bits + (i - first) / 8, shift, s, 0);
     else
         for (; i + 64 <= n; i += 64)
-            NAME(apply64, SUFFIX)(x + i * sizeof(ELEM), y + i * sizeof(ELEM), bits + (bit + i) / 8,
-                                  0, s);
+            NAME(block, SUFFIX)(op, &o, i, bits + (i - first) / 8, 0, s, 0);
     if (i < n)
-        NAME(apply_part, SUFFIX)(x + i * sizeof(ELEM), y + i * sizeof(ELEM), bits, bit + i, n - i, s);
+        NAME(part, SUFFIX)(op, &o, i, bits, shift + (i - first), n - i, s);
 }
 
+/* The ops as functions: one road with a constant. */
+#define OP(name, op)                                                                              \
+    static void NAME(name, SUFFIX)(const fd_operands *o, const uint8_t *bits, size_t bit, size_t n, \
+                                   double scale, int stream)                                      \
+    {                                                                                             \
+        NAME(apply, SUFFIX)(op, o, bits, bit, n, scale, stream);                                  \
+    }
+OP(dropout, FD_DROPOUT)
+OP(dropout_add, FD_DROPOUT_ADD)
+OP(bias_dropout_add, FD_BIAS_DROPOUT_ADD)
+OP(relu_dropout, FD_RELU_DROPOUT)
+#undef OP
+
+/* sum[i] += x[i] in float64, the same on any instruction set. */
+static void NAME(add_to, SUFFIX)(const char *x, double *sum, size_t n)
+{
+    for (size_t i = 0, m; i < n; i += m) {
+        char padded[64 * SIZE] = {0};
+        SCALAR value[64];
+        m = n - i < 64 ? n - i : 64;
+        const char *from = x + i * SIZE;
+        if (m < 64)
+            from = memcpy(padded, from, m * SIZE);
+        for (size_t j = 0; j < 64; j += WIDTH)
+            STORE_SCALARS((char *)(value + j), LOAD(from + j * SIZE));
+        for (size_t j = 0; j < m; j++)
+            sum[i + j] += (double)value[j];
+    }
+}
+
+#undef SCALAR
+#undef STORE_SCALARS
 #undef SUFFIX
-#undef ELEM
+#undef SIZE
 #undef VEC
 #undef WIDTH
-#undef STORE
-#undef SET
-#undef MUL
+#undef LOAD
 #undef LOAD_KEPT
+#undef STORE
+#undef STREAM
+#undef SET
+#undef ADD
+#undef MUL
+#undef RELU

@@ -29,8 +29,14 @@ static inline void store_le64(uint8_t *p, uint64_t v)
         p[i] = (uint8_t)(v >> 8 * i);
 }
 
+static inline void store_le32(uint8_t *p, uint32_t v)
+{
+    for (int i = 0; i < 4; i++)
+        p[i] = (uint8_t)(v >> 8 * i);
+}
+
 /* Bytes from p up to the next cache line. */
-static inline size_t lines_off(const char *p) { return -(size_t)(uintptr_t)p % 64; }
+static inline size_t to_line(const char *p) { return -(size_t)(uintptr_t)p % 64; }
 
 enum { BITS_CHUNK = 56 }; /* at any bit offset, that many fit a word */
 

@@ -1,6 +1,8 @@
-/* Which kernels this CPU can run. */
+/* What this machine has: kernels that its CPU can run, and its cache. */
 #include "fastdrop.h"
-#include <string.h>
+#if !defined(_WIN32)
+#include <unistd.h>
+#endif
 
 extern const fd_kernels fd_portable;
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -23,4 +25,13 @@ const fd_kernels *fd_kernels_at(int i)
 #endif
     table[n++] = &fd_portable;
     return i < n ? table[i] : NULL;
+}
+
+uint64_t fd_cache_bytes(void)
+{
+    long bytes = 0;
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+    bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#endif
+    return bytes > 0 ? (uint64_t)bytes : UINT64_C(32) << 20;
 }

@@ -1,13 +1,20 @@
-/* From a whole array to tiles that a kernel takes: see fastdrop.h. */
+/* From a whole array to tiles that a kernel takes, on several threads: see fastdrop.h. */
 #include "fastdrop.h"
 #include "bits.h"
+#include "pool.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
 
-static const size_t itemsize[] = FD_ITEMSIZE;
+/* Tiles a thread takes at a time: 64 Ki elements. Smaller arrays stay on the caller's thread. */
+enum { CHUNK = 16 };
 
 static inline size_t min_size(uint64_t a, uint64_t b) { return (size_t)(a < b ? a : b); }
+
+static inline uint64_t tiles(uint64_t n) { return (n + FD_TILE - 1) / FD_TILE; }
 
 fd_stream fd_stream_of(uint64_t seed, uint64_t call, double p)
 {
@@ -51,101 +58,262 @@ static void draw_run(const fd_kernels *k, const fd_stream *s, uint64_t start, si
     bits_copy(bits, 0, aligned, skip, n);
 }
 
-void fd_dropout(const fd_kernels *k, fd_stream stream, uint64_t start, fd_dtype dtype,
-                const char *x, char *y, uint8_t *saved, size_t n, double scale)
+/* What to do with elements, and where they are. */
+typedef struct {
+    const fd_kernels *kernels;
+    fd_op op;
+    fd_dtype dtype;
+    fd_operands at; /* the first elements */
+    size_t bias_length;
+    double scale;
+    int stream;
+} Elements;
+
+/* n elements from the i-th on, all contiguous; the first is bit `bit` of bits. */
+static inline void apply_at(const Elements *e, uint64_t i, const uint8_t *bits, size_t bit, size_t n)
 {
+    const uint64_t offset = i * fd_itemsize[e->dtype];
+    fd_operands o = {e->at.x + offset, NULL, NULL, e->at.y + offset, NULL};
+    if (e->op == FD_DROPOUT_ADD || e->op == FD_BIAS_DROPOUT_ADD)
+        o.residual = e->at.residual + offset;
+    if (e->op == FD_BIAS_DROPOUT_ADD)
+        o.bias = e->at.bias + i % e->bias_length * fd_itemsize[e->dtype];
+    if (e->op == FD_RELU_DROPOUT)
+        o.active = e->at.active + i / 8;
+    e->kernels->apply[e->op][e->dtype](&o, bits, bit, n, e->scale, e->stream);
+}
+
+/* Before another thread may read what was streamed. */
+static inline void end_of_stream(const Elements *e)
+{
+#if defined(__x86_64__)
+    if (e->stream)
+        _mm_sfence();
+#else
+    (void)e;
+#endif
+}
+
+/* Writing past the caches pays where y would not stay in them; in place it is in them already. */
+static int should_stream(fd_machine m, const fd_operands *o, fd_dtype dtype, uint64_t n)
+{
+    return n * fd_itemsize[dtype] >= m.stream_bytes && o->x != o->y && o->residual != o->y;
+}
+
+typedef struct {
+    Elements e;
+    fd_stream stream;
+    uint64_t start, n;
+    uint8_t *saved;
+} Forward;
+
+static void forward_tiles(const void *job, uint64_t first, uint64_t last)
+{
+    const Forward *f = job;
+    const size_t size = fd_itemsize[f->e.dtype];
+    const uint64_t begin = first * FD_TILE, stop = min_size(f->n, last * FD_TILE);
     /* Tiles are drawn where the stream's blocks begin, but applied where cache lines of y do: `lag`
      * elements behind. The bits of those wait in front of the next tile's. */
-    const size_t size = itemsize[dtype], off = lines_off(y) / size, lag = off ? 64 - off : 0;
+    const size_t off = f->e.op == FD_RELU_DROPOUT ? 0 : to_line(f->e.at.y) / size;
+    const size_t lag = off ? 64 - off : 0;
     uint8_t buffer[8 + FD_BITS_BYTES], *bits = buffer + 8;
-    for (size_t i = 0, m, done = 0, end; i < n; i += m, done = end) {
-        m = min_size(n - i, FD_TILE);
-        draw_run(k, &stream, start + i, m, bits, x + i * size, size);
-        if (saved)
-            bits_copy(saved, i, bits, 0, m);
-        end = i + m < n ? i + m - lag : n;
-        k->apply[dtype](x + done * size, y + done * size, buffer, 64 + done - i, end - done, scale);
+    uint64_t done = begin;
+    for (uint64_t i = begin, m; i < stop; i += m) {
+        m = min_size(stop - i, FD_TILE);
+        draw_run(f->e.kernels, &f->stream, f->start + i, m, bits, f->e.at.x + i * size, size);
+        if (f->saved)
+            bits_copy(f->saved, i, bits, 0, m);
+        const uint64_t end = i + m < stop ? i + m - lag : stop;
+        apply_at(&f->e, done, buffer, (size_t)(64 + done - i), (size_t)(end - done));
+        done = end;
         memcpy(buffer, bits + FD_TILE / 8 - 8, 8);
     }
+    end_of_stream(&f->e);
 }
 
-void fd_draw(const fd_kernels *k, fd_stream stream, uint64_t start, int ndim, const int64_t *shape,
+void fd_forward(fd_machine m, fd_stream stream, uint64_t start, fd_op op, fd_dtype dtype,
+                fd_operands operands, size_t bias_length, uint8_t *saved, size_t n, double scale)
+{
+    const Forward f = {{m.kernels, op, dtype, operands, bias_length, scale,
+                        should_stream(m, &operands, dtype, n)},
+                       stream, start, n, saved};
+    pool_run(m.threads, tiles(n), CHUNK, forward_tiles, &f);
+}
+
+/* A block of the mask array as runs of consecutive indices. */
+typedef struct {
+    const fd_kernels *kernels;
+    fd_stream stream;
+    uint64_t start, size;
+    int axes;
+    int64_t n[FD_MAX_DIMS + 1], stride[FD_MAX_DIMS + 1];
+    uint8_t *bits;
+} Draw;
+
+static void draw_tiles(const void *job, uint64_t first, uint64_t last)
+{
+    const Draw *d = job;
+    const int inner = d->axes - 1;
+    int64_t at[FD_MAX_DIMS + 1];
+    uint64_t start = d->start, j = first * FD_TILE;
+    for (int a = inner; a >= 0; a--) {
+        at[a] = (int64_t)(j % (uint64_t)d->n[a]);
+        j /= (uint64_t)d->n[a];
+        start += (uint64_t)(at[a] * d->stride[a]);
+    }
+    for (uint64_t tile = first; tile < last; tile++) {
+        uint8_t run[FD_BITS_BYTES], bits[FD_BITS_BYTES];
+        const size_t m = min_size(d->size - tile * FD_TILE, FD_TILE);
+        for (size_t done = 0, r; done < m; done += r) {
+            r = min_size(m - done, (uint64_t)(d->n[inner] - at[inner]));
+            draw_run(d->kernels, &d->stream, start, r, run, (const char *)run, 0);
+            bits_copy(bits, done, run, 0, r);
+            start += r;
+            at[inner] += (int64_t)r;
+            for (int a = inner; at[a] == d->n[a] && a; a--) {
+                start += (uint64_t)(d->stride[a - 1] - d->n[a] * d->stride[a]);
+                at[a] = 0;
+                at[a - 1]++;
+            }
+        }
+        if (m % 8) /* nothing beyond the last element */
+            bits[m / 8] &= (uint8_t)((1 << m % 8) - 1);
+        memcpy(d->bits + tile * (FD_TILE / 8), bits, (m + 7) / 8);
+    }
+}
+
+void fd_draw(fd_machine m, fd_stream stream, uint64_t start, int ndim, const int64_t *shape,
              const int64_t *stride, uint8_t *bits)
 {
-    /* Merge axes that are one run of indices; what is left innermost is drawn run by run. */
-    int64_t n[FD_MAX_DIMS + 1], step[FD_MAX_DIMS + 1], at[FD_MAX_DIMS + 1] = {0};
-    int axes = 0;
-    for (int d = 0; d < ndim; d++) {
-        if (shape[d] == 0)
-            return;
-        if (shape[d] == 1)
+    Draw d = {.kernels = m.kernels, .stream = stream, .start = start, .size = 1, .bits = bits};
+    for (int a = 0; a < ndim; a++) {
+        d.size *= (uint64_t)shape[a];
+        if (shape[a] == 1)
             continue;
-        if (axes && step[axes - 1] == shape[d] * stride[d]) {
-            n[axes - 1] *= shape[d];
-            step[axes - 1] = stride[d];
+        if (d.axes && d.stride[d.axes - 1] == shape[a] * stride[a]) {
+            d.n[d.axes - 1] *= shape[a];
+            d.stride[d.axes - 1] = stride[a];
         } else {
-            n[axes] = shape[d];
-            step[axes++] = stride[d];
+            d.n[d.axes] = shape[a];
+            d.stride[d.axes++] = stride[a];
         }
     }
-    if (!axes || step[axes - 1] != 1) {
-        n[axes] = 1;
-        step[axes++] = 1;
+    if (!d.axes || d.stride[d.axes - 1] != 1) { /* each element is a run */
+        d.n[d.axes] = 1;
+        d.stride[d.axes++] = 1;
     }
-    uint8_t tile[FD_BITS_BYTES];
-    for (uint64_t done = 0;;) {
-        for (uint64_t i = 0, m; i < (uint64_t)n[axes - 1]; i += m) {
-            m = min_size((uint64_t)n[axes - 1] - i, FD_TILE);
-            draw_run(k, &stream, start + i, m, tile, NULL, 0);
-            bits_copy(bits, done, tile, 0, m);
-            done += m;
-        }
-        int d = axes - 2;
-        for (; d >= 0; d--) {
-            start += (uint64_t)step[d];
-            if (++at[d] < n[d])
-                break;
-            start -= (uint64_t)(n[d] * step[d]);
-            at[d] = 0;
-        }
-        if (d < 0)
-            return;
-    }
+    if (d.size)
+        pool_run(m.threads, tiles(d.size), CHUNK, draw_tiles, &d);
 }
 
-/* Keep bits of elements j ... j + m - 1 of these axes in C order, from the packed mask. */
-static void expand(const uint8_t *mask, int64_t first, int axes, const fd_axis *axis, uint64_t j,
-                   size_t m, uint8_t *bits)
+/* Any layout. The axes from `inner` on are one contiguous run of x and y, so whole tiles can be
+ * applied however short the runs of the mask are. Without such a run the last axis is gathered. */
+typedef struct {
+    Elements e;
+    const uint8_t *mask;
+    int64_t bit; /* of the first element */
+    int axes, inner, gather_x, gather_y;
+    uint64_t n, per_run; /* elements of a run, and its tiles */
+    fd_axis axis[FD_MAX_DIMS];
+} Walk;
+
+/* Keep bits of elements j ... j + m - 1 of the run whose first bit is `bit`. */
+static void expand(const Walk *w, int64_t bit, uint64_t j, size_t m, uint8_t *bits)
 {
-    int64_t at[FD_MAX_DIMS + 1], bit = first;
-    for (int d = axes - 1; d >= 0; d--) {
+    const fd_axis *axis = w->axis + w->inner;
+    const int inner = w->axes - w->inner - 1;
+    int64_t at[FD_MAX_DIMS];
+    for (int d = inner; d >= 0; d--) {
         at[d] = (int64_t)(j % (uint64_t)axis[d].n);
         j /= (uint64_t)axis[d].n;
         bit += at[d] * axis[d].bit;
     }
-    const fd_axis last = axis[axes - 1];
-    for (size_t done = 0; done < m;) {
-        const size_t run = min_size(m - done, (uint64_t)(last.n - at[axes - 1]));
+    const fd_axis last = axis[inner];
+    for (size_t done = 0, run; done < m; done += run) {
+        run = min_size(m - done, (uint64_t)(last.n - at[inner]));
         if (last.bit == 1)
-            bits_copy(bits, done, mask, (uint64_t)bit, run);
+            bits_copy(bits, done, w->mask, (uint64_t)bit, run);
         else if (last.bit == 0)
-            bits_fill(bits, done, mask[bit / 8] >> bit % 8 & 1, run);
+            bits_fill(bits, done, w->mask[bit / 8] >> bit % 8 & 1, run);
         else
-            for (size_t i = 0; i < run; i++) {
-                const int64_t b = bit + (int64_t)i * last.bit;
-                bits_put(bits, done + i, mask[b / 8] >> b % 8 & 1);
+            for (size_t i = 0; i < run;) {
+                uint64_t word = 0;
+                const size_t end = min_size(run, i + BITS_CHUNK), first = i;
+                for (; i < end; i++) {
+                    const int64_t b = bit + (int64_t)i * last.bit;
+                    word |= (uint64_t)(w->mask[b / 8] >> b % 8 & 1) << (i - first);
+                }
+                bits_put(bits, done + first, word);
             }
-        done += run;
-        bit -= at[axes - 1] * last.bit;
-        at[axes - 1] = 0;
-        for (int d = axes - 2; d >= 0; d--) {
-            bit += axis[d].bit;
-            if (++at[d] < axis[d].n)
+        bit += (int64_t)run * last.bit;
+        at[inner] += (int64_t)run;
+        for (int d = inner; at[d] == axis[d].n && d; d--) {
+            bit += axis[d - 1].bit - axis[d].n * axis[d].bit;
+            at[d] = 0;
+            at[d - 1]++;
+        }
+    }
+}
+
+/* `size` bytes from every sx-th to every sy-th byte. */
+static void copy_strided(const char *x, int64_t sx, char *y, int64_t sy, size_t n, size_t size)
+{
+    for (size_t i = 0; i < n; i++, x += sx, y += sy)
+        switch (size) {
+        case 2: memcpy(y, x, 2); break;
+        case 4: memcpy(y, x, 4); break;
+        default: memcpy(y, x, 8);
+        }
+}
+
+static void walk_tiles(const void *job, uint64_t first, uint64_t last)
+{
+    const Walk *w = job;
+    const size_t size = fd_itemsize[w->e.dtype];
+    const fd_axis step = w->axis[w->axes - 1];
+    Elements e = w->e;
+    int64_t at[FD_MAX_DIMS], bit = w->bit;
+    uint64_t run = first / w->per_run, tile = first % w->per_run;
+    for (int d = w->inner - 1; d >= 0; d--) {
+        at[d] = (int64_t)(run % (uint64_t)w->axis[d].n);
+        run /= (uint64_t)w->axis[d].n;
+        e.at.x += at[d] * w->axis[d].x, e.at.y += at[d] * w->axis[d].y;
+        bit += at[d] * w->axis[d].bit;
+    }
+    const int gather = w->gather_x || w->gather_y;
+    char tx[FD_TILE * 8], ty[FD_TILE * 8];
+    uint8_t bits[FD_TILE / 8 + FD_BITS_PAD];
+    for (; first < last; first++) {
+        const uint64_t i = tile * FD_TILE;
+        const size_t m = min_size(w->n - i, FD_TILE);
+        expand(w, bit, i, m, bits);
+        if (!gather)
+            apply_at(&e, i, bits, 0, m);
+        else {
+            Elements t = e;
+            t.at.x = e.at.x + (int64_t)i * step.x, t.at.y = e.at.y + (int64_t)i * step.y;
+            char *const y = t.at.y;
+            if (w->gather_x)
+                copy_strided(t.at.x, step.x, tx, (int64_t)size, m, size), t.at.x = tx;
+            if (w->gather_y)
+                t.at.y = ty;
+            apply_at(&t, 0, bits, 0, m);
+            if (w->gather_y)
+                copy_strided(ty, (int64_t)size, y, step.y, m, size);
+        }
+        if (++tile < w->per_run)
+            continue;
+        tile = 0;
+        for (int d = w->inner - 1; d >= 0; d--) {
+            const fd_axis a = w->axis[d];
+            e.at.x += a.x, e.at.y += a.y, bit += a.bit;
+            if (++at[d] < a.n)
                 break;
-            bit -= axis[d].n * axis[d].bit;
+            e.at.x -= a.n * a.x, e.at.y -= a.n * a.y, bit -= a.n * a.bit;
             at[d] = 0;
         }
     }
+    end_of_stream(&e);
 }
 
 static int by_stride(const void *a, const void *b)
@@ -154,76 +322,111 @@ static int by_stride(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-void fd_apply(const fd_kernels *k, fd_dtype dtype, const char *x, char *y, const uint8_t *bits,
-              int ndim, fd_axis *axis, double scale)
+void fd_apply(fd_machine m, fd_op op, fd_dtype dtype, fd_operands o, size_t bias_length,
+              const uint8_t *bits, int ndim, const fd_axis *axis, double scale)
 {
-    const int64_t size = (int64_t)itemsize[dtype];
+    const int64_t size = (int64_t)fd_itemsize[dtype];
+    uint64_t total = 1;
+    Walk w = {.mask = bits};
 
-    /* Walk memory forwards, the longest strides outermost. */
-    int64_t bit = 0;
-    int axes = 0;
+    /* Walk memory forwards, the longest strides outermost; merge axes that are one. */
     for (int d = 0; d < ndim; d++) {
         fd_axis a = axis[d];
-        if (a.n == 0)
-            return;
+        total *= (uint64_t)a.n;
         if (a.n == 1)
             continue;
         if (a.x < 0) {
-            x += (a.n - 1) * a.x, y += (a.n - 1) * a.y, bit += (a.n - 1) * a.bit;
+            o.x += (a.n - 1) * a.x, o.y += (a.n - 1) * a.y, w.bit += (a.n - 1) * a.bit;
             a.x = -a.x, a.y = -a.y, a.bit = -a.bit;
         }
-        axis[axes++] = a;
+        w.axis[w.axes++] = a;
     }
-    if (!axes)
-        axis[axes++] = (fd_axis){1, size, size, 1};
-    qsort(axis, (size_t)axes, sizeof *axis, by_stride);
+    if (!total)
+        return;
+    if (!w.axes)
+        w.axis[w.axes++] = (fd_axis){1, size, size, 1};
+    qsort(w.axis, (size_t)w.axes, sizeof *w.axis, by_stride);
     int merged = 0;
-    for (int d = 1; d < axes; d++) {
-        const fd_axis a = axis[merged], b = axis[d];
+    for (int d = 1; d < w.axes; d++) {
+        const fd_axis a = w.axis[merged], b = w.axis[d];
         if (a.x == b.n * b.x && a.y == b.n * b.y && a.bit == b.n * b.bit)
-            axis[merged] = (fd_axis){a.n * b.n, b.x, b.y, b.bit};
+            w.axis[merged] = (fd_axis){a.n * b.n, b.x, b.y, b.bit};
         else
-            axis[++merged] = b;
+            w.axis[++merged] = b;
     }
-    axes = merged + 1;
+    w.axes = merged + 1;
 
-    /* The axes from `inner` on are one contiguous run of x and y, so whole tiles can be applied
-     * however short the runs of the mask are. Without such a run the last axis is gathered. */
-    int inner = axes - 1;
-    uint64_t n = (uint64_t)axis[inner].n;
-    const int gather_x = axis[inner].x != size, gather_y = axis[inner].y != size;
-    while (!gather_x && !gather_y && inner && axis[inner - 1].x == (int64_t)n * size &&
-           axis[inner - 1].y == (int64_t)n * size)
-        n *= (uint64_t)axis[--inner].n;
+    w.inner = merged;
+    w.n = (uint64_t)w.axis[merged].n;
+    w.gather_x = w.axis[merged].x != size, w.gather_y = w.axis[merged].y != size;
+    if (!w.gather_x && !w.gather_y)
+        while (w.inner && w.axis[w.inner - 1].x == (int64_t)w.n * size &&
+               w.axis[w.inner - 1].y == (int64_t)w.n * size)
+            w.n *= (uint64_t)w.axis[--w.inner].n;
+    w.per_run = tiles(w.n);
+    w.e = (Elements){m.kernels, op, dtype, o, bias_length, scale, should_stream(m, &o, dtype, total)};
+    const uint64_t chunk = min_size(w.n, FD_TILE);
+    pool_run(m.threads, total / w.n * w.per_run, (CHUNK * FD_TILE + chunk - 1) / chunk, walk_tiles,
+             &w);
+}
 
-    char tx[FD_TILE * 8], ty[FD_TILE * 8];
-    uint8_t tile[FD_TILE / 8 + FD_BITS_PAD];
-    int64_t at[FD_MAX_DIMS] = {0};
-    for (;;) {
-        for (uint64_t i = 0, m; i < n; i += m) {
-            m = min_size(n - i, FD_TILE);
-            expand(bits, bit, axes - inner, axis + inner, i, m, tile);
-            const int64_t sx = axis[axes - 1].x, sy = axis[axes - 1].y;
-            const char *px = x + (int64_t)i * sx;
-            char *py = y + (int64_t)i * sy;
-            if (gather_x)
-                for (uint64_t e = 0; e < m; e++)
-                    memcpy(tx + e * (uint64_t)size, px + (int64_t)e * sx, (size_t)size);
-            k->apply[dtype](gather_x ? tx : px, gather_y ? ty : py, tile, 0, m, scale);
-            if (gather_y)
-                for (uint64_t e = 0; e < m; e++)
-                    memcpy(py + (int64_t)e * sy, ty + e * (uint64_t)size, (size_t)size);
+typedef struct {
+    Elements e;
+    const uint8_t *bits;
+    uint64_t n;
+} Flat;
+
+static void flat_tiles(const void *job, uint64_t first, uint64_t last)
+{
+    const Flat *f = job;
+    const uint64_t i = first * FD_TILE;
+    apply_at(&f->e, i, f->bits, i, min_size(f->n, last * FD_TILE) - i);
+    end_of_stream(&f->e);
+}
+
+void fd_backward(fd_machine m, fd_dtype dtype, const char *dy, char *dx, const uint8_t *bits,
+                 size_t n, double scale)
+{
+    const fd_operands o = {.x = dy, .y = dx};
+    const Flat f = {{m.kernels, FD_DROPOUT, dtype, o, 0, scale, should_stream(m, &o, dtype, n)}, bits, n};
+    pool_run(m.threads, tiles(n), CHUNK, flat_tiles, &f);
+}
+
+typedef struct {
+    Flat f;
+    size_t row;
+    double *sums;
+} Sums;
+
+static void sum_parts(const void *job, uint64_t first, uint64_t last)
+{
+    const Sums *s = job;
+    const Flat *f = &s->f;
+    const size_t size = fd_itemsize[f->e.dtype];
+    const uint64_t rows = f->n / s->row;
+    const size_t block = s->row < FD_TILE ? FD_TILE / s->row : 1; /* rows that stay in the cache */
+    for (; first < last; first++) {
+        double *sum = s->sums + first * s->row;
+        memset(sum, 0, s->row * sizeof *sum);
+        const uint64_t end = rows * (first + 1) / FD_PARTS;
+        for (uint64_t r = rows * first / FD_PARTS, m; r < end; r += m) {
+            m = min_size(end - r, block);
+            if (f->bits)
+                apply_at(&f->e, r * s->row, f->bits, r * s->row, m * s->row);
+            for (uint64_t i = r; i < r + m; i++)
+                f->e.kernels->add_to[f->e.dtype](f->e.at.y + i * s->row * size, sum, s->row);
         }
-        int d = inner - 1;
-        for (; d >= 0; d--) {
-            x += axis[d].x, y += axis[d].y, bit += axis[d].bit;
-            if (++at[d] < axis[d].n)
-                break;
-            x -= axis[d].n * axis[d].x, y -= axis[d].n * axis[d].y;
-            bit -= axis[d].n * axis[d].bit;
-            at[d] = 0;
-        }
-        if (d < 0)
-            return;
     }
+    end_of_stream(&f->e);
+}
+
+void fd_backward_sums(fd_machine m, fd_dtype dtype, const char *dy, char *dx, const uint8_t *bits,
+                      size_t n, size_t row, double *sums, double scale)
+{
+    const fd_operands o = {.x = dy, .y = dx};
+    const Sums s = {{{m.kernels, FD_DROPOUT, dtype, o, 0, scale, 0}, bits, n}, row, sums};
+    pool_run(n > CHUNK * FD_TILE ? m.threads : 1, FD_PARTS, 1, sum_parts, &s);
+    for (int part = 1; part < FD_PARTS; part++)
+        for (size_t i = 0; i < row; i++)
+            sums[i] += sums[(size_t)part * row + i];
 }

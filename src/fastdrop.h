@@ -17,7 +17,6 @@
 /* Kernels write whole vectors of blocks: up to 32 blocks of 16 bytes more than was asked for. */
 #define FD_SLACK 512
 #define FD_BITS_BYTES (FD_DRAW_MAX / 8 + FD_SLACK)
-
 /* Room behind the last bit of every packed mask: it is read and written in words. */
 #define FD_BITS_PAD 8
 #define FD_MAX_DIMS 64 /* NPY_MAXDIMS of NumPy 2 */
@@ -28,12 +27,32 @@ typedef struct {
     uint64_t threshold; /* T = round(p * 2^32), 0 ... 2^32 */
 } fd_stream;
 
-typedef enum { FD_FLOAT32, FD_FLOAT64, FD_DTYPES } fd_dtype;
-#define FD_ITEMSIZE {4, 8}
+fd_stream fd_stream_of(uint64_t seed, uint64_t call, double p);
+double fd_scale(double p); /* 1 / (1 - p); 0 at p = 1 */
 
-/* y = keep ? x * scale : 0 over n elements; bit `bit` of `bits` is the first. y may be x. */
-typedef void fd_apply_fn(const char *x, char *y, const uint8_t *bits, size_t bit, size_t n,
-                         double scale);
+typedef enum { FD_FLOAT32, FD_FLOAT64, FD_FLOAT16, FD_BFLOAT16, FD_DTYPES } fd_dtype;
+static const size_t fd_itemsize[FD_DTYPES] = {4, 8, 2, 2};
+
+/* kept(v) is v where the element is kept, else +0. 16-bit types are computed in float32 and rounded
+ * once, at the end. */
+typedef enum {
+    FD_DROPOUT,          /* y = kept(x) * scale */
+    FD_DROPOUT_ADD,      /* y = residual + kept(x) * scale */
+    FD_BIAS_DROPOUT_ADD, /* y = residual + kept(x + bias) * scale */
+    FD_RELU_DROPOUT,     /* y = relu(kept(x) * scale); active: which elements have a gradient */
+    FD_OPS
+} fd_op;
+
+/* n elements of each, contiguous; y may be x or residual. */
+typedef struct {
+    const char *x, *residual, *bias;
+    char *y;
+    uint8_t *active; /* packed bits, from bit 0 on: kept, and not (x <= 0) */
+} fd_operands;
+
+/* Bit `bit` of `bits` belongs to the first element. stream: write y past the caches. */
+typedef void fd_apply_fn(const fd_operands *operands, const uint8_t *bits, size_t bit, size_t n,
+                         double scale, int stream);
 
 typedef struct {
     const char *name;
@@ -42,14 +61,13 @@ typedef struct {
      * to, which is fetched into the cache meanwhile; itemsize 0 if there is none. */
     void (*draw)(const fd_stream *stream, uint64_t start, size_t n, uint8_t *bits,
                  const char *ahead, size_t itemsize);
-    fd_apply_fn *apply[FD_DTYPES];
+    fd_apply_fn *apply[FD_OPS][FD_DTYPES];
+    /* sum[i] += x[i] */
+    void (*add_to[FD_DTYPES])(const char *x, double *sum, size_t n);
     /* n blocks of Philox4x32 with 7 or 10 rounds: the hook of the known-answer tests. */
     void (*philox)(const uint32_t *counters, const uint32_t key[2], int rounds, size_t n,
                    uint32_t *words);
 } fd_kernels;
-
-fd_stream fd_stream_of(uint64_t seed, uint64_t call, double p);
-double fd_scale(double p); /* 1 / (1 - p); 0 at p = 1 */
 
 /* The i-th of the tables that this CPU can run, the fastest first; NULL behind the last. */
 const fd_kernels *fd_kernels_at(int i);
@@ -60,17 +78,42 @@ typedef struct {
     int64_t n, x, y, bit;
 } fd_axis;
 
-/* Contiguous: draw and apply in one pass. saved (n bits) may be NULL. start: index of element 0. */
-void fd_dropout(const fd_kernels *k, fd_stream stream, uint64_t start, fd_dtype dtype,
-                const char *x, char *y, uint8_t *saved, size_t n, double scale);
+/* What all drivers need: which kernels, on how many threads, and from which size of y on to write
+ * past the caches. */
+typedef struct {
+    const fd_kernels *kernels;
+    int threads;
+    uint64_t stream_bytes;
+} fd_machine;
+
+/* Bytes of the last-level cache. */
+uint64_t fd_cache_bytes(void);
+
+/* Contiguous: draw and apply in one pass. start: index of element 0. bias repeats after bias_length
+ * elements and is FD_BIAS_ROOM longer, so that a tile finds its part in one piece. saved: the n keep
+ * bits, or NULL. */
+#define FD_BIAS_ROOM (FD_TILE + 64)
+void fd_forward(fd_machine m, fd_stream stream, uint64_t start, fd_op op, fd_dtype dtype,
+                fd_operands operands, size_t bias_length, uint8_t *saved, size_t n, double scale);
+
+/* Contiguous, from n packed bits. */
+void fd_backward(fd_machine m, fd_dtype dtype, const char *dy, char *dx, const uint8_t *bits,
+                 size_t n, double scale);
+
+/* fd_backward, and the sums over the rows of dx, which are `row` elements long, in one pass; with
+ * bits == NULL the sums alone. sums: FD_PARTS * row float64, the result in the first row. The order
+ * of the additions depends on n and row only. */
+enum { FD_PARTS = 32 };
+void fd_backward_sums(fd_machine m, fd_dtype dtype, const char *dy, char *dx, const uint8_t *bits,
+                      size_t n, size_t row, double *sums, double scale);
 
 /* Draw a block of the mask array into packed bits, in the block's C order. shape and stride (in
  * elements of the whole mask array) describe the block, start is the index of its first element. */
-void fd_draw(const fd_kernels *k, fd_stream stream, uint64_t start, int ndim, const int64_t *shape,
+void fd_draw(fd_machine m, fd_stream stream, uint64_t start, int ndim, const int64_t *shape,
              const int64_t *stride, uint8_t *bits);
 
-/* Apply packed bits to any layout. The axes are reordered and merged in place. */
-void fd_apply(const fd_kernels *k, fd_dtype dtype, const char *x, char *y, const uint8_t *bits,
-              int ndim, fd_axis *axis, double scale);
+/* Apply packed bits to any layout of x and y; operands beside them only if all are contiguous. */
+void fd_apply(fd_machine m, fd_op op, fd_dtype dtype, fd_operands operands, size_t bias_length,
+              const uint8_t *bits, int ndim, const fd_axis *axis, double scale);
 
 #endif

@@ -55,28 +55,79 @@ static inline BITS bits_load(const uint8_t *p, unsigned shift)
     return _mm256_set1_epi32((int)v);
 }
 
-static inline __m256 f32_load_kept(const char *p, BITS b, int j)
+static inline __m256i bits_signs32(BITS b, int j)
 {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    const __m256i sign = _mm256_sllv_epi32(b, _mm256_sub_epi32(_mm256_set1_epi32(31 - j), lane));
-    return _mm256_maskload_ps((const float *)p, sign);
+    return _mm256_sllv_epi32(b, _mm256_sub_epi32(_mm256_set1_epi32(31 - j), lane));
+}
+static inline __m256i bits_signs64(BITS b, int j)
+{
+    const __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
+    return _mm256_sllv_epi64(b, _mm256_sub_epi64(_mm256_set1_epi64x(63 - j), lane));
+}
+static inline __m256 f32_kept(__m256 v, BITS b, int j)
+{
+    const __m256i mask = _mm256_srai_epi32(bits_signs32(b, j), 31);
+    return _mm256_and_ps(v, _mm256_castsi256_ps(mask));
+}
+static inline __m256 f32_relu(__m256 v, uint32_t *active)
+{
+    const __m256 mask = _mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_NLE_UQ);
+    *active = (uint32_t)_mm256_movemask_ps(mask);
+    return _mm256_and_ps(v, mask);
 }
 #define F32_VEC __m256
 #define F32_WIDTH 8
-#define F32_LOAD_KEPT f32_load_kept
+#define F32_LOAD(p) _mm256_loadu_ps((const float *)(p))
+#define F32_LOAD_KEPT(p, b, j) _mm256_maskload_ps((const float *)(p), bits_signs32(b, j))
 #define F32_STORE(p, v) _mm256_storeu_ps((float *)(p), v)
+#define F32_STREAM(p, v) _mm256_stream_ps((float *)(p), v)
 #define F32_SET(s) _mm256_set1_ps((float)(s))
+#define F32_ADD(a, b) _mm256_add_ps(a, b)
 #define F32_MUL(a, b) _mm256_mul_ps(a, b)
+#define F32_RELU f32_relu
 
-static inline __m256d f64_load_kept(const char *p, BITS b, int j)
+static inline __m256d f64_relu(__m256d v, uint32_t *active)
 {
-    const __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
-    const __m256i sign = _mm256_sllv_epi64(b, _mm256_sub_epi64(_mm256_set1_epi64x(63 - j), lane));
-    return _mm256_maskload_pd((const double *)p, sign);
+    const __m256d mask = _mm256_cmp_pd(v, _mm256_setzero_pd(), _CMP_NLE_UQ);
+    *active = (uint32_t)_mm256_movemask_pd(mask);
+    return _mm256_and_pd(v, mask);
 }
 #define F64_VEC __m256d
 #define F64_WIDTH 4
-#define F64_LOAD_KEPT f64_load_kept
+#define F64_LOAD(p) _mm256_loadu_pd((const double *)(p))
+#define F64_LOAD_KEPT(p, b, j) _mm256_maskload_pd((const double *)(p), bits_signs64(b, j))
 #define F64_STORE(p, v) _mm256_storeu_pd((double *)(p), v)
+#define F64_STREAM(p, v) _mm256_stream_pd((double *)(p), v)
 #define F64_SET(s) _mm256_set1_pd(s)
+#define F64_ADD(a, b) _mm256_add_pd(a, b)
 #define F64_MUL(a, b) _mm256_mul_pd(a, b)
+#define F64_RELU f64_relu
+
+#define F16_LOAD(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
+#define F16_LOAD_KEPT(p, b, j) f32_kept(F16_LOAD(p), b, j)
+#define F16_PACK(v) _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#define F16_STORE(p, v) _mm_storeu_si128((__m128i *)(p), F16_PACK(v))
+#define F16_STREAM(p, v) _mm_stream_si128((__m128i *)(p), F16_PACK(v))
+
+static inline __m256 bf16_load(const char *p)
+{
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+/* To nearest even; a NaN becomes the quiet NaN of its sign, as in ml_dtypes. */
+static inline __m128i bf16_pack(__m256 v)
+{
+    const __m256i u = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    const __m256i near = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd);
+    const __m256i nan = _mm256_or_si256(_mm256_and_si256(u, _mm256_set1_epi32(INT32_MIN)),
+                                        _mm256_set1_epi32(0x7fc00000));
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i top = _mm256_srli_epi32(_mm256_blendv_epi8(near, nan, is_nan), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(top), _mm256_extracti128_si256(top, 1));
+}
+#define BF16_LOAD(p) bf16_load(p)
+#define BF16_LOAD_KEPT(p, b, j) f32_kept(bf16_load(p), b, j)
+#define BF16_STORE(p, v) _mm_storeu_si128((__m128i *)(p), bf16_pack(v))
+#define BF16_STREAM(p, v) _mm_stream_si128((__m128i *)(p), bf16_pack(v))

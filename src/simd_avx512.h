@@ -46,16 +46,62 @@ static inline BITS bits_load(const uint8_t *p, unsigned shift)
     return (uint32_t)(load_le64(p) >> shift);
 }
 
+static inline __m512 f32_relu(__m512 v, uint32_t *active)
+{
+    const __mmask16 mask = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NLE_UQ);
+    *active = mask;
+    return _mm512_maskz_mov_ps(mask, v);
+}
 #define F32_VEC __m512
 #define F32_WIDTH 16
+#define F32_LOAD(p) _mm512_loadu_ps(p)
 #define F32_LOAD_KEPT(p, b, j) _mm512_maskz_loadu_ps((__mmask16)((b) >> (j)), p)
 #define F32_STORE(p, v) _mm512_storeu_ps(p, v)
+#define F32_STREAM(p, v) _mm512_stream_ps((float *)(p), v)
 #define F32_SET(s) _mm512_set1_ps((float)(s))
+#define F32_ADD(a, b) _mm512_add_ps(a, b)
 #define F32_MUL(a, b) _mm512_mul_ps(a, b)
+#define F32_RELU f32_relu
 
+static inline __m512d f64_relu(__m512d v, uint32_t *active)
+{
+    const __mmask8 mask = _mm512_cmp_pd_mask(v, _mm512_setzero_pd(), _CMP_NLE_UQ);
+    *active = mask;
+    return _mm512_maskz_mov_pd(mask, v);
+}
 #define F64_VEC __m512d
 #define F64_WIDTH 8
+#define F64_LOAD(p) _mm512_loadu_pd(p)
 #define F64_LOAD_KEPT(p, b, j) _mm512_maskz_loadu_pd((__mmask8)((b) >> (j)), p)
 #define F64_STORE(p, v) _mm512_storeu_pd(p, v)
+#define F64_STREAM(p, v) _mm512_stream_pd((double *)(p), v)
 #define F64_SET(s) _mm512_set1_pd(s)
+#define F64_ADD(a, b) _mm512_add_pd(a, b)
 #define F64_MUL(a, b) _mm512_mul_pd(a, b)
+#define F64_RELU f64_relu
+
+#define LOAD16(p) _mm256_loadu_si256((const __m256i *)(p))
+#define F16_LOAD(p) _mm512_cvtph_ps(LOAD16(p))
+#define F16_LOAD_KEPT(p, b, j) _mm512_maskz_cvtph_ps((__mmask16)((b) >> (j)), LOAD16(p))
+#define F16_PACK(v) _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#define F16_STORE(p, v) _mm256_storeu_si256((__m256i *)(p), F16_PACK(v))
+#define F16_STREAM(p, v) _mm256_stream_si256((__m256i *)(p), F16_PACK(v))
+
+/* To nearest even; a NaN becomes the quiet NaN of its sign, as in ml_dtypes. (The instruction of
+ * AVX512_BF16 would flush subnormal numbers.) */
+static inline __m256i bf16_pack(__m512 v)
+{
+    const __m512i u = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    const __m512i near = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
+    const __m512i nan = _mm512_or_si512(_mm512_and_si512(u, _mm512_set1_epi32(INT32_MIN)),
+                                        _mm512_set1_epi32(0x7fc00000));
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(near, is_nan, nan), 16));
+}
+#define BF16_WIDE(i) _mm512_castsi512_ps(_mm512_slli_epi32(i, 16))
+#define BF16_LOAD(p) BF16_WIDE(_mm512_cvtepu16_epi32(LOAD16(p)))
+#define BF16_LOAD_KEPT(p, b, j)                                                                   \
+    BF16_WIDE(_mm512_maskz_cvtepu16_epi32((__mmask16)((b) >> (j)), LOAD16(p)))
+#define BF16_STORE(p, v) _mm256_storeu_si256((__m256i *)(p), bf16_pack(v))
+#define BF16_STREAM(p, v) _mm256_stream_si256((__m256i *)(p), bf16_pack(v))

@@ -43,37 +43,115 @@ static inline BITS bits_load(const uint8_t *p, unsigned shift)
     return (uint32_t)(load_le64(p) >> shift);
 }
 
-static inline void f32_store(char *p, float v) { memcpy(p, &v, sizeof v); }
-/* By its bits, because a branch on a random bit is mispredicted every other time. */
-static inline float f32_load_kept(const char *p, BITS b, int j)
+/* A type's bits and back: as C has no other way to look at them. */
+static inline uint32_t f32_bits(float v)
 {
     uint32_t u;
+    memcpy(&u, &v, sizeof u);
+    return u;
+}
+static inline float f32_of_bits(uint32_t u)
+{
     float v;
-    memcpy(&u, p, sizeof u);
-    u &= (uint32_t)0 - (b >> j & 1);
     memcpy(&v, &u, sizeof v);
     return v;
 }
+/* Whether bit j is set as a word of ones or zeros: a branch on a random bit would be mispredicted
+ * every other time. */
+#define BIT_MASK(b, j) (0 - (uint64_t)((b) >> (j) & 1))
+
+static inline uint32_t load32(const char *p)
+{
+    uint32_t u;
+    memcpy(&u, p, sizeof u);
+    return u;
+}
+static inline float f32_relu(float v, uint32_t *active)
+{
+    *active = !(v <= 0);
+    return *active ? v : 0;
+}
+static inline void f32_store(char *p, float v) { memcpy(p, &v, sizeof v); }
 #define F32_VEC float
 #define F32_WIDTH 1
-#define F32_LOAD_KEPT f32_load_kept
+#define F32_LOAD(p) f32_of_bits(load32(p))
+#define F32_LOAD_KEPT(p, b, j) f32_of_bits(load32(p) & (uint32_t)BIT_MASK(b, j))
 #define F32_STORE f32_store
+#define F32_STREAM f32_store
 #define F32_SET(s) (float)(s)
+#define F32_ADD(a, b) ((a) + (b))
 #define F32_MUL(a, b) ((a) * (b))
+#define F32_RELU f32_relu
 
-static inline void f64_store(char *p, double v) { memcpy(p, &v, sizeof v); }
-static inline double f64_load_kept(const char *p, BITS b, int j)
+static inline double f64_load(const char *p, uint64_t mask)
 {
     uint64_t u;
     double v;
     memcpy(&u, p, sizeof u);
-    u &= (uint64_t)0 - (b >> j & 1);
+    u &= mask;
     memcpy(&v, &u, sizeof v);
     return v;
 }
+static inline double f64_relu(double v, uint32_t *active)
+{
+    *active = !(v <= 0);
+    return *active ? v : 0;
+}
+static inline void f64_store(char *p, double v) { memcpy(p, &v, sizeof v); }
 #define F64_VEC double
 #define F64_WIDTH 1
-#define F64_LOAD_KEPT f64_load_kept
+#define F64_LOAD(p) f64_load(p, UINT64_MAX)
+#define F64_LOAD_KEPT(p, b, j) f64_load(p, BIT_MASK(b, j))
 #define F64_STORE f64_store
+#define F64_STREAM f64_store
 #define F64_SET(s) (s)
+#define F64_ADD(a, b) ((a) + (b))
 #define F64_MUL(a, b) ((a) * (b))
+#define F64_RELU f64_relu
+
+static inline uint32_t load16(const char *p)
+{
+    uint16_t u;
+    memcpy(&u, p, sizeof u);
+    return u;
+}
+static inline void store16(char *p, uint32_t v)
+{
+    const uint16_t u = (uint16_t)v;
+    memcpy(p, &u, sizeof u);
+}
+/* float16 to float32, exactly: the exponent is moved up by a multiplication, subnormals included. */
+static inline float f16_wide(uint32_t h)
+{
+    const uint32_t sign = (h & 0x8000) << 16, rest = (h & 0x7fff) << 13;
+    if (rest >= 0x0f800000) /* infinite or NaN */
+        return f32_of_bits(sign | 0x7f800000 | rest);
+    return f32_of_bits(sign | f32_bits(f32_of_bits(rest) * 0x1p112f));
+}
+/* float32 to float16, to nearest even. */
+static inline uint32_t f16_pack(float v)
+{
+    const uint32_t u = f32_bits(v), sign = u >> 16 & 0x8000, a = u & 0x7fffffff;
+    if (a > 0x7f800000) /* NaN: quiet, with the top of its payload */
+        return sign | 0x7e00 | (a >> 13 & 0x3ff);
+    if (a >= 0x477ff000) /* 65520 and more round to infinity */
+        return sign | 0x7c00;
+    if (a < 0x38800000) /* subnormal: 1/2 has the units of its last place, the addition rounds */
+        return sign | (f32_bits(f32_of_bits(a) + 0.5f) - 0x3f000000);
+    return sign | (a - 0x38000000 + 0xfff + (a >> 13 & 1)) >> 13;
+}
+#define F16_LOAD(p) f16_wide(load16(p))
+#define F16_LOAD_KEPT(p, b, j) f16_wide(load16(p) & (uint32_t)BIT_MASK(b, j))
+#define F16_STORE(p, v) store16(p, f16_pack(v))
+#define F16_STREAM F16_STORE
+
+/* float32 to bfloat16, to nearest even; a NaN becomes the quiet NaN of its sign, as in ml_dtypes. */
+static inline uint32_t bf16_pack(float v)
+{
+    const uint32_t u = f32_bits(v);
+    return v != v ? (u >> 16 & 0x8000) | 0x7fc0 : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+}
+#define BF16_LOAD(p) f32_of_bits(load16(p) << 16)
+#define BF16_LOAD_KEPT(p, b, j) f32_of_bits((load16(p) & (uint32_t)BIT_MASK(b, j)) << 16)
+#define BF16_STORE(p, v) store16(p, bf16_pack(v))
+#define BF16_STREAM BF16_STORE

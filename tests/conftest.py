@@ -1,3 +1,4 @@
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -5,6 +6,7 @@ from fastdrop import _core
 
 RATES = [0, 1e-9, 0.1, 0.2, 0.25, 1 / 3, 0.5, 0.9, 1 - 1e-9, 1]
 DTYPES = [np.float32, np.float64]
+ALL_DTYPES = [*DTYPES, np.float16, ml_dtypes.bfloat16]
 
 
 @pytest.fixture(params=_core.available_isas())
@@ -18,6 +20,12 @@ def isa(request):
 
 @pytest.fixture(params=DTYPES, ids=lambda dtype: np.dtype(dtype).name)
 def dtype(request):
+    return request.param
+
+
+@pytest.fixture(params=ALL_DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+def any_dtype(request):
+    """16-bit types, too."""
     return request.param
 
 

@@ -33,25 +33,26 @@ def test_pickle(case):
     assert repr(copy) == repr(ctx)
 
 
-GOOD = ((3, 50), 0.3, 1, 2, None, bytes(19))
+GOOD = (fd.Context, (3, 50), 0.3, 1, 2, None, bytes(19))
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {0: (3, -50)},
-        {0: (4, 50)},  # more elements than bits
-        {0: "ab"},
-        {1: 1.5},
-        {1: None},
-        {2: 2**64},
+        {0: dict},
+        {1: (3, -50)},
+        {1: (4, 50)},  # more elements than bits
+        {1: "ab"},
+        {2: 1.5},
         {2: None},
-        {3: -1},
-        {4: ((5,), None)},
-        {4: ((), ((0,), (9,)))},
-        {5: bytes(18)},
-        {5: bytearray(19)},
-        {5: np.zeros(19, np.uint8)},
+        {3: 2**64},
+        {3: None},
+        {4: -1},
+        {5: ((5,), None)},
+        {5: ((), ((0,), (9,)))},
+        {6: bytes(18)},
+        {6: bytearray(19)},
+        {6: np.zeros(19, np.uint8)},
     ],
     ids=str,
 )
