@@ -261,10 +261,14 @@ def plan(sizes: Sequence[int], names: Sequence[str], threads: Sequence[int]) -> 
 def measure(
     case: Case, rates: Sequence[float], makers: dict[str, Maker], seconds: float
 ) -> list[Timing]:
-    """Time fastdrop at all rates and the others at the first, in about so many seconds."""
+    """Time fastdrop at all rates and the others at the first, in about so many seconds.
+
+    A minute would not do for the others at all rates. NumPy takes equally long at any; PyTorch
+    does not, so its rate is shown with it.
+    """
     x, y = arrays(case.size, case.dtype)
     functions: dict[Any, Function] = dict(copies(x, y))
-    pairs = [("fastdrop", p, fastdrop) for p in rates]
+    pairs: list[tuple[str, float, Maker]] = [("fastdrop", p, fastdrop) for p in rates]
     pairs += [(name, rates[0], maker) for name, maker in makers.items()]
     for name, p, maker in pairs:
         functions[name, "forward", p], functions[name, "backward", p] = maker(x, y, p)
