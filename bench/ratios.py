@@ -4,18 +4,14 @@ A ratio is the median of five runs; a run alternates the two functions and takes
 of each (see `fastdrop.timing`). "A copy" is the faster of np.copyto and np.multiply by 1.
 """
 
-import platform
-from pathlib import Path
 from statistics import median
 
 import numpy as np
-from cases import operations
 from tabulate import tabulate
 
 import fastdrop as fd
+from fastdrop.bench import COPIES, cpu, operations
 from fastdrop.timing import fastest
-
-COPIES = "copyto", "multiply by 1"
 
 
 def ratio(functions, name, base):
@@ -57,17 +53,9 @@ def throughput(sizes):
     return [[name, *(t[n] / n * 1e9 for n in sizes)] for name, t in rows.items()]
 
 
-def machine():
-    """The CPU's name, where Linux tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def main():
     isa = fd.cpu_features()["isa"]
-    print(f"{machine()}, NumPy {np.__version__}, fastdrop {fd.__version__}, kernels: {isa}\n")
+    print(f"{cpu()}, NumPy {np.__version__}, fastdrop {fd.__version__}, kernels: {isa}\n")
     headers = ["ratio", "at most", "measured"]
     print(tabulate(promises(), headers, floatfmt=".2f", tablefmt="github"), end="\n\n")
     exponents = 12, 16, 20, 24

@@ -1,7 +1,7 @@
 """Dropout for NumPy: as fast as copying the array, the same mask everywhere."""
 
 try:
-    import fastdrop._core
+    import fastdrop._core  # noqa: F401, only to see that it is there
 except ModuleNotFoundError as error:
     raise ImportError("fastdrop is not built; in a source tree run: pip install -e .") from error
 

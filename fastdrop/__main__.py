@@ -1,4 +1,4 @@
-"""The command line: ``python -m fastdrop info`` and ``python -m fastdrop train``."""
+"""The command line: ``python -m fastdrop info``, ``train`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -43,6 +43,31 @@ def train(args: argparse.Namespace) -> None:
     print(f"\n{mlp.table(runs)}\n\ncurves: {args.out / 'curves.png'}")
 
 
+def bench(args: argparse.Namespace) -> None:
+    """Time dropout on this machine, beside a copy, NumPy and frameworks; print a table, draw it."""
+    try:
+        from fastdrop import bench as timed
+    except ModuleNotFoundError as error:
+        sys.exit(f"bench needs {error.name}: pip install 'fastdrop[bench]'")
+    taken = timed.dtypes()
+    if refused := set(args.dtypes or ()) - set(taken):
+        sys.exit(f"{', '.join(sorted(refused))}: fastdrop takes {', '.join(taken)} here")
+    exponents, seconds = timed.EXPONENTS, timed.SECONDS
+    if args.quick:
+        exponents, seconds = timed.QUICK_EXPONENTS, timed.QUICK_SECONDS
+    cases = timed.plan(
+        [2**e for e in sorted(args.sizes or exponents)],
+        args.dtypes or taken,
+        args.threads or timed.thread_counts(),
+    )
+    timings = timed.run(cases, args.rates or timed.RATES, args.seconds or seconds)
+    args.out.mkdir(parents=True, exist_ok=True)
+    timed.save_json(timings, args.out / "bench.json")
+    timed.plot(timings, args.out / "bench.png")
+    print(f"{timed.headline()}\n\n{timed.table(timings)}\n\nfigures: {args.out / 'bench.json'}")
+    print(f"picture: {args.out / 'bench.png'}")
+
+
 def _rate(text: str) -> float:
     p = float(text)
     if not 0.0 < p < 1.0:
@@ -55,6 +80,13 @@ def _count(text: str) -> int:
     if n < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
     return n
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0.0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+    return seconds
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -84,6 +116,40 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--seed", type=int, default=0, help="decides split, weights and masks")
     command.add_argument(
         "--out", type=Path, default=Path("fastdrop-train"), help="folder for curves.png"
+    )
+
+    command = commands.add_parser("bench", help=bench.__doc__, description=bench.__doc__)
+    command.set_defaults(run=bench)
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path("fastdrop-bench"),
+        help="folder for bench.json and bench.png (default: fastdrop-bench)",
+    )
+    command.add_argument("--quick", action="store_true", help="three small sizes in a few seconds")
+    command.add_argument("--seconds", type=_seconds, help="about how long (default: 60)")
+    command.add_argument(
+        "--sizes", type=_count, nargs="+", metavar="E", help="2^E elements (default: 8 10 ... 26)"
+    )
+    command.add_argument(
+        "--rates",
+        type=_rate,
+        nargs="+",
+        metavar="P",
+        help="drop rates; the others are timed at the first (default: 0.1 0.2 0.5 0.9)",
+    )
+    command.add_argument(
+        "--dtypes",
+        nargs="+",
+        metavar="D",
+        help="the first at every size, the others at every third (default: all fastdrop takes)",
+    )
+    command.add_argument(
+        "--threads",
+        type=_count,
+        nargs="+",
+        metavar="N",
+        help="thread counts (default: 1 and fastdrop's own)",
     )
 
     args = parser.parse_args(argv)

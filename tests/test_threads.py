@@ -195,7 +195,7 @@ small = count()
 fd.dropout(np.ones(600_000, np.float32), 0.2, rng=1)
 print(small - before, count() - before)
 """
-    single = {name: "1" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")}
+    single = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")
     assert threads_of(code, **single)[0] == "0 2"
 
 
