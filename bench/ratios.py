@@ -1,16 +1,22 @@
-"""The figures fastdrop promises, and its throughput, measured here: ``python bench/ratios.py``.
+"""The figures fastdrop promises, each a ratio within one run: ``python bench/ratios.py``.
 
-A ratio is the median of five runs; a run alternates the two functions and takes the fastest burst
-of each (see `fastdrop.timing`). "A copy" is the faster of np.copyto and np.multiply by 1.
+A ratio is the median of five runs; a run alternates the functions and takes the fastest burst of
+each (see `fastdrop.timing`). "A copy" is the faster of np.copyto and np.multiply by 1. The bounds are
+for AVX2 and two CPUs: run it with FASTDROP_ISA=avx2 to compare, and on a quiet machine.
 """
 
+import argparse
+from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 
+import ml_dtypes
 import numpy as np
 from tabulate import tabulate
+from tqdm import tqdm
 
 import fastdrop as fd
-from fastdrop.bench import COPIES, cpu, operations
+from fastdrop import _core
+from fastdrop.bench import COPIES, headline, operations, pytorch
 from fastdrop.timing import fastest
 
 
@@ -23,45 +29,127 @@ def ratio(functions, name, base):
     return median(runs)
 
 
-def promises():
-    """(case, at most, measured) of each figure."""
+def on(threads, function):
+    """The function on so many threads."""
+
+    def run():
+        fd.set_num_threads(threads)
+        function()
+
+    return run
+
+
+def arrays(log2n, count, dtype=np.float32):
+    generator = np.random.default_rng(0)
+    return [generator.standard_normal(2**log2n, np.float32).astype(dtype) for _ in range(count)]
+
+
+def against_a_copy():
     for p, name, bound in [
-        (0.2, "forward", 3.0),
-        (0.5, "forward", 1.6),
-        (0.2, "backward, bits", 1.4),
+        (0.2, "forward", 2.7),
+        (0.5, "forward", 1.3),
+        (0.2, "backward, bits", 1.15),
     ]:
-        measured = ratio(operations(2**16, np.float32, p), name, COPIES)
-        yield f"{name}, p = {p}, 2^16 float32 / a copy", bound, measured
+        functions = {k: on(1, f) for k, f in operations(2**16, np.float32, p).items()}
+        yield f"{name}, p = {p}, 64 Ki, 1 thread / a copy", bound, ratio(functions, name, COPIES)
+
+
+def against_the_fastest_copy(threads):
+    """64 Mi elements beside three copies on as many threads."""
+    x, y = arrays(26, 2)
+    parts = list(zip(np.array_split(x, threads), np.array_split(y, threads), strict=True))
+    pool, rng = ThreadPoolExecutor(threads), fd.Rng(1)
+
+    def kernel(p, stream):
+        """At a rate that rounds to 0, dropout is a copy by the same stores."""
+        before = _core.set_stream_bytes(stream)
+        fd.dropout(x, p, rng=rng, out=y, save="seed")
+        _core.set_stream_bytes(before)
+
+    functions = {
+        "np.copyto": lambda: list(pool.map(lambda part: np.copyto(part[1], part[0]), parts)),
+        "streamed": on(threads, lambda: kernel(1e-12, 0)),
+        "stored": on(threads, lambda: kernel(1e-12, 2**62)),
+    }
+    base = list(functions)
+    for p, bound in [(0.2, 1.3), (0.5, 1.2)]:
+        functions["forward"] = on(threads, lambda p=p: fd.dropout(x, p, rng=rng, out=y))
+        case = f"forward, p = {p}, 64 Mi, {threads} threads / the fastest copy on them"
+        yield case, bound, ratio(functions, "forward", base)
+
+
+def of_itself(threads):
+    wide, *small = (
+        operations(2**16, dtype, 0.2)["forward"]
+        for dtype in (np.float32, np.float16, ml_dtypes.bfloat16)
+    )
+    for name, function in zip(("float16", "bfloat16"), small, strict=True):
+        functions = {"float32": on(1, wide), name: on(1, function)}
+        measured = ratio(functions, name, ["float32"])
+        yield f"{name} / float32, forward, p = 0.2, 64 Ki", 1.3, measured
+    forward = operations(2**20, np.float32, 0.2)["forward"]
+    functions = {"one": on(1, forward), "all": on(threads, forward)}
+    measured = ratio(functions, "all", ["one"])
+    yield f"{threads} threads / 1, forward, p = 0.2, 1 Mi", 0.6, measured
+
+
+def over_peers(threads):
+    """How many times faster, the least over the sizes."""
+    for name, bound in [("tuned NumPy, forward", 8), ("PyTorch", 25)]:
+        times = []
+        for log2n in (16, 20, 24):
+            functions = operations(2**log2n, np.float32, 0.2)
+            if name == "PyTorch":
+                fd.set_num_threads(threads)
+                try:
+                    functions[name] = pytorch(*arrays(log2n, 2), 0.2)[0]
+                except ImportError:
+                    return
+            functions["forward"] = on(threads, functions["forward"])
+            times.append(ratio(functions, name, ["forward"]))
+        case = f"{name.split(',')[0]} / forward, p = 0.2, 64 Ki ... 16 Mi, {threads} threads"
+        yield case, f"at least {bound}", min(times)
+
+
+def calls():
     x, y, rng = np.ones(16, np.float32), np.empty(16, np.float32), fd.Rng(1)
-    call = {
+    functions = {
         "np.multiply": lambda: np.multiply(x, 1.25, out=y),
         "call": lambda: fd.dropout(x, 0.2, rng=rng),
     }
-    yield "a call on 16 elements / np.multiply(x, s, out=y)", 4.0, ratio(call, "call", call)
+    measured = ratio(functions, "call", ["np.multiply"])
+    yield "a call on 16 elements / np.multiply(x, s, out=y)", 3.0, measured
 
 
-def throughput(sizes):
-    """Rows of ns an element, float32, one column a size."""
-    rows = {}
-    for n in sizes:
-        for p in (0.2, 0.5):
-            seconds = fastest(operations(n, np.float32, p), seconds=0.3)
-            rows.setdefault("a copy", {})[n] = min(seconds.pop(name) for name in COPIES)
-            for name, t in seconds.items():
-                by_rate = name.startswith(("forward", "keep")) or name.endswith("seed")
-                rows.setdefault(f"{name}, p = {p}" if by_rate else name, {})[n] = t
-    return [[name, *(t[n] / n * 1e9 for n in sizes)] for name, t in rows.items()]
+def fused(threads):
+    x, r, y = arrays(26, 3)
+    rng = fd.Rng(1)
+    functions = {
+        "np.add": lambda: np.add(x, r, out=y),
+        "dropout_add": on(threads, lambda: fd.dropout_add(x, r, 0.2, rng=rng, out=y)),
+    }
+    measured = ratio(functions, "dropout_add", ["np.add"])
+    yield f"dropout_add, {threads} threads / np.add on 1, 64 Mi", 1.0, measured
 
 
 def main():
-    isa = fd.cpu_features()["isa"]
-    print(f"{cpu()}, NumPy {np.__version__}, fastdrop {fd.__version__}, kernels: {isa}\n")
-    headers = ["ratio", "at most", "measured"]
-    print(tabulate(promises(), headers, floatfmt=".2f", tablefmt="github"), end="\n\n")
-    exponents = 12, 16, 20, 24
-    headers = ["ns an element, float32", *(f"2^{e}" for e in exponents)]
-    rows = throughput([2**e for e in exponents])
-    print(tabulate(rows, headers, floatfmt=".2f", tablefmt="github"))
+    threads = fd.get_num_threads()
+    groups = {
+        "copy": against_a_copy,
+        "large": lambda: against_the_fastest_copy(threads),
+        "itself": lambda: of_itself(threads),
+        "peers": lambda: over_peers(threads),
+        "calls": calls,
+        "fused": lambda: fused(threads),
+    }
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(groups)}; all")
+    chosen = parser.parse_args().groups or groups
+    rows = [row for name in tqdm(chosen) for row in groups[name]()]
+    print(headline())
+    print(
+        tabulate(rows, ["ratio, float32", "at most", "measured"], floatfmt=".2f", tablefmt="github")
+    )
 
 
 if __name__ == "__main__":

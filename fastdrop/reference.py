@@ -61,6 +61,15 @@ def compute_type(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
+def rounded(y: npt.NDArray, dtype: np.dtype) -> npt.NDArray:
+    """To nearest even. A bfloat16 NaN keeps its payload, as NumPy's other NaN do."""
+    if dtype.name != "bfloat16":
+        return y.astype(dtype)
+    u = y.view(np.uint32)
+    odd = u >> np.uint32(16) & np.uint32(1)
+    return (u + np.uint32(0x7FFF) + odd >> np.uint32(16)).astype(np.uint16).view(dtype)
+
+
 def apply(x: npt.NDArray, mask: npt.NDArray[np.bool_], p: float) -> npt.NDArray:
     """Kept elements times the scale, in the compute type, rounded once; dropped ones +0."""
     return x.copy() if p == 0.0 else fused(x, mask, p)
@@ -99,4 +108,4 @@ def fused(
             y = np.where(y <= 0, compute(0), y)
         if residual is not None:
             y = residual.astype(compute) + y
-        return y.astype(x.dtype)
+        return rounded(y, x.dtype)

@@ -294,7 +294,7 @@ def draw(uint64_t seed, uint64_t call, double p, block):
 cdef void walk(fd_op op, cnp.ndarray x, cnp.ndarray y, fd_operands *o, size_t bias_length,
                bytes bits, double p, block):
     """Apply a packed mask to any layout."""
-    cdef const uint8_t *mask = <const uint8_t *> <char *> PyBytes_AS_STRING(bits)
+    cdef uint8_t *mask = <uint8_t *> PyBytes_AS_STRING(bits)
     cdef fd_dtype dtype = <fd_dtype> dtype_of(x)
     cdef int ndim = cnp.PyArray_NDIM(x)
     cdef fd_axis axis[64]
@@ -314,7 +314,7 @@ cdef void walk(fd_op op, cnp.ndarray x, cnp.ndarray y, fd_operands *o, size_t bi
 def backward(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double p, block):
     """dx = dy * scale where the packed mask says kept, else 0."""
     cdef fd_operands o = fd_operands(data(dy), NULL, NULL, data(dx), NULL)
-    cdef const uint8_t *mask = <const uint8_t *> <char *> PyBytes_AS_STRING(bits)
+    cdef uint8_t *mask = <uint8_t *> PyBytes_AS_STRING(bits)
     cdef fd_dtype dtype = <fd_dtype> dtype_of(dy)
     cdef size_t n = <size_t> cnp.PyArray_SIZE(dy)
     if flat(dy, dx) and (block is None or block.is_run):
@@ -328,7 +328,7 @@ def backward_sums(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double p, cnp.ndar
     """`backward` on C-contiguous arrays, one bit an element, and the sums over all but the last
     axis in sums[0], float64 of shape (PARTS, length of the last axis). bits None: the sums alone.
     """
-    cdef const uint8_t *mask = NULL if bits is None else <const uint8_t *> PyBytes_AS_STRING(bits)
+    cdef uint8_t *mask = NULL if bits is None else <uint8_t *> PyBytes_AS_STRING(bits)
     cdef fd_dtype dtype = <fd_dtype> dtype_of(dx)
     cdef char *py = data(dy)
     cdef char *px = data(dx)

@@ -51,3 +51,9 @@ static inline void bits_put(uint8_t *dst, uint64_t at, uint64_t value)
     const uint64_t before = load_le64(p) & ((UINT64_C(1) << at % 8) - 1);
     store_le64(p, before | value << at % 8);
 }
+/* As bits_put, but into zeros that may have anything after them. */
+static inline void bits_or(uint8_t *dst, uint64_t at, uint32_t value)
+{
+    uint8_t *p = dst + at / 8;
+    store_le64(p, load_le64(p) | (uint64_t)value << at % 8);
+}

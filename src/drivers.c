@@ -145,7 +145,7 @@ typedef struct {
     const fd_kernels *kernels;
     fd_stream stream;
     uint64_t start, size;
-    int axes;
+    int axes, dense; /* dense: runs follow each other so closely that what is between is drawn, too */
     int64_t n[FD_MAX_DIMS + 1], stride[FD_MAX_DIMS + 1];
     uint8_t *bits;
 } Draw;
@@ -161,13 +161,20 @@ static void draw_tiles(const void *job, uint64_t first, uint64_t last)
         j /= (uint64_t)d->n[a];
         start += (uint64_t)(at[a] * d->stride[a]);
     }
+    uint8_t window[FD_BITS_BYTES], bits[FD_BITS_BYTES];
+    uint64_t from = 0, until = 0; /* indices in the window */
     for (uint64_t tile = first; tile < last; tile++) {
-        uint8_t run[FD_BITS_BYTES], bits[FD_BITS_BYTES];
         const size_t m = min_size(d->size - tile * FD_TILE, FD_TILE);
         for (size_t done = 0, r; done < m; done += r) {
             r = min_size(m - done, (uint64_t)(d->n[inner] - at[inner]));
-            draw_run(d->kernels, &d->stream, start, r, run, (const char *)run, 0);
-            bits_copy(bits, done, run, 0, r);
+            if (start < from || start >= until) {
+                from = start - start % FD_ALIGN;
+                until = d->dense ? from + FD_TILE : start + r;
+                d->kernels->draw(&d->stream, from, (size_t)(until - from), window,
+                                 (const char *)window, 0);
+            }
+            r = min_size(r, until - start);
+            bits_copy(bits, done, window, start - from, r);
             start += r;
             at[inner] += (int64_t)r;
             for (int a = inner; at[a] == d->n[a] && a; a--) {
@@ -202,6 +209,7 @@ void fd_draw(fd_machine m, fd_stream stream, uint64_t start, int ndim, const int
         d.n[d.axes] = 1;
         d.stride[d.axes++] = 1;
     }
+    d.dense = d.axes == 1 || d.stride[d.axes - 2] < 8 * d.n[d.axes - 1];
     if (d.size)
         pool_run(m.threads, tiles(d.size), CHUNK, draw_tiles, &d);
 }
@@ -211,7 +219,6 @@ void fd_draw(fd_machine m, fd_stream stream, uint64_t start, int ndim, const int
 typedef struct {
     Elements e;
     const uint8_t *mask;
-    int64_t bit; /* of the first element */
     int axes, inner, gather_x, gather_y;
     uint64_t n, per_run; /* elements of a run, and its tiles */
     fd_axis axis[FD_MAX_DIMS];
@@ -255,15 +262,18 @@ static void expand(const Walk *w, int64_t bit, uint64_t j, size_t m, uint8_t *bi
     }
 }
 
-/* `size` bytes from every sx-th to every sy-th byte. */
+/* n elements of `size` bytes, sx and sy bytes apart. */
 static void copy_strided(const char *x, int64_t sx, char *y, int64_t sy, size_t n, size_t size)
 {
-    for (size_t i = 0; i < n; i++, x += sx, y += sy)
-        switch (size) {
-        case 2: memcpy(y, x, 2); break;
-        case 4: memcpy(y, x, 4); break;
-        default: memcpy(y, x, 8);
-        }
+    if (size == 2)
+        for (; n--; x += sx, y += sy)
+            memcpy(y, x, 2);
+    else if (size == 4)
+        for (; n--; x += sx, y += sy)
+            memcpy(y, x, 4);
+    else
+        for (; n--; x += sx, y += sy)
+            memcpy(y, x, 8);
 }
 
 static void walk_tiles(const void *job, uint64_t first, uint64_t last)
@@ -272,7 +282,7 @@ static void walk_tiles(const void *job, uint64_t first, uint64_t last)
     const size_t size = fd_itemsize[w->e.dtype];
     const fd_axis step = w->axis[w->axes - 1];
     Elements e = w->e;
-    int64_t at[FD_MAX_DIMS], bit = w->bit;
+    int64_t at[FD_MAX_DIMS], bit = 0;
     uint64_t run = first / w->per_run, tile = first % w->per_run;
     for (int d = w->inner - 1; d >= 0; d--) {
         at[d] = (int64_t)(run % (uint64_t)w->axis[d].n);
@@ -318,8 +328,85 @@ static void walk_tiles(const void *job, uint64_t first, uint64_t last)
 
 static int by_stride(const void *a, const void *b)
 {
-    const int64_t x = ((const fd_axis *)a)->x, y = ((const fd_axis *)b)->x;
+    const int64_t x = llabs(((const fd_axis *)a)->x), y = llabs(((const fd_axis *)b)->x);
     return (x < y) - (x > y);
+}
+
+/* Merge neighbours that are one axis; returns how many are left. */
+static int merge(fd_axis *axis, int axes)
+{
+    int last = 0;
+    for (int d = 1; d < axes; d++) {
+        const fd_axis a = axis[last], b = axis[d];
+        if (a.x == b.n * b.x && a.y == b.n * b.y && a.bit == b.n * b.bit)
+            axis[last] = (fd_axis){a.n * b.n, b.x, b.y, b.bit};
+        else
+            axis[++last] = b;
+    }
+    return last + 1;
+}
+
+/* Bit j of row[i] to bit i of row[j], 32 x 32: swap ever smaller blocks beside the diagonal. */
+static void transpose32(uint32_t row[32])
+{
+    uint32_t mask = 0x0000ffff;
+    for (int k = 16; k; k >>= 1, mask ^= mask << k)
+        for (int i = 0; i < 32; i = (i + k + 1) & ~k) {
+            const uint32_t swap = (row[i] >> k ^ row[i + k]) & mask;
+            row[i] ^= swap << k;
+            row[i + k] ^= swap;
+        }
+}
+
+/* A copy of the mask with its axes in the order of the walk, so that bits of neighbours in memory
+ * are neighbours, too; sets their new strides. NULL if there is no memory for it. */
+static uint8_t *in_walk_order(const uint8_t *mask, fd_axis *axis, int axes)
+{
+    fd_axis drawn[FD_MAX_DIMS]; /* length, stride in the copy (x), stride in the mask (bit) */
+    int n = 0, unit = 0;
+    int64_t size = 1;
+    for (int d = axes - 1; d >= 0; d--) {
+        if (!axis[d].bit)
+            continue;
+        drawn[n] = (fd_axis){axis[d].n, size, 0, axis[d].bit};
+        if (axis[d].bit == 1)
+            unit = n;
+        n++;
+        axis[d].bit = size;
+        size *= axis[d].n;
+    }
+    uint8_t *const copy = calloc((size_t)(size / 8 + 1 + FD_BITS_PAD), 1);
+    if (!copy)
+        return NULL;
+    /* Rows along drawn[0], contiguous in the copy; columns along the axis contiguous in the mask. */
+    const fd_axis rows = drawn[0], columns = drawn[unit];
+    int64_t at[FD_MAX_DIMS] = {0}, from = 0, to = 0;
+    for (;;) {
+        for (int64_t c = 0; c < columns.n; c += 32)
+            for (int64_t r = 0; r < rows.n; r += 32) {
+                const int64_t nc = columns.n - c < 32 ? columns.n - c : 32;
+                const int64_t nr = rows.n - r < 32 ? rows.n - r : 32;
+                uint32_t block[32] = {0};
+                for (int64_t i = 0; i < nr; i++)
+                    block[i] = (uint32_t)bits_get(mask, (uint64_t)(from + (r + i) * rows.bit + c),
+                                                  (size_t)nc);
+                transpose32(block);
+                for (int64_t j = 0; j < nc; j++)
+                    bits_or(copy, (uint64_t)(to + r + (c + j) * columns.x), block[j]);
+            }
+        int d = 1;
+        for (; d < n; d++) {
+            if (d == unit)
+                continue;
+            from += drawn[d].bit, to += drawn[d].x;
+            if (++at[d] < drawn[d].n)
+                break;
+            from -= drawn[d].n * drawn[d].bit, to -= drawn[d].n * drawn[d].x;
+            at[d] = 0;
+        }
+        if (d >= n)
+            return copy;
+    }
 }
 
 void fd_apply(fd_machine m, fd_op op, fd_dtype dtype, fd_operands o, size_t bias_length,
@@ -328,34 +415,31 @@ void fd_apply(fd_machine m, fd_op op, fd_dtype dtype, fd_operands o, size_t bias
     const int64_t size = (int64_t)fd_itemsize[dtype];
     uint64_t total = 1;
     Walk w = {.mask = bits};
-
-    /* Walk memory forwards, the longest strides outermost; merge axes that are one. */
     for (int d = 0; d < ndim; d++) {
-        fd_axis a = axis[d];
-        total *= (uint64_t)a.n;
-        if (a.n == 1)
-            continue;
-        if (a.x < 0) {
-            o.x += (a.n - 1) * a.x, o.y += (a.n - 1) * a.y, w.bit += (a.n - 1) * a.bit;
-            a.x = -a.x, a.y = -a.y, a.bit = -a.bit;
-        }
-        w.axis[w.axes++] = a;
+        total *= (uint64_t)axis[d].n;
+        if (axis[d].n != 1)
+            w.axis[w.axes++] = axis[d];
     }
     if (!total)
         return;
     if (!w.axes)
         w.axis[w.axes++] = (fd_axis){1, size, size, 1};
-    qsort(w.axis, (size_t)w.axes, sizeof *w.axis, by_stride);
-    int merged = 0;
-    for (int d = 1; d < w.axes; d++) {
-        const fd_axis a = w.axis[merged], b = w.axis[d];
-        if (a.x == b.n * b.x && a.y == b.n * b.y && a.bit == b.n * b.bit)
-            w.axis[merged] = (fd_axis){a.n * b.n, b.x, b.y, b.bit};
-        else
-            w.axis[++merged] = b;
-    }
-    w.axes = merged + 1;
 
+    /* Walk memory in its own order, the longest strides outermost. */
+    qsort(w.axis, (size_t)w.axes, sizeof *w.axis, by_stride);
+    w.axes = merge(w.axis, w.axes);
+    uint8_t *copy = NULL;
+    if (w.axis[w.axes - 1].bit > 1) {
+        fd_axis order[FD_MAX_DIMS];
+        memcpy(order, w.axis, sizeof order);
+        copy = in_walk_order(bits, order, w.axes);
+        if (copy) {
+            w.mask = copy;
+            memcpy(w.axis, order, sizeof order);
+            w.axes = merge(w.axis, w.axes);
+        }
+    }
+    const int merged = w.axes - 1;
     w.inner = merged;
     w.n = (uint64_t)w.axis[merged].n;
     w.gather_x = w.axis[merged].x != size, w.gather_y = w.axis[merged].y != size;
@@ -368,6 +452,7 @@ void fd_apply(fd_machine m, fd_op op, fd_dtype dtype, fd_operands o, size_t bias
     const uint64_t chunk = min_size(w.n, FD_TILE);
     pool_run(m.threads, total / w.n * w.per_run, (CHUNK * FD_TILE + chunk - 1) / chunk, walk_tiles,
              &w);
+    free(copy);
 }
 
 typedef struct {

@@ -115,16 +115,13 @@ static inline __m256 bf16_load(const char *p)
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
-/* To nearest even; a NaN becomes the quiet NaN of its sign, as in ml_dtypes. */
+/* To nearest even. A NaN keeps its payload: that came from 16 bits, so nothing carries into it. */
 static inline __m128i bf16_pack(__m256 v)
 {
     const __m256i u = _mm256_castps_si256(v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
     const __m256i near = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd);
-    const __m256i nan = _mm256_or_si256(_mm256_and_si256(u, _mm256_set1_epi32(INT32_MIN)),
-                                        _mm256_set1_epi32(0x7fc00000));
-    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-    const __m256i top = _mm256_srli_epi32(_mm256_blendv_epi8(near, nan, is_nan), 16);
+    const __m256i top = _mm256_srli_epi32(near, 16);
     return _mm_packus_epi32(_mm256_castsi256_si128(top), _mm256_extracti128_si256(top, 1));
 }
 #define BF16_LOAD(p) bf16_load(p)

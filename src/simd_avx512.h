@@ -87,17 +87,14 @@ static inline __m512d f64_relu(__m512d v, uint32_t *active)
 #define F16_STORE(p, v) _mm256_storeu_si256((__m256i *)(p), F16_PACK(v))
 #define F16_STREAM(p, v) _mm256_stream_si256((__m256i *)(p), F16_PACK(v))
 
-/* To nearest even; a NaN becomes the quiet NaN of its sign, as in ml_dtypes. (The instruction of
- * AVX512_BF16 would flush subnormal numbers.) */
+/* To nearest even. A NaN keeps its payload: that came from 16 bits, so nothing carries into it.
+ * (The instruction of AVX512_BF16 would flush subnormal numbers.) */
 static inline __m256i bf16_pack(__m512 v)
 {
     const __m512i u = _mm512_castps_si512(v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
     const __m512i near = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
-    const __m512i nan = _mm512_or_si512(_mm512_and_si512(u, _mm512_set1_epi32(INT32_MIN)),
-                                        _mm512_set1_epi32(0x7fc00000));
-    const __mmask16 is_nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(near, is_nan, nan), 16));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(near, 16));
 }
 #define BF16_WIDE(i) _mm512_castsi512_ps(_mm512_slli_epi32(i, 16))
 #define BF16_LOAD(p) BF16_WIDE(_mm512_cvtepu16_epi32(LOAD16(p)))

@@ -45,6 +45,15 @@ def test_every_bit_pattern_is_kept_somewhere(isa, small):
     assert seen.all()
 
 
+def test_reference_rounds_as_ml_dtypes(small):
+    """Its own rounding, but for the payload of a NaN."""
+    wide = np.random.default_rng(0).integers(0, 2**32, 10**6, np.uint32).view(np.float32)
+    with np.errstate(all="ignore"):
+        expected = wide.astype(small)
+        actual = reference.rounded(wide[~np.isnan(wide)], np.dtype(small))
+    assert_same_bits(actual, expected[~np.isnan(wide)])
+
+
 @pytest.mark.parametrize("p", [0.2, 0.5])
 def test_lengths_and_misalignment(isa, small, p):
     raw = np.zeros(10_000, np.uint8)
