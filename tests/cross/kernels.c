@@ -1,0 +1,295 @@
+/* One table of kernels against the portable one, bit for bit, without Python: so that a table can be
+ * tested that the Python at hand cannot run (another architecture under qemu, emulated AVX-512).
+ *
+ *     cc -DTABLE=fd_avx2 -I../../src kernels.c ../../src/isa_portable.c ../../src/isa_avx2.c
+ *
+ * usage: kernels [effort], in percent of the usual number of cases. Prints one line; what differs
+ * first is described on stderr, and the exit status is 1 then. */
+#include "fastdrop.h"
+#include <inttypes.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+extern const fd_kernels fd_portable, TABLE;
+
+static const char *const op_name[FD_OPS] = {"dropout", "dropout_add", "bias_dropout_add",
+                                            "relu_dropout"};
+static const char *const dtype_name[FD_DTYPES] = {"float32", "float64", "float16", "bfloat16"};
+
+static void fail(const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    fprintf(stderr, "%s differs from portable: ", TABLE.name);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+    exit(1);
+}
+
+/* splitmix64: the cases are the same in every run. */
+static uint64_t state;
+static uint64_t random64(void)
+{
+    uint64_t z = state += UINT64_C(0x9E3779B97F4A7C15);
+    z = (z ^ z >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
+    z = (z ^ z >> 27) * UINT64_C(0x94D049BB133111EB);
+    return z ^ z >> 31;
+}
+static size_t below(size_t n) { return (size_t)(random64() % n); }
+
+/* Memory that ends where its last byte does (for the address sanitizer), or, if it is written to,
+ * between guards. Its begin is `skew` bytes behind a cache line's. */
+enum { GUARD = 64, GUARD_BYTE = 0xa5 };
+typedef struct {
+    uint8_t *base, *at;
+    size_t size;
+} memory;
+
+static memory take(size_t size, size_t skew, size_t guard)
+{
+    memory m = {malloc(guard + 64 + skew + size + guard), NULL, size};
+    if (!m.base)
+        abort();
+    const size_t whole = guard + 64 + skew + size + guard, line = -(uintptr_t)(m.base + guard) % 64;
+    memset(m.base, GUARD_BYTE, whole);
+    /* Without a guard the end counts, and the skew is what malloc makes of it. */
+    m.at = guard ? m.base + guard + line + skew : m.base + whole - size;
+    return m;
+}
+static int guarded(memory m)
+{
+    for (const uint8_t *p = m.at - GUARD; p < m.at; p++)
+        if (*p != GUARD_BYTE)
+            return 0;
+    for (const uint8_t *p = m.at + m.size; p < m.at + m.size + GUARD; p++)
+        if (*p != GUARD_BYTE)
+            return 0;
+    return 1;
+}
+
+/* Random123's known answers, at every place of a run of 1 ... 35 blocks, so that the last step is
+ * partly filled in most of them. */
+static const struct {
+    int rounds;
+    uint32_t counter[4], key[2], words[4];
+} known[] = {
+    {7, {0, 0, 0, 0}, {0, 0}, {0x5f6fb709, 0x0d893f64, 0x4f121f81, 0x4f730a48}},
+    {7, {~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}, {0x5207ddc2, 0x45165e59, 0x4d8ee751, 0x8c52f662}},
+    {7, {0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0},
+     {0x4dfccaba, 0x190a87f0, 0xc47362ba, 0xb6b5242a}},
+    {10, {0, 0, 0, 0}, {0, 0}, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
+    {10, {~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
+    {10, {0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0},
+     {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
+};
+enum { KNOWN = sizeof known / sizeof *known, BLOCKS = 35 };
+
+static void test_philox(void)
+{
+    for (int k = 0; k < KNOWN; k++)
+        for (size_t n = 1; n <= BLOCKS; n++) {
+            uint32_t counters[4 * BLOCKS], words[4 * BLOCKS + 1], expected[4 * BLOCKS + 1];
+            for (size_t i = 0; i < 4 * n; i++)
+                counters[i] = (uint32_t)random64();
+            for (size_t at = 0; at < n; at += at + 8 < n ? 5 : 1) {
+                memcpy(counters + 4 * at, known[k].counter, sizeof known[k].counter);
+                words[4 * n] = expected[4 * n] = 0xa5a5a5a5;
+                TABLE.philox(counters, known[k].key, known[k].rounds, n, words);
+                fd_portable.philox(counters, known[k].key, known[k].rounds, n, expected);
+                if (memcmp(words + 4 * at, known[k].words, sizeof known[k].words))
+                    fail("philox, %d rounds, known answer %d, block %zu of %zu: %08" PRIx32
+                         " %08" PRIx32 " %08" PRIx32 " %08" PRIx32,
+                         known[k].rounds, k % 3, at, n, words[4 * at], words[4 * at + 1],
+                         words[4 * at + 2], words[4 * at + 3]);
+                for (size_t i = 0; i <= 4 * n; i++)
+                    if (words[i] != expected[i])
+                        fail("philox, %d rounds, %zu blocks: word %zu is %08" PRIx32
+                             ", not %08" PRIx32, known[k].rounds, n, i, words[i], expected[i]);
+            }
+        }
+}
+
+/* Keep bits. Counter words overflow where start is a multiple of 2^36 (bytes), 2^34 (refinement) and
+ * 2^39 (bits). */
+static long test_draw(long cases)
+{
+    static const uint64_t thresholds[] = {
+        0, UINT64_C(1) << 31, UINT64_C(1) << 32, (UINT64_C(1) << 32) - 1, 1, 2, 0xffffff, 0x1000000,
+        0x1000001, 0x7f000000, 0x7fffffff, 0x80000001, 0x33333333, 0xff000000, 0xfeffffff, 0xff000001,
+    };
+    static const int powers[] = {0, 32, 34, 36, 39, 60};
+    static const size_t lengths[] = {0, 1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 257, 511, 513,
+                                     FD_TILE - 1, FD_TILE, FD_TILE + 1, FD_DRAW_MAX - 1, FD_DRAW_MAX};
+    enum { T = sizeof thresholds / sizeof *thresholds, P = sizeof powers / sizeof *powers,
+           N = sizeof lengths / sizeof *lengths };
+    static char array[FD_DRAW_MAX * 8];
+    for (long c = 0; c < cases; c++) {
+        const uint64_t kind = random64() % 4, word = random64();
+        const fd_stream s = {
+            kind == 3 ? 0 - (word & 1) : random64(), kind == 2 ? 0 - (word >> 1 & 1) : random64(),
+            c % 3 == 0   ? (uint32_t)word
+            : c % 3 == 1 ? thresholds[below(T)]
+            : word & 1   ? word >> 8 & 0xff000000 /* nothing left to refine */
+                         : word >> 40, /* refinement alone: no byte is below t = 0 */
+        };
+        const int power = powers[below(P)];
+        const uint64_t base = power ? UINT64_C(1) << power : 0, back = FD_ALIGN * (below(36));
+        const uint64_t start = power && c % 8 ? base - back : base + back;
+        const size_t n = c % 2 ? lengths[below(N)] : below(FD_DRAW_MAX + 1);
+        const size_t itemsize = (size_t)(word >> 60) % 5 * 2;
+        memory got = take(FD_BITS_BYTES, below(64), GUARD);
+        memory expected = take(FD_BITS_BYTES, below(64), GUARD);
+        TABLE.draw(&s, start, n, got.at, array, itemsize);
+        fd_portable.draw(&s, start, n, expected.at, array, itemsize);
+        for (size_t i = 0; i < n; i++) {
+            const int a = got.at[i / 8] >> i % 8 & 1, b = expected.at[i / 8] >> i % 8 & 1;
+            if (a != b)
+                fail("draw, seed %#" PRIx64 ", call %#" PRIx64 ", threshold %#" PRIx64
+                     ", start %#" PRIx64 ", n %zu: bit %zu is %d, not %d",
+                     s.seed, s.call, s.threshold, start, n, i, a, b);
+        }
+        if (!guarded(got) || !guarded(expected))
+            fail("draw, threshold %#" PRIx64 ", n %zu: wrote outside its buffer", s.threshold, n);
+        free(got.base);
+        free(expected.base);
+    }
+    return cases;
+}
+
+/* An element's bits, as a number. */
+static uint64_t element(fd_dtype dtype, const uint8_t *p)
+{
+    uint64_t v = 0;
+    for (size_t i = fd_itemsize[dtype]; i--;) /* little-endian, as every machine here */
+        v = v << 8 | p[i];
+    return v;
+}
+static int is_nan(fd_dtype dtype, uint64_t v)
+{
+    static const uint64_t inf[FD_DTYPES] = {0x7f800000, UINT64_C(0x7ff0000000000000), 0x7c00, 0x7f80};
+    return (v & ~(UINT64_C(1) << (8 * fd_itemsize[dtype] - 1))) > inf[dtype];
+}
+
+/* Elements of all kinds: any bits at all, ordinary numbers, and what is at the edges. */
+static void fill(fd_dtype dtype, uint8_t *p, size_t n)
+{
+    static const int exponent_bits[FD_DTYPES] = {8, 11, 5, 8};
+    const size_t size = fd_itemsize[dtype];
+    const int mantissa = (int)size * 8 - 1 - exponent_bits[dtype];
+    const uint64_t one = UINT64_C(1), exponents = (one << exponent_bits[dtype]) - 1;
+    for (size_t i = 0; i < n; i++) {
+        const uint64_t word = random64(), kind = word >> 60, sign = word >> 59 & 1;
+        uint64_t v = random64();
+        if (kind < 6) { /* about 1 in size */
+            const uint64_t exponent = exponents / 2 - 2 + (word & 3);
+            v = (v & ((one << mantissa) - 1)) | exponent << mantissa;
+        } else if (kind < 8) /* subnormal, or nearly */
+            v &= (one << (mantissa + 1)) - 1;
+        else if (kind < 10) /* a few units around zero, the smallest normal number, infinity */
+            v = (word % 3 == 0 ? 0 : word % 3 == 1 ? one << mantissa : exponents << mantissa) +
+                (v & 7) - (word % 3 ? 3 : 0);
+        else if (kind < 12) /* infinite or NaN, half of them signalling */
+            v = exponents << mantissa | (v & (word & 1 ? v >> 7 : 0) & ((one << mantissa) - 1));
+        if (kind < 12)
+            v = (v & ~(one << (8 * size - 1))) | sign << (8 * size - 1);
+        for (size_t b = 0; b < size; b++)
+            p[i * size + b] = (uint8_t)(v >> 8 * b);
+    }
+}
+
+static double some_scale(void)
+{
+    static const double scales[] = {1, 1.25, 2, 1 / 0.9, 1 / 0.3, 0, 4294967296.0, 0.5};
+    const uint64_t word = random64();
+    const double mantissa = 1 + (double)(word >> 12) * 0x1p-52;
+    if (word & 1) /* of any size, so that rounding to 16 bits meets every case, ties among them */
+        return ldexp(word & 2 ? mantissa : 1 + (double)(word >> 61) * 0x1p-3, (int)(word >> 2 & 63) - 40);
+    return scales[word >> 3 & 7];
+}
+
+/* y and active bits of one run. all: x is every pattern of 16 bits once. */
+static void test_apply(fd_op op, fd_dtype dtype, size_t n, int all)
+{
+    const size_t size = fd_itemsize[dtype], bit = below(64), bits_size = (bit + n + 7) / 8;
+    const int add = op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD, stream = random64() & 1;
+    const int in_place = (int)below(3), dense = (int)below(4); /* y is apart, x, residual */
+    const double scale = some_scale();
+    const size_t skew = random64() & 1 ? 0 : random64() & 1 ? below(64 / size) * size : below(64);
+    memory x = take(n * size, 0, 0), residual = take(n * size, 0, 0), bias = take(n * size, 0, 0);
+    memory bits = take(bits_size + FD_BITS_PAD, 0, 0);
+    fill(dtype, x.at, n);
+    fill(dtype, residual.at, n);
+    fill(dtype, bias.at, n);
+    if (all)
+        for (size_t i = 0; i < n; i++)
+            x.at[2 * i] = (uint8_t)i, x.at[2 * i + 1] = (uint8_t)(i >> 8);
+    for (size_t i = 0; i < bits_size; i++)
+        bits.at[i] = dense ? (uint8_t)(random64() | (dense == 1 ? random64() : 0)) : 0xff;
+    memory y[2], active[2];
+    for (int i = 0; i < 2; i++) {
+        const fd_kernels *kernels = i ? &fd_portable : &TABLE;
+        y[i] = take(n * size, skew, GUARD);
+        active[i] = take((n + 7) / 8, below(64), GUARD);
+        fd_operands o = {(char *)x.at, add ? (char *)residual.at : NULL,
+                         op == FD_BIAS_DROPOUT_ADD ? (char *)bias.at : NULL, (char *)y[i].at,
+                         op == FD_RELU_DROPOUT ? active[i].at : NULL};
+        if (in_place == 1)
+            o.x = memcpy(y[i].at, x.at, n * size);
+        else if (in_place == 2 && add)
+            o.residual = memcpy(y[i].at, residual.at, n * size);
+        kernels->apply[op][dtype](&o, bits.at, bit, n, scale, stream);
+    }
+#define WHERE "%s of %s, n %zu, bit %zu, scale %a, y at %zu bytes behind a line, stream %d, in place %d: "
+#define WHERE_ARGS op_name[op], dtype_name[dtype], n, bit, scale, skew, stream, in_place
+    if (memcmp(y[0].at, y[1].at, n * size))
+        for (size_t i = 0; i < n; i++) {
+            const uint64_t a = element(dtype, y[0].at + i * size), b = element(dtype, y[1].at + i * size);
+            /* Which of two NaNs an addition passes on is left open by IEEE 754. */
+            if (a != b && !(add && is_nan(dtype, a) && is_nan(dtype, b)))
+                fail(WHERE "element %zu is %#" PRIx64 ", not %#" PRIx64 "; x %#" PRIx64
+                     ", residual %#" PRIx64 ", bias %#" PRIx64 ", bit %d",
+                     WHERE_ARGS, i, a, b, element(dtype, x.at + i * size),
+                     element(dtype, residual.at + i * size), element(dtype, bias.at + i * size),
+                     bits.at[(bit + i) / 8] >> (bit + i) % 8 & 1);
+        }
+    for (size_t i = 0; op == FD_RELU_DROPOUT && i < (n + 7) / 8; i++)
+        if (active[0].at[i] != active[1].at[i])
+            fail(WHERE "byte %zu of active is %#x, not %#x", WHERE_ARGS, i,
+                 (unsigned)active[0].at[i], (unsigned)active[1].at[i]);
+    for (int i = 0; i < 2; i++) {
+        if (!guarded(y[i]))
+            fail(WHERE "%s wrote outside y", WHERE_ARGS, i ? "portable" : TABLE.name);
+        if (!guarded(active[i]))
+            fail(WHERE "%s wrote outside active", WHERE_ARGS, i ? "portable" : TABLE.name);
+        free(y[i].base);
+        free(active[i].base);
+    }
+    free(x.base), free(residual.base), free(bias.base), free(bits.base);
+}
+
+int main(int argc, char **argv)
+{
+    const long effort = argc > 1 ? strtol(argv[1], NULL, 10) : 100;
+    if (effort < 1)
+        return fprintf(stderr, "usage: %s [effort in percent, from 1 on]\n", argv[0]), 2;
+    test_philox();
+    const long draws = test_draw(200 * effort);
+    long runs = 0;
+    for (int op = 0; op < FD_OPS; op++)
+        for (int dtype = 0; dtype < FD_DTYPES; dtype++) {
+            for (long turn = 0; turn < (effort + 9) / 10; turn++)
+                for (size_t n = 0; n <= 400; n++, runs++)
+                    test_apply((fd_op)op, (fd_dtype)dtype, n, 0);
+            for (long turn = 0; turn < effort; turn++, runs++)
+                test_apply((fd_op)op, (fd_dtype)dtype, 1000 + below(4000), 0);
+            for (long turn = 0; turn < (effort + 4) / 5 && fd_itemsize[dtype] == 2; turn++, runs++)
+                test_apply((fd_op)op, (fd_dtype)dtype, 65536, 1);
+        }
+    printf("%s equals portable: %d known answers, %ld draws, %ld runs of %d ops x %d dtypes\n",
+           TABLE.name, KNOWN, draws, runs, FD_OPS, FD_DTYPES);
+    return 0;
+}
