@@ -60,16 +60,18 @@ static inline BITS bits_load(const uint8_t *p, unsigned shift)
     return vdupq_n_u32(v);
 }
 
-/* Each lane tests its own bit. */
-static inline uint32x4_t bits_mask32(BITS b, int j)
-{
-    const uint32_t bit = UINT32_C(1) << j, lane[4] = {bit, bit << 1, bit << 2, bit << 3};
-    return vtstq_u32(b, vld1q_u32(lane));
-}
+/* Each lane tests its own bit. A table, because a loop that is not unrolled would make these vectors
+ * in every turn. */
+static const uint32_t lane_bit[32] = {
+    0x1, 0x2, 0x4, 0x8, 0x10, 0x20, 0x40, 0x80, 0x100, 0x200, 0x400, 0x800,
+    0x1000, 0x2000, 0x4000, 0x8000, 0x10000, 0x20000, 0x40000, 0x80000, 0x100000, 0x200000,
+    0x400000, 0x800000, 0x1000000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000,
+    0x40000000, 0x80000000,
+};
+static inline uint32x4_t bits_mask32(BITS b, int j) { return vtstq_u32(b, vld1q_u32(lane_bit + j)); }
 static inline uint64x2_t bits_mask64(BITS b, int j)
 {
-    const uint64_t bit = UINT64_C(1) << j, lane[2] = {bit, bit << 1};
-    return vtstq_u64(vreinterpretq_u64_u32(b), vld1q_u64(lane));
+    return vtstq_u64(vreinterpretq_u64_u32(b), vmovl_u32(vld1_u32(lane_bit + j)));
 }
 static inline float32x4_t f32_kept(float32x4_t v, BITS b, int j)
 {
@@ -77,9 +79,8 @@ static inline float32x4_t f32_kept(float32x4_t v, BITS b, int j)
 }
 static inline float32x4_t f32_relu(float32x4_t v, uint32_t *active)
 {
-    static const uint32_t lane[4] = {1, 2, 4, 8};
     const uint32x4_t zero = vcleq_f32(v, vdupq_n_f32(0));
-    *active = vaddvq_u32(vbicq_u32(vld1q_u32(lane), zero));
+    *active = vaddvq_u32(vbicq_u32(vld1q_u32(lane_bit), zero));
     return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v), zero));
 }
 static inline float32x4_t f32_load(const char *p)
@@ -108,9 +109,8 @@ static inline float64x2_t f64_kept(float64x2_t v, BITS b, int j)
 }
 static inline float64x2_t f64_relu(float64x2_t v, uint32_t *active)
 {
-    static const uint64_t lane[2] = {1, 2};
     const uint64x2_t zero = vcleq_f64(v, vdupq_n_f64(0));
-    *active = (uint32_t)vaddvq_u64(vbicq_u64(vld1q_u64(lane), zero));
+    *active = (uint32_t)vaddvq_u64(vbicq_u64(vmovl_u32(vld1_u32(lane_bit)), zero));
     return vreinterpretq_f64_u64(vbicq_u64(vreinterpretq_u64_f64(v), zero));
 }
 static inline float64x2_t f64_load(const char *p)

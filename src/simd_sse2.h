@@ -55,17 +55,23 @@ static inline BITS bits_load(const uint8_t *p, unsigned shift)
     return _mm_set1_epi32((int)v);
 }
 
+/* A table, because a loop that is not unrolled would make these vectors in every turn. */
+static const _Alignas(16) uint32_t lane_bit[32] = {
+    0x1, 0x2, 0x4, 0x8, 0x10, 0x20, 0x40, 0x80, 0x100, 0x200, 0x400, 0x800,
+    0x1000, 0x2000, 0x4000, 0x8000, 0x10000, 0x20000, 0x40000, 0x80000, 0x100000, 0x200000,
+    0x400000, 0x800000, 0x1000000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000,
+    0x40000000, 0x80000000,
+};
 static inline __m128i bits_dropped32(BITS b, int j)
 {
-    const uint32_t bit = UINT32_C(1) << j;
-    const __m128i lane = _mm_setr_epi32((int)bit, (int)(bit << 1), (int)(bit << 2), (int)(bit << 3));
-    return _mm_cmpeq_epi32(_mm_and_si128(b, lane), _mm_setzero_si128());
+    const __m128i bit = _mm_load_si128((const __m128i *)(lane_bit + j));
+    return _mm_cmpeq_epi32(_mm_and_si128(b, bit), _mm_setzero_si128());
 }
 static inline __m128i bits_dropped64(BITS b, int j)
 {
-    const uint32_t bit = UINT32_C(1) << j;
-    const __m128i lane = _mm_setr_epi32((int)bit, (int)bit, (int)(bit << 1), (int)(bit << 1));
-    return _mm_cmpeq_epi32(_mm_and_si128(b, lane), _mm_setzero_si128());
+    const __m128i bit = _mm_loadl_epi64((const __m128i *)(lane_bit + j));
+    const __m128i twice = _mm_unpacklo_epi32(bit, bit);
+    return _mm_cmpeq_epi32(_mm_and_si128(b, twice), _mm_setzero_si128());
 }
 static inline __m128 f32_kept(__m128 v, BITS b, int j)
 {
@@ -114,10 +120,6 @@ static inline __m128i load16x4(const char *p)
 {
     return _mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64((const __m128i *)p));
 }
-static inline __m128i select32(__m128i mask, __m128i a, __m128i b)
-{
-    return _mm_or_si128(_mm_and_si128(mask, a), _mm_andnot_si128(mask, b));
-}
 #define STORE16(p, v) _mm_storel_epi64((__m128i *)(p), v)
 #define STREAM16(p, v) _mm_stream_si64((long long *)(void *)(p), _mm_cvtsi128_si64(v))
 
@@ -132,30 +134,26 @@ static inline __m128 f16_load(const char *p)
     const __m128 v = _mm_mul_ps(_mm_castsi128_ps(low), _mm_set1_ps(0x1p112f));
     return _mm_or_ps(v, _mm_castsi128_ps(_mm_and_si128(over, _mm_set1_epi32(0x7f800000))));
 }
-/* float32 to float16, to nearest even. */
+/* float32 to float16, to nearest even. Added to 2^(13 + e), a number of exponent e is rounded to the
+ * ten bits that stay, and they stand at the sum's low end; below the normal numbers e is -14. */
 static inline __m128i f16_pack(__m128 v)
 {
-    const __m128i u = _mm_castps_si128(v), top = _mm_set1_epi32(INT32_MIN);
-    const __m128i a = _mm_andnot_si128(top, u), a13 = _mm_srli_epi32(a, 13);
-    /* What is 65536 or more, or NaN, rounds as 65536 to infinity. */
-    const __m128i least = _mm_castps_si128(_mm_min_ps(_mm_castsi128_ps(a), _mm_set1_ps(65536)));
-    const __m128i odd = _mm_and_si128(_mm_srli_epi32(least, 13), _mm_set1_epi32(1));
-    const __m128i moved = _mm_add_epi32(least, _mm_set1_epi32(0xfff - 0x38000000));
-    const __m128i normal = _mm_srli_epi32(_mm_add_epi32(moved, odd), 13);
-    /* subnormal: 1/2 has the units of its last place, the addition rounds */
-    const __m128 half = _mm_set1_ps(0.5f);
-    const __m128i sum = _mm_castps_si128(_mm_add_ps(_mm_castsi128_ps(a), half));
-    const __m128i subnormal = _mm_sub_epi32(sum, _mm_castps_si128(half));
-    const __m128i tiny = _mm_cmplt_epi32(a, _mm_set1_epi32(0x38800000));
+    const __m128i u = _mm_castps_si128(v), sign = _mm_and_si128(u, _mm_set1_epi32(INT32_MIN));
+    const __m128i a = _mm_xor_si128(u, sign);
+    /* What is 65536 or more, or NaN, becomes 65536, which is infinity's pattern. */
+    const __m128 least = _mm_min_ps(_mm_castsi128_ps(a), _mm_set1_ps(65536));
+    const __m128i most = _mm_castps_si128(_mm_max_ps(least, _mm_set1_ps(0x1p-14f)));
+    const __m128i e = _mm_and_si128(most, _mm_set1_epi32(0x7f800000));
+    const __m128i power = _mm_add_epi32(e, _mm_set1_epi32(13 << 23));
+    const __m128i sum = _mm_castps_si128(_mm_add_ps(least, _mm_castsi128_ps(power)));
+    const __m128i exponent = _mm_srli_epi32(_mm_sub_epi32(e, _mm_set1_epi32(113 << 23)), 13);
+    const __m128i number = _mm_add_epi32(_mm_sub_epi32(sum, power), exponent);
     /* NaN: quiet, with the top of its payload */
-    const __m128i quiet = _mm_or_si128(_mm_and_si128(a13, _mm_set1_epi32(0x3ff)),
-                                       _mm_set1_epi32(0x200));
+    const __m128i payload = _mm_and_si128(_mm_srli_epi32(u, 13), _mm_set1_epi32(0x3ff));
+    const __m128i quiet = _mm_or_si128(payload, _mm_set1_epi32(0x200));
     const __m128i nan = _mm_and_si128(_mm_castps_si128(_mm_cmpunord_ps(v, v)), quiet);
-    const __m128i rest = _mm_or_si128(select32(tiny, subnormal, normal), nan);
-    /* The only pack of SSE2 saturates as signed. */
-    const __m128i h = _mm_or_si128(_mm_slli_epi32(rest, 16), _mm_and_si128(u, top));
-    const __m128i packed = _mm_srai_epi32(h, 16);
-    return _mm_packs_epi32(packed, packed);
+    const __m128i h = _mm_or_si128(_mm_or_si128(number, nan), _mm_srai_epi32(sign, 16));
+    return _mm_packs_epi32(h, h);
 }
 #define F16_LOAD(p) f16_load(p)
 #define F16_LOAD_KEPT(p, b, j) f32_kept(f16_load(p), b, j)
@@ -171,8 +169,9 @@ static inline __m128i bf16_pack(__m128 v)
     const __m128i nan = _mm_or_si128(_mm_and_si128(u, _mm_set1_epi32(INT32_MIN)),
                                      _mm_set1_epi32(0x7fc00000));
     const __m128i is_nan = _mm_castps_si128(_mm_cmpunord_ps(v, v));
-    const __m128i packed = _mm_srai_epi32(select32(is_nan, nan, near), 16);
-    return _mm_packs_epi32(packed, packed);
+    const __m128i both = _mm_or_si128(_mm_and_si128(is_nan, nan), _mm_andnot_si128(is_nan, near));
+    const __m128i top = _mm_srai_epi32(both, 16); /* the only pack of SSE2 is for signed numbers */
+    return _mm_packs_epi32(top, top);
 }
 #define BF16_LOAD(p) _mm_castsi128_ps(load16x4(p))
 #define BF16_LOAD_KEPT(p, b, j) f32_kept(BF16_LOAD(p), b, j)
