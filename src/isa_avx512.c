@@ -2,7 +2,8 @@
 #include "bits.h"
 #include <string.h>
 #if defined(__x86_64__) && defined(__GNUC__)
-#if defined(__clang__)
+#if defined(FASTDROP_SIMDE)
+#elif defined(__clang__)
 #pragma clang attribute push(__attribute__((target("bmi,bmi2,avx512f,avx512bw,avx512vl,avx512dq"))), apply_to = function)
 #else
 #pragma GCC target("bmi,bmi2,avx512f,avx512bw,avx512vl,avx512dq")
@@ -11,7 +12,7 @@
 #define KERNELS fd_avx512
 #define KERNELS_NAME "avx512"
 #include "kernels.h"
-#if defined(__clang__)
+#if defined(__clang__) && !defined(FASTDROP_SIMDE)
 #pragma clang attribute pop
 #endif
 #endif

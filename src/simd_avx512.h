@@ -1,5 +1,9 @@
 /* AVX-512 (F, BW, DQ, VL): eight lanes; keep bits are mask registers as they stand. */
+#ifdef FASTDROP_SIMDE /* emulated on a CPU that lacks it: tests/cross */
+#include "simde_avx512.h"
+#else
 #include <immintrin.h>
+#endif
 
 typedef __m512i Lanes;
 enum { LANES = 8 };
