@@ -7,7 +7,10 @@
 extern const fd_kernels fd_portable;
 #if defined(__x86_64__) && defined(__GNUC__)
 #define HAS_X86
-extern const fd_kernels fd_avx2, fd_avx512;
+extern const fd_kernels fd_avx512, fd_avx2, fd_sse2;
+#elif defined(__aarch64__) && defined(__AARCH64EL__)
+#define HAS_NEON
+extern const fd_kernels fd_neon;
 #endif
 
 const fd_kernels *fd_kernels_at(int i)
@@ -22,6 +25,10 @@ const fd_kernels *fd_kernels_at(int i)
         table[n++] = &fd_avx512;
     if (avx2)
         table[n++] = &fd_avx2;
+    table[n++] = &fd_sse2;
+#endif
+#ifdef HAS_NEON
+    table[n++] = &fd_neon;
 #endif
     table[n++] = &fd_portable;
     return i < n ? table[i] : NULL;

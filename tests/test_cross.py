@@ -1,0 +1,107 @@
+"""Every kernel table against the portable one, in C alone (cross/kernels.c): natively, AVX-512
+emulated by SIMDe, NEON under qemu. FASTDROP_SANITIZE=1 builds what runs natively with the address
+and undefined-behaviour sanitizers."""
+
+import functools
+import os
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CROSS = ROOT / "tests" / "cross"
+X86 = platform.machine() in ("x86_64", "AMD64")
+ARM = platform.machine() in ("aarch64", "arm64")
+FLAGS = ["-std=c11", "-Wall", "-Wextra", "-ffp-contract=off", f"-I{ROOT / 'src'}"]
+SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+# What dispatch.c asks for, in the words of /proc/cpuinfo.
+CPU_FLAGS = {"sse2": {"sse2"}, "avx2": {"avx2", "bmi1", "bmi2", "f16c"}}
+CPU_FLAGS["avx512"] = CPU_FLAGS["avx2"] | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
+
+
+@functools.cache
+def cpu_flags():
+    found = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return set(found[1].split())
+
+
+def need_cpu(isa):
+    if not X86:
+        pytest.skip(f"{isa} is for x86-64, this is {platform.machine()}")
+    if not Path("/proc/cpuinfo").exists():
+        pytest.skip("no /proc/cpuinfo to tell what this CPU can run")
+    if lacking := CPU_FLAGS[isa] - cpu_flags():
+        pytest.skip(f"{isa}: this CPU lacks {' '.join(sorted(lacking))}")
+
+
+def need_tool(tool, package):
+    if not (path := shutil.which(tool)):
+        pytest.skip(f"no {tool} (Debian: {package})")
+    return path
+
+
+def need_compiles(command, source, package, tmp_path):
+    """A small program, to tell a toolchain that is not complete from a kernel that is wrong."""
+    (tmp_path / "probe.c").write_text(source)
+    command = [*command, str(tmp_path / "probe.c"), "-o", str(tmp_path / "probe")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"{' '.join(command)} fails (Debian: {package}): {done.stderr.strip()[:300]}")
+
+
+def check(isa, compiler, effort, tmp_path, flags=(), runner=()):
+    program = str(tmp_path / "kernels")
+    sources = [CROSS / "kernels.c", *(ROOT / "src" / f"isa_{i}.c" for i in ("portable", isa))]
+    build = [
+        *compiler,
+        *FLAGS,
+        f"-DTABLE=fd_{isa}",
+        *flags,
+        *map(str, sources),
+        "-lm",
+        "-o",
+        program,
+    ]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(build)}\n{done.stderr}"
+    done = subprocess.run([*runner, program, str(effort)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{isa} equals portable: "), done.stdout
+
+
+def check_native(isa, tmp_path):
+    compiler = [need_tool("gcc", "gcc libc6-dev")]
+    if os.environ.get("FASTDROP_SANITIZE"):
+        need_compiles([*compiler, *SANITIZE], "int main(void) { return 0; }", "gcc", tmp_path)
+        check(isa, compiler, 20, tmp_path, SANITIZE)
+    else:
+        check(isa, compiler, 50, tmp_path, ["-O3"])
+
+
+@pytest.mark.parametrize("isa", CPU_FLAGS)
+def test_x86(isa, tmp_path):
+    need_cpu(isa)
+    check_native(isa, tmp_path)
+
+
+def test_avx512_through_simde(tmp_path):
+    need_cpu("avx2")
+    compiler = [need_tool("gcc", "gcc libc6-dev")]
+    flags = ["-O2", "-mavx2", "-mbmi", "-mbmi2", "-mf16c", "-Wno-psabi"]
+    probe = "#include <simde/x86/avx512.h>\nint main(void) { return 0; }"
+    need_compiles([*compiler, *flags], probe, "libsimde-dev", tmp_path)
+    check("avx512", compiler, 30, tmp_path, [*flags, "-DFASTDROP_SIMDE", f"-I{CROSS}"])
+
+
+def test_neon(tmp_path):
+    if ARM:
+        return check_native("neon", tmp_path)
+    compiler = [need_tool("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"), "-static"]
+    runner = [need_tool("qemu-aarch64-static", "qemu-user-static")]
+    package = "libc6-dev-arm64-cross"
+    need_compiles(compiler, "int main(void) { return 0; }", package, tmp_path)
+    check("neon", compiler, 15, tmp_path, ["-O3"], runner)
