@@ -160,6 +160,41 @@ static long test_draw(long cases)
     return cases;
 }
 
+/* The exact rate: of two neighbouring thresholds, computed from the keystream so that they lie around
+ * one element's 32 bits, the lower keeps it and the upper drops it. No random case would hit that. */
+static void test_exact(long cases)
+{
+    for (long c = 0; c < cases; c++) {
+        fd_stream s = {random64(), random64(), 0};
+        const uint64_t index = random64() >> (4 + below(60)), start = index / FD_ALIGN * FD_ALIGN;
+        const size_t i = (size_t)(index - start);
+        const uint64_t block[2] = {index / 16, index / 4};
+        const uint32_t key[2] = {(uint32_t)s.seed, (uint32_t)(s.seed >> 32)};
+        uint32_t counters[8], words[8];
+        for (uint32_t domain = 0; domain < 2; domain++) {
+            counters[4 * domain] = (uint32_t)block[domain];
+            counters[4 * domain + 1] = (uint32_t)(block[domain] >> 32) | domain << 28;
+            counters[4 * domain + 2] = (uint32_t)s.call;
+            counters[4 * domain + 3] = (uint32_t)(s.call >> 32);
+        }
+        TABLE.philox(counters, key, 7, 2, words);
+        const uint32_t byte = words[index / 4 % 4] >> index % 4 * 8 & 0xff;
+        const uint64_t least = (uint64_t)byte << 24 | words[4 + index % 4] >> 8;
+        for (uint64_t t = least; t <= least + 1; t++) {
+            if (t == 0 || t == UINT64_C(1) << 31) /* other rules */
+                continue;
+            memory bits = take(FD_BITS_BYTES, 0, GUARD);
+            s.threshold = t;
+            TABLE.draw(&s, start, i + 1, bits.at, NULL, 0);
+            if ((bits.at[i / 8] >> i % 8 & 1) != (t == least))
+                fail("draw, seed %#" PRIx64 ", call %#" PRIx64 ", threshold %#" PRIx64 ": element %#"
+                     PRIx64 ", whose bits are %#" PRIx64 ", is %s",
+                     s.seed, s.call, t, index, least, t == least ? "dropped" : "kept");
+            free(bits.base);
+        }
+    }
+}
+
 /* An element's bits, as a number. */
 static uint64_t element(fd_dtype dtype, const uint8_t *p)
 {
@@ -277,6 +312,7 @@ int main(int argc, char **argv)
     if (effort < 1)
         return fprintf(stderr, "usage: %s [effort in percent, from 1 on]\n", argv[0]), 2;
     test_philox();
+    test_exact(20 * effort);
     const long draws = test_draw(200 * effort);
     long runs = 0;
     for (int op = 0; op < FD_OPS; op++)
