@@ -50,7 +50,8 @@ static void draw(const fd_stream *s, uint64_t start, size_t n, uint8_t *bits, co
     uint8_t equal[FD_BITS_BYTES];
     for (int i = 2 * ROUNDS - 2; i < 2 * ROUNDS; i++)
         keys[i] = lanes_xor(keys[i], lanes_set(COMPARE_FLIP));
-    keystream(s, keys, DOMAIN_BYTES, start / 16, (n + 15) / 16, bits, equal, byte, ahead,
+    /* Whole words of answers, as they are read below. */
+    keystream(s, keys, DOMAIN_BYTES, start / 16, (n + 63) / 64 * 4, bits, equal, byte, ahead,
               16 * itemsize);
     if (!f)
         return;
