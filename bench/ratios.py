@@ -1,8 +1,8 @@
 """The figures fastdrop promises, each a ratio within one run: ``python bench/ratios.py``.
 
 A ratio is the median of five runs; a run alternates the functions and takes the fastest burst of
-each (see `fastdrop.timing`). "A copy" is the faster of np.copyto and np.multiply by 1. The bounds are
-for AVX2 and two CPUs: run it with FASTDROP_ISA=avx2 to compare, and on a quiet machine.
+each (see `fastdrop.timing`). "A copy" is the faster of np.copyto and np.multiply by 1. The bounds
+are for AVX2 and two CPUs: run it with FASTDROP_ISA=avx2, and on a quiet machine, to compare.
 """
 
 import argparse

@@ -32,9 +32,11 @@ static inline void NAME(block, SUFFIX)(fd_op op, const fd_operands *o, size_t i,
             }
             if (op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD)
                 v = ADD(LOAD(o->residual + at), v);
-            if (stream)
+            if (stream) {
+                if ((size_t)j * SIZE % 64 == 0) /* what streams comes from memory, too: 2 KiB ahead */
+                    prefetch((const char *)((uintptr_t)o->x + at + 2048));
                 STREAM(o->y + at, v);
-            else
+            } else
                 STORE(o->y + at, v);
         }
         if (op == FD_RELU_DROPOUT)

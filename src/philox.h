@@ -57,6 +57,7 @@ static inline void keystream(const fd_stream *s, const Lanes *keys, uint32_t dom
                              const char *ahead, size_t ahead_step)
 {
     const size_t out = tie ? 2 : 16;
+    uintptr_t line = (uintptr_t)ahead; /* a number, as it may run past the end of what is there */
     const Lanes c2 = lanes_set((uint32_t)s->call), c3 = lanes_set(s->call >> 32);
     for (size_t i = 0, end; i < n; i = end) {
         /* The second counter word stays the same up to the next multiple of 2^32. What a step
@@ -67,8 +68,8 @@ static inline void keystream(const fd_stream *s, const Lanes *keys, uint32_t dom
         const Lanes number = lanes_add(lanes_set((uint32_t)first), lanes_order());
         Lanes product = lanes_mul32(number, lanes_set(MULTIPLIER0));
         for (; i < end; i += STEP) {
-            for (int b = 0; b < STEP; b++, ahead += ahead_step)
-                prefetch(ahead);
+            for (int b = 0; b < STEP; b++, line += ahead_step)
+                prefetch((const char *)line);
             Lanes c[CHAINS][4];
             for (int j = 0; j < CHAINS; j++) {
                 c[j][0] = product, c[j][1] = c1, c[j][2] = c2, c[j][3] = c3;

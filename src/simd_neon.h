@@ -145,15 +145,12 @@ static inline void store16x4(char *p, uint16x4_t v)
 #define F16_STORE(p, v) store16x4(p, vreinterpret_u16_f16(vcvt_f16_f32(v)))
 #define F16_STREAM F16_STORE
 
-/* float32 to bfloat16, to nearest even; a NaN becomes the quiet NaN of its sign, as in ml_dtypes. */
+/* To nearest even. A NaN keeps its payload: that came from 16 bits, so nothing carries into it. */
 static inline uint16x4_t bf16_pack(float32x4_t v)
 {
     const uint32x4_t u = vreinterpretq_u32_f32(v);
     const uint32x4_t odd = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1));
-    const uint32x4_t near = vaddq_u32(vaddq_u32(u, vdupq_n_u32(0x7fff)), odd);
-    const uint32x4_t nan = vorrq_u32(vandq_u32(u, vdupq_n_u32(0x80000000)),
-                                     vdupq_n_u32(0x7fc00000));
-    return vshrn_n_u32(vbslq_u32(vceqq_f32(v, v), near, nan), 16);
+    return vshrn_n_u32(vaddq_u32(vaddq_u32(u, vdupq_n_u32(0x7fff)), odd), 16);
 }
 #define BF16_LOAD(p) vreinterpretq_f32_u32(vshll_n_u16(load16x4(p), 16))
 #define BF16_LOAD_KEPT(p, b, j) f32_kept(BF16_LOAD(p), b, j)

@@ -160,17 +160,13 @@ static inline __m128i f16_pack(__m128 v)
 #define F16_STORE(p, v) STORE16(p, f16_pack(v))
 #define F16_STREAM(p, v) STREAM16(p, f16_pack(v))
 
-/* float32 to bfloat16, to nearest even; a NaN becomes the quiet NaN of its sign, as in ml_dtypes. */
+/* To nearest even. A NaN keeps its payload: that came from 16 bits, so nothing carries into it. */
 static inline __m128i bf16_pack(__m128 v)
 {
     const __m128i u = _mm_castps_si128(v);
     const __m128i odd = _mm_and_si128(_mm_srli_epi32(u, 16), _mm_set1_epi32(1));
     const __m128i near = _mm_add_epi32(_mm_add_epi32(u, _mm_set1_epi32(0x7fff)), odd);
-    const __m128i nan = _mm_or_si128(_mm_and_si128(u, _mm_set1_epi32(INT32_MIN)),
-                                     _mm_set1_epi32(0x7fc00000));
-    const __m128i is_nan = _mm_castps_si128(_mm_cmpunord_ps(v, v));
-    const __m128i both = _mm_or_si128(_mm_and_si128(is_nan, nan), _mm_andnot_si128(is_nan, near));
-    const __m128i top = _mm_srai_epi32(both, 16); /* the only pack of SSE2 is for signed numbers */
+    const __m128i top = _mm_srai_epi32(near, 16); /* the only pack of SSE2 is for signed numbers */
     return _mm_packs_epi32(top, top);
 }
 #define BF16_LOAD(p) _mm_castsi128_ps(load16x4(p))
