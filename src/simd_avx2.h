@@ -110,21 +110,69 @@ static inline __m256d f64_relu(__m256d v, uint32_t *active)
 #define F16_STORE(p, v) _mm_storeu_si128((__m128i *)(p), F16_PACK(v))
 #define F16_STREAM(p, v) _mm_stream_si128((__m128i *)(p), F16_PACK(v))
 
-static inline __m256 bf16_load(const char *p)
+/* bfloat16: sixteen in a vector of 32-bit lanes are two vectors of float32, the odd ones as they
+ * stand and the even ones shifted up. So nothing has to be moved between lanes. */
+typedef struct {
+    __m256 even, odd;
+} Pairs;
+
+static inline Pairs bf16_load(const char *p)
 {
-    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+    const __m256i v = _mm256_loadu_si256((const __m256i *)p);
+    return (Pairs){_mm256_castsi256_ps(_mm256_slli_epi32(v, 16)),
+                   _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(~0xffff)))};
 }
-/* To nearest even. A NaN keeps its payload: that came from 16 bits, so nothing carries into it. */
-static inline __m128i bf16_pack(__m256 v)
+static inline Pairs bf16_load_kept(const char *p, BITS b, int j)
+{
+    const __m256i lane = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
+    const __m256i even = _mm256_sllv_epi32(b, _mm256_sub_epi32(_mm256_set1_epi32(31 - j), lane));
+    const __m256i odd = _mm256_sllv_epi32(b, _mm256_sub_epi32(_mm256_set1_epi32(30 - j), lane));
+    const Pairs v = bf16_load(p);
+    return (Pairs){_mm256_and_ps(v.even, _mm256_castsi256_ps(_mm256_srai_epi32(even, 31))),
+                   _mm256_and_ps(v.odd, _mm256_castsi256_ps(_mm256_srai_epi32(odd, 31)))};
+}
+/* To nearest even, in the upper half. A NaN keeps its payload: that came from 16 bits, so nothing
+ * carries into it. */
+static inline __m256i bf16_near(__m256 v)
 {
     const __m256i u = _mm256_castps_si256(v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
-    const __m256i near = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd);
-    const __m256i top = _mm256_srli_epi32(near, 16);
-    return _mm_packus_epi32(_mm256_castsi256_si128(top), _mm256_extracti128_si256(top, 1));
+    return _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd);
 }
-#define BF16_LOAD(p) bf16_load(p)
-#define BF16_LOAD_KEPT(p, b, j) f32_kept(bf16_load(p), b, j)
-#define BF16_STORE(p, v) _mm_storeu_si128((__m128i *)(p), bf16_pack(v))
-#define BF16_STREAM(p, v) _mm_stream_si128((__m128i *)(p), bf16_pack(v))
+static inline __m256i bf16_pack(Pairs v)
+{
+    return _mm256_blend_epi16(_mm256_srli_epi32(bf16_near(v.even), 16), bf16_near(v.odd), 0xaa);
+}
+static inline Pairs bf16_set(double s) { return (Pairs){F32_SET(s), F32_SET(s)}; }
+static inline Pairs bf16_add(Pairs a, Pairs b)
+{
+    return (Pairs){F32_ADD(a.even, b.even), F32_ADD(a.odd, b.odd)};
+}
+static inline Pairs bf16_mul(Pairs a, Pairs b)
+{
+    return (Pairs){F32_MUL(a.even, b.even), F32_MUL(a.odd, b.odd)};
+}
+static inline Pairs bf16_relu(Pairs v, uint32_t *active)
+{
+    uint32_t even, odd;
+    v = (Pairs){f32_relu(v.even, &even), f32_relu(v.odd, &odd)};
+    *active = _pdep_u32(even, 0x5555) | _pdep_u32(odd, 0xaaaa);
+    return v;
+}
+static inline void bf16_store_scalars(char *p, Pairs v)
+{
+    const __m256 low = _mm256_unpacklo_ps(v.even, v.odd), high = _mm256_unpackhi_ps(v.even, v.odd);
+    F32_STORE(p, _mm256_permute2f128_ps(low, high, 0x20));
+    F32_STORE(p + 32, _mm256_permute2f128_ps(low, high, 0x31));
+}
+#define BF16_VEC Pairs
+#define BF16_WIDTH 16
+#define BF16_LOAD bf16_load
+#define BF16_LOAD_KEPT bf16_load_kept
+#define BF16_STORE(p, v) _mm256_storeu_si256((__m256i *)(p), bf16_pack(v))
+#define BF16_STREAM(p, v) _mm256_stream_si256((__m256i *)(p), bf16_pack(v))
+#define BF16_SET bf16_set
+#define BF16_ADD bf16_add
+#define BF16_MUL bf16_mul
+#define BF16_RELU bf16_relu
+#define BF16_STORE_SCALARS bf16_store_scalars
