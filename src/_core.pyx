@@ -7,8 +7,6 @@ A packed mask is a bytes object with BITS_PAD bytes of room behind its last bit.
 """
 import os
 
-
-
 cimport numpy as cnp
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -341,10 +339,13 @@ def backward_sums(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double p, cnp.ndar
 
 def philox4x32(cnp.ndarray counters, cnp.ndarray key, int rounds, cnp.ndarray words):
     """The kernels' own Philox, 7 or 10 rounds, on C-contiguous uint32 (n, 4), (2,), (n, 4)."""
-    machine.kernels.philox(<const uint32_t *> cnp.PyArray_DATA(counters),
-                   <const uint32_t *> cnp.PyArray_DATA(key), rounds,
-                   <size_t> cnp.PyArray_DIM(counters, 0),
-                   <uint32_t *> cnp.PyArray_DATA(words))
+    machine.kernels.philox(
+        <const uint32_t *> cnp.PyArray_DATA(counters),
+        <const uint32_t *> cnp.PyArray_DATA(key),
+        rounds,
+        <size_t> cnp.PyArray_DIM(counters, 0),
+        <uint32_t *> cnp.PyArray_DATA(words),
+    )
 
 
 cdef class CallCounter:
