@@ -510,6 +510,8 @@ static void sum_parts(const void *job, uint64_t first, uint64_t last)
 void fd_backward_sums(fd_machine m, fd_dtype dtype, const char *dy, char *dx, const uint8_t *bits,
                       size_t n, size_t row, double *sums, double scale)
 {
+    if (!n) /* then there may be no rows to count */
+        return;
     const fd_operands o = {.x = dy, .y = dx};
     const Sums s = {{{m.kernels, FD_DROPOUT, dtype, o, 0, scale, 0}, bits, n}, row, sums};
     pool_run(n > CHUNK * FD_TILE ? m.threads : 1, FD_PARTS, 1, sum_parts, &s);

@@ -101,8 +101,8 @@ void fd_backward(fd_machine m, fd_dtype dtype, const char *dy, char *dx, const u
                  size_t n, double scale);
 
 /* fd_backward, and the sums over the rows of dx, which are `row` elements long, in one pass; with
- * bits == NULL the sums alone. sums: FD_PARTS * row float64, the result in the first row. The order
- * of the additions depends on n and row only. */
+ * bits == NULL the sums alone. sums: FD_PARTS * row float64, zero, the result in the first row. The
+ * order of the additions depends on n and row only. */
 enum { FD_PARTS = 32 };
 void fd_backward_sums(fd_machine m, fd_dtype dtype, const char *dy, char *dx, const uint8_t *bits,
                       size_t n, size_t row, double *sums, double scale);

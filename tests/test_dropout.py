@@ -1,5 +1,7 @@
 """dropout against the reference, bit for bit."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from bitwise import assert_same_bits
@@ -154,3 +156,27 @@ def test_memory_held_for_backward():
     assert fd.dropout(x, 0.3, rng=1)[1].nbytes == 1251
     assert fd.dropout(x, 0.3, rng=1, save="seed")[1].nbytes == 0
     assert fd.dropout(x.reshape(73, 137), 0.3, rng=1, shared_axes=1)[1].nbytes == 10
+
+
+def peak(function):
+    """Bytes allocated at most at one time, by Python and NumPy."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_peak_memory():
+    """Beyond x, y and dx: one bit an element, or nothing that grows."""
+    x = np.ones(2**22, np.float32)
+    y, dx = np.empty_like(x), np.empty_like(x)
+
+    def step(**arguments):
+        fd.dropout(x, 0.2, rng=1, out=y, **arguments)[1].backward(x, out=dx)
+
+    step()
+    slack = 10_000
+    assert x.nbytes / 32 < peak(step) < x.nbytes / 32 + slack
+    assert peak(lambda: step(save="seed")) < slack

@@ -15,7 +15,7 @@ OPS = ["dropout_add", "bias_dropout_add", "relu_dropout"]
 def operands(shape, dtype, seed=0):
     generator = np.random.default_rng(seed)
     x, residual, dy = (generator.standard_normal(shape).astype(dtype) for _ in range(3))
-    bias = generator.standard_normal(shape[-1:]).astype(dtype)
+    bias = generator.standard_normal(shape[-1:]).astype(dtype)  # one for each of the last axis
     return x, bias, residual, dy
 
 
@@ -58,7 +58,18 @@ def check(op, x, bias, residual, dy, p, **arguments):
 
 @pytest.mark.parametrize("op", OPS)
 def test_against_the_reference(isa, any_dtype, p, op):
-    for shape in ((1,), (3, 5), (7, 64), (2, 3, 130), (40, 513), (1, 9001), (5000, 3), (0, 4)):
+    for shape in (
+        (1,),
+        (3, 5),
+        (7, 64),
+        (2, 3, 130),
+        (40, 513),
+        (1, 9001),
+        (5000, 3),
+        (0, 4),
+        (4, 0),
+        (3, 0, 2),
+    ):
         check(op, *operands(shape, any_dtype), p)
 
 
