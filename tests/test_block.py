@@ -48,7 +48,7 @@ def cuts(draw, n):
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4).map(tuple), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_random_blocks_reassemble_to_the_whole(shape, data):
     p = data.draw(st.sampled_from([0.2, 0.5]))
     axes = tuple(d for d in range(len(shape)) if data.draw(st.booleans()))

@@ -35,7 +35,7 @@ def layouts(draw, shape=None):
 
 
 @given(layouts(), st.sampled_from([0.0, 0.2, 0.5, 1.0]), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_layout_never_matters(x, p, data):
     before = x.copy()
     axes = tuple(d for d in range(x.ndim) if data.draw(st.booleans()))
@@ -55,7 +55,7 @@ def test_layout_never_matters(x, p, data):
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_overlapping_out_is_as_if_copied_first(data):
     ndim = data.draw(st.integers(1, 3))
     base = np.arange(1, 4001, dtype=np.float32)
