@@ -32,8 +32,8 @@ def set_num_threads(n: int) -> None:
     """Set how many threads a call may use, the caller's included.
 
     Results do not depend on it. The default is the number of CPUs this process may run on, or
-    the environment variable ``FASTDROP_NUM_THREADS``. Arrays of up to 65,536 elements always stay
-    on the caller's thread; a call that finds the other threads busy works alone.
+    the environment variable ``FASTDROP_NUM_THREADS``. Arrays of up to about 65,536 elements
+    stay on the caller's thread; a call that finds the other threads busy works alone.
 
     Parameters
     ----------
