@@ -15,8 +15,9 @@ from fastdrop import _core, cpu, gate, reference
 from fastdrop._core import BITS_PAD, DROPOUT, Saved
 from fastdrop.block import Block
 from fastdrop.rng import RngLike, draw_call, uint64
+from fastdrop.stateful import Layer, Rate
 
-__all__ = ["Context", "dropout", "keep_mask"]
+__all__ = ["Context", "Dropout", "dropout", "keep_mask"]
 
 Region = tuple[Sequence[int], Sequence[int]]  # start, global shape
 
@@ -222,6 +223,48 @@ def keep_mask(
         return np.frombuffer(bits, np.uint8, len(bits) - BITS_PAD).copy()
     mask = _unpack(bits, dims, block)
     return np.packbits(mask, bitorder="little") if packed else mask
+
+
+class Dropout(Layer):
+    """`dropout` as a layer.
+
+    Parameters
+    ----------
+    p : float or callable
+        Drop rate in [0, 1], or a function of the step; see `Layer`.
+    rng : Rng, int, None, SeedSequence, Generator or BitGenerator
+        An int seeds an `Rng` of the layer's own.
+    shared_axes, save
+        As in `fastdrop.dropout`.
+    """
+
+    def __init__(
+        self,
+        p: Rate = 0.5,
+        *,
+        rng: RngLike = None,
+        shared_axes: int | Sequence[int] = (),
+        save: str = "bits",
+    ) -> None:
+        super().__init__(rng, p)
+        self.shared_axes = shared_axes
+        self.save = gate.choice(save, ("bits", "seed"), "save")
+
+    def __call__(self, x: npt.ArrayLike, out: npt.NDArray | None = None) -> npt.NDArray:
+        """y, an array like x."""
+        y, self.ctx = dropout(
+            x,
+            self.rate(),
+            rng=self.rng,
+            training=self.training,
+            shared_axes=self.shared_axes,
+            out=out,
+            save=self.save,
+        )
+        return y
+
+    def __repr__(self) -> str:
+        return f"Dropout(p={self.p}, shared_axes={self.shared_axes}, save={self.save!r})"
 
 
 def _unpack(bits: bytes, shape: tuple[int, ...], block: Block | None) -> npt.NDArray[np.bool_]:

@@ -1,7 +1,4 @@
-"""The slow, plain NumPy model of every kernel: what the compiled code must reproduce bit for bit.
-
-Nothing here is tuned; each function is its definition, written down.
-"""
+"""Dropout and the ops fused with it: equal to the kernels bit for bit."""
 
 from __future__ import annotations
 
@@ -11,6 +8,18 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdrop import rng
+
+__all__ = [
+    "apply",
+    "compute_type",
+    "dropout",
+    "element_index",
+    "fused",
+    "keep",
+    "rounded",
+    "scale",
+    "threshold",
+]
 
 Region = tuple[Sequence[int], Sequence[int]]  # start, global shape
 

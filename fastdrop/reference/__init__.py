@@ -1,0 +1,7 @@
+"""The slow, plain NumPy model of every kernel: what the compiled code must reproduce.
+
+Nothing here is tuned; each function is its definition, written down. One module a family, named as
+the family's module in `fastdrop` is; this package offers all of their functions.
+"""
+
+from fastdrop.reference.dropout import *  # noqa: F403

@@ -1,0 +1,88 @@
+"""What all layers share; `fastdrop.layers` lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fastdrop import gate
+from fastdrop.rng import Rng, RngLike
+
+__all__ = ["Layer", "Rate"]
+
+Rate = float | Callable[[int], float]  # a rate, or a function of the step
+
+
+class Layer:
+    """A mode, a random state, a rate, and the context of the last call.
+
+    Parameters
+    ----------
+    rng : Rng, int, None, SeedSequence, Generator or BitGenerator
+        An int seeds an `Rng` of the layer's own, so successive calls draw different masks; an `Rng`
+        or a NumPy Generator is used as it is and may be shared by many layers.
+    p : float or callable
+        Rate in [0, 1], or a function of the step, such as those of `fastdrop.schedules`. Can be
+        assigned between calls.
+
+    Attributes
+    ----------
+    training : bool
+        Set by `train` and `eval`.
+    step : int
+        What a rate that is a function is called with; counts the calls in training mode. Assign it
+        where a step is not a call.
+    ctx
+        Context of the last call; None before it.
+    gradients : dict of str to ndarray
+        Those of the learned parameters, after `backward`.
+    """
+
+    learned: ClassVar[tuple[str, ...]] = ()
+    """Attributes that are learned, in the order of what ``ctx.backward`` returns behind dx."""
+
+    def __init__(self, rng: RngLike = None, p: Rate = 0.0) -> None:
+        own = rng is None or isinstance(rng, int | np.integer)
+        self.rng: RngLike = Rng(rng) if own else rng
+        self.p: Rate = p if callable(p) else gate.rate(p)
+        self.step = 0
+        self.training = True
+        self.ctx: Any = None
+        self.gradients: dict[str, npt.NDArray] = {}
+
+    @property
+    def parameters(self) -> dict[str, npt.NDArray]:
+        """The learned parameters: the arrays themselves, to be updated in place."""
+        return {name: getattr(self, name) for name in self.learned}
+
+    def train(self, mode: bool = True) -> Self:
+        """Drop from now on (or, with False, no more). Returns the layer."""
+        self.training = bool(mode)
+        return self
+
+    def eval(self) -> Self:
+        """Pass inputs through from now on. Returns the layer."""
+        return self.train(False)
+
+    def rate(self) -> float:
+        """The rate of this call; in training mode the step is counted."""
+        p = self.p(self.step) if callable(self.p) else self.p
+        self.step += self.training
+        return p
+
+    def backward(self, dy: npt.ArrayLike, out: npt.NDArray | None = None) -> Any:
+        """Gradient with respect to the input of the last call (a tuple if there were several).
+
+        Those of the learned parameters go to `gradients`.
+        """
+        if self.ctx is None:
+            raise RuntimeError("backward needs a forward call of the layer before it")
+        grads = self.ctx.backward(dy) if out is None else self.ctx.backward(dy, out)
+        if not self.learned:
+            return grads
+        inputs = len(grads) - len(self.learned)
+        self.gradients = dict(zip(self.learned, grads[inputs:], strict=True))
+        return grads[0] if inputs == 1 else grads[:inputs]
