@@ -6,10 +6,18 @@ except ModuleNotFoundError as error:
     raise ImportError("fastdrop is not built; in a source tree run: pip install -e .") from error
 
 from fastdrop import layers, reference
+from fastdrop.concrete import concrete_dropout, concrete_regularizer
 from fastdrop.cpu import cpu_features, get_num_threads, set_num_threads
 from fastdrop.functional import Context, dropout, keep_mask
 from fastdrop.fused import bias_dropout_add, dropout_add, relu_dropout
+from fastdrop.gaussian import gaussian_dropout, gaussian_noise
 from fastdrop.rng import STREAM_VERSION, Rng
+from fastdrop.variational import (
+    sparse_variational_kl,
+    sparse_variational_linear,
+    variational_dropout,
+    variational_kl,
+)
 
 __version__ = "0.1.0"
 
@@ -19,13 +27,21 @@ __all__ = [
     "Rng",
     "__version__",
     "bias_dropout_add",
+    "concrete_dropout",
+    "concrete_regularizer",
     "cpu_features",
     "dropout",
     "dropout_add",
+    "gaussian_dropout",
+    "gaussian_noise",
     "get_num_threads",
     "keep_mask",
     "layers",
     "reference",
     "relu_dropout",
     "set_num_threads",
+    "sparse_variational_kl",
+    "sparse_variational_linear",
+    "variational_dropout",
+    "variational_kl",
 ]

@@ -4,6 +4,7 @@ written. An error names the argument, its value and the remedy; what is behind t
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 from collections.abc import Sequence
@@ -20,18 +21,29 @@ from fastdrop.block import Block, Region
 MAX_INDEX = 2**62  # element indices the stream can address
 
 
+def real(value: Any, name: str, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite real number in [low, high] as a float."""
+    if type(value) is not float:
+        number = isinstance(value, numbers.Real) or (
+            isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "fiu"
+        )
+        if not number or isinstance(value, bool | np.bool_):
+            within = "" if low == -math.inf else f" in {_interval(low, high)}"
+            raise TypeError(f"{name} must be a real number{within}, got {value!r}")
+        value = float(value)
+    if not low <= value <= high or math.isinf(value):  # not: true for NaN, too
+        raise ValueError(f"{name} must be in {_interval(low, high)}, got {value!r}")
+    return value
+
+
+def _interval(low: float, high: float) -> str:
+    left = "(-inf" if low == -math.inf else f"[{low:g}"
+    return f"{left}, inf)" if high == math.inf else f"{left}, {high:g}]"
+
+
 def rate(p: Any, name: str = "p") -> float:
     """A drop rate as a float in [0, 1]."""
-    if type(p) is not float:
-        real = isinstance(p, numbers.Real) or (
-            isinstance(p, np.ndarray) and p.ndim == 0 and p.dtype.kind in "fiu"
-        )
-        if not real or isinstance(p, bool | np.bool_):
-            raise TypeError(f"{name} must be a real number in [0, 1], got {p!r}")
-        p = float(p)
-    if not 0.0 <= p <= 1.0:  # false for NaN, too
-        raise ValueError(f"{name} must be in [0, 1], got {p!r}")
-    return p
+    return real(p, name, 0.0, 1.0)
 
 
 def array(x: Any, name: str = "x") -> npt.NDArray:
@@ -69,11 +81,13 @@ def output(x: npt.NDArray, out: Any) -> tuple[npt.NDArray, npt.NDArray | None]:
     return x, out
 
 
-def like(value: npt.NDArray, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """An array of a certain shape and dtype."""
+def like(
+    value: npt.NDArray, name: str, shape: tuple[int, ...], dtype: np.dtype | None = None
+) -> None:
+    """An array of a certain shape and, if given, dtype."""
     if value.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {value.shape}")
-    if value.dtype != dtype:
+    if dtype is not None and value.dtype != dtype:
         raise TypeError(f"{name} must have dtype {dtype} as x has, got {value.dtype}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ class Layer:
         or a NumPy Generator is used as it is and may be shared by many layers.
     p : float or callable
         Rate in [0, 1], or a function of the step, such as those of `fastdrop.schedules`. Can be
-        assigned between calls.
+        assigned between calls. None for a layer without.
 
     Attributes
     ----------
@@ -41,13 +41,14 @@ class Layer:
         Those of the learned parameters, after `backward`.
     """
 
-    learned: ClassVar[tuple[str, ...]] = ()
+    learned: tuple[str, ...] = ()
     """Attributes that are learned, in the order of what ``ctx.backward`` returns behind dx."""
 
-    def __init__(self, rng: RngLike = None, p: Rate = 0.0) -> None:
+    def __init__(self, rng: RngLike = None, p: Rate | None = None) -> None:
         own = rng is None or isinstance(rng, int | np.integer)
         self.rng: RngLike = Rng(rng) if own else rng
-        self.p: Rate = p if callable(p) else gate.rate(p)
+        if p is not None:
+            self.p: Rate = p if callable(p) else gate.rate(p)
         self.step = 0
         self.training = True
         self.ctx: Any = None

@@ -28,12 +28,26 @@ cdef extern from "fastdrop.h" nogil:
         FD_FLOAT32, FD_FLOAT64, FD_FLOAT16, FD_BFLOAT16
     ctypedef enum fd_op:
         FD_DROPOUT, FD_DROPOUT_ADD, FD_BIAS_DROPOUT_ADD, FD_RELU_DROPOUT
+        FD_ALPHA_DROPOUT, FD_ZONEOUT
     ctypedef struct fd_operands:
         const char *x
         const char *residual
         const char *bias
         char *y
         uint8_t *active
+        double shift, dropped
+    ctypedef enum fd_noise:
+        FD_NORMAL, FD_LOGISTIC
+    ctypedef enum fd_noise_op:
+        FD_NOISE_SCALE, FD_NOISE_ADD, FD_CONCRETE
+    ctypedef struct fd_noise_operands:
+        const char *x
+        const char *g
+        const char *sigma
+        const float *noise
+        char *y
+        int sigma_step
+        double logit, p, inverse_temperature, scale
     ctypedef struct fd_kernels:
         const char *name
         void (*philox)(const uint32_t *counters, const uint32_t *key, int rounds, size_t n,
@@ -61,14 +75,31 @@ cdef extern from "fastdrop.h" nogil:
     void fd_apply(fd_machine m, fd_op op, fd_dtype dtype, fd_operands operands,
                   size_t bias_length, const uint8_t *bits, int ndim, const fd_axis *axis,
                   double scale)
+    void fd_draw_noise(fd_machine m, fd_noise kind, fd_stream stream, uint64_t start, int ndim,
+                       const int64_t *shape, const int64_t *stride, float *noise)
+    void fd_noise_forward(fd_machine m, fd_noise kind, fd_stream stream, uint64_t start,
+                          fd_noise_op op, fd_dtype dtype, fd_noise_operands operands,
+                          size_t sigma_length, size_t n)
+    void fd_noise_backward(fd_machine m, fd_noise kind, fd_stream stream, uint64_t start,
+                           fd_noise_op op, fd_dtype dtype, fd_noise_operands operands,
+                           size_t sigma_length, char *dx, char *t, size_t row, double *sums,
+                           size_t n)
 
 BITS_PAD = FD_BITS_PAD
 BIAS_ROOM = FD_BIAS_ROOM
 PARTS = FD_PARTS
+NOISE_PAD = 64
 DROPOUT = FD_DROPOUT
 DROPOUT_ADD = FD_DROPOUT_ADD
 BIAS_DROPOUT_ADD = FD_BIAS_DROPOUT_ADD
 RELU_DROPOUT = FD_RELU_DROPOUT
+ALPHA_DROPOUT = FD_ALPHA_DROPOUT
+ZONEOUT = FD_ZONEOUT
+NORMAL = FD_NORMAL
+LOGISTIC = FD_LOGISTIC
+NOISE_SCALE = FD_NOISE_SCALE
+NOISE_ADD = FD_NOISE_ADD
+CONCRETE = FD_CONCRETE
 
 # Without packed bits to keep, a mask that is not drawn tile by tile is drawn in pieces of so many.
 cdef int64_t PIECE = 1 << 22
@@ -229,7 +260,7 @@ def forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray bias, cnp
     block: see `fastdrop.block`; None: all of x, one draw an element. Operands beside x and y are
     None, or contiguous as x and y are then. bias repeats: BIAS_ROOM longer than it is.
     """
-    cdef fd_operands o = fd_operands(data(x), data(residual), data(bias), data(y), NULL)
+    cdef fd_operands o = fd_operands(data(x), data(residual), data(bias), data(y), NULL, 0, 0)
     cdef size_t n = <size_t> cnp.PyArray_SIZE(x)
     cdef fd_dtype dtype = <fd_dtype> dtype_of(x)
     cdef size_t bias_length = 1 if bias is None else cnp.PyArray_SIZE(bias) - FD_BIAS_ROOM
@@ -311,7 +342,7 @@ cdef void walk(fd_op op, cnp.ndarray x, cnp.ndarray y, fd_operands *o, size_t bi
 
 def backward(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double p, block):
     """dx = dy * scale where the packed mask says kept, else 0."""
-    cdef fd_operands o = fd_operands(data(dy), NULL, NULL, data(dx), NULL)
+    cdef fd_operands o = fd_operands(data(dy), NULL, NULL, data(dx), NULL, 0, 0)
     cdef uint8_t *mask = <uint8_t *> PyBytes_AS_STRING(bits)
     cdef fd_dtype dtype = <fd_dtype> dtype_of(dy)
     cdef size_t n = <size_t> cnp.PyArray_SIZE(dy)
@@ -335,6 +366,66 @@ def backward_sums(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double p, cnp.ndar
     cdef size_t row = <size_t> cnp.PyArray_DIM(sums, 1)
     with nogil:
         fd_backward_sums(machine, dtype, py, px, mask, n, row, out, fd_scale(p))
+
+
+def draw_noise(fd_noise kind, uint64_t seed, uint64_t call, block, cnp.ndarray noise):
+    """Noise of a block of the noise array, to contiguous float32 of at least its size."""
+    cdef int64_t n[64]
+    cdef int64_t step[64]
+    cdef int ndim = len(block.shape)
+    cdef uint64_t start = block.start
+    cdef float *out = <float *> cnp.PyArray_DATA(noise)
+    for d in range(ndim):
+        n[d], step[d] = block.shape[d], block.strides[d]
+    with nogil:
+        fd_draw_noise(machine, kind, fd_stream_of(seed, call, 0), start, ndim, n, step, out)
+
+
+cdef fd_noise_operands noise_operands(cnp.ndarray x, cnp.ndarray g, cnp.ndarray y,
+                                      cnp.ndarray sigma, size_t sigma_length, cnp.ndarray noise,
+                                      tuple relaxed):
+    cdef fd_noise_operands o = fd_noise_operands(data(x), data(g), data(sigma),
+                                                 <const float *> data(noise), data(y),
+                                                 sigma_length != 0, 0, 0, 0, 0)
+    if relaxed is not None:
+        o.logit, o.p, o.inverse_temperature, o.scale = relaxed
+    return o
+
+
+def noise_forward(fd_noise kind, fd_noise_op op, cnp.ndarray x, cnp.ndarray y, cnp.ndarray sigma,
+                  size_t sigma_length, cnp.ndarray noise, tuple relaxed, uint64_t seed,
+                  uint64_t call, uint64_t start):
+    """One of the noise ops of fastdrop.h on C-contiguous arrays.
+
+    sigma: 64 times the same with sigma_length 0; else, if it repeats, BIAS_ROOM longer than
+    sigma_length. noise: None to draw it, or float32, NOISE_PAD longer than x. relaxed: logit, p,
+    1 / temperature, scale, or None.
+    """
+    cdef fd_noise_operands o = noise_operands(x, None, y, sigma, sigma_length, noise, relaxed)
+    cdef fd_dtype dtype = <fd_dtype> dtype_of(x)
+    cdef size_t n = <size_t> cnp.PyArray_SIZE(x)
+    with nogil:
+        fd_noise_forward(machine, kind, fd_stream_of(seed, call, 0), start, op, dtype, o,
+                         sigma_length, n)
+
+
+def noise_backward(fd_noise kind, fd_noise_op op, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray dx,
+                   cnp.ndarray terms, cnp.ndarray sums, cnp.ndarray sigma, size_t sigma_length,
+                   cnp.ndarray noise, tuple relaxed, uint64_t seed, uint64_t call,
+                   uint64_t start):
+    """dx (None: not wanted) and the gradient of sigma or logit: element by element in terms, or
+    summed in sums[0], float64 of shape (PARTS, row), where element i counts in column i % row.
+    """
+    cdef fd_noise_operands o = noise_operands(x, dy, None, sigma, sigma_length, noise, relaxed)
+    cdef fd_dtype dtype = <fd_dtype> dtype_of(x)
+    cdef size_t n = <size_t> cnp.PyArray_SIZE(x)
+    cdef size_t row = 1 if sums is None else cnp.PyArray_DIM(sums, 1)
+    cdef char *px = data(dx)
+    cdef char *t = data(terms)
+    cdef double *s = <double *> data(sums)
+    with nogil:
+        fd_noise_backward(machine, kind, fd_stream_of(seed, call, 0), start, op, dtype, o,
+                          sigma_length, px, t, row, s, n)
 
 
 def philox4x32(cnp.ndarray counters, cnp.ndarray key, int rounds, cnp.ndarray words):

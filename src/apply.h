@@ -1,16 +1,33 @@
 /* From keep bits to elements. Included once for each element type, with
- *   SUFFIX  name of the type
+ *   TYPE    prefix of what simd_*.h offers for it
+ *   SUFFIX  its name
  *   SIZE    bytes of an element
- *   VEC, WIDTH   a vector in the compute type, and its elements
- *   SCALAR, STORE_SCALARS   one of these in C, and a vector of them stored
- *   LOAD, LOAD_KEPT, STORE, STREAM, SET, ADD, MUL, RELU   what can be done to one
- * LOAD_KEPT(p, b, j): the elements at p where bits j ... j + WIDTH - 1 of the 32 bits in b are set,
- * else +0. So what is dropped is gone before it meets arithmetic, infinite and NaN included.
+ *   SCALAR  the compute type in C
+ * VEC is a vector in the compute type, of WIDTH elements. LOAD_KEPT(p, b, j): the elements at p where
+ * bits j ... j + WIDTH - 1 of the 32 bits in b are set, else +0. So what is dropped is gone before it
+ * meets arithmetic, infinite and NaN included. CHOOSE(u, v, b, j): u where the bit is set, else v.
  * RELU(v, &active): v where it is not <= 0, else +0; active receives the bits of those.
- * STREAM stores past the caches; y is at a cache line's begin then.
+ * STREAM stores past the caches; y is at a cache line's begin then. LOAD_SCALARS and STORE_SCALARS
+ * have the compute type in memory.
  */
-#define NAME_(a, b) a##_##b
-#define NAME(a, b) NAME_(a, b)
+#ifndef NAME
+#define PASTE_(a, b) a##_##b
+#define PASTE(a, b) PASTE_(a, b)
+#define NAME(name, suffix) PASTE(name, suffix)
+#define VEC PASTE(TYPE, VEC)
+#define WIDTH PASTE(TYPE, WIDTH)
+#define LOAD(p) PASTE(TYPE, LOAD)(p)
+#define LOAD_KEPT(p, b, j) PASTE(TYPE, LOAD_KEPT)(p, b, j)
+#define STORE(p, v) PASTE(TYPE, STORE)(p, v)
+#define STREAM(p, v) PASTE(TYPE, STREAM)(p, v)
+#define LOAD_SCALARS(p) PASTE(TYPE, LOAD_SCALARS)(p)
+#define STORE_SCALARS(p, v) PASTE(TYPE, STORE_SCALARS)(p, v)
+#define SET(s) PASTE(TYPE, SET)(s)
+#define ADD(a, b) PASTE(TYPE, ADD)(a, b)
+#define MUL(a, b) PASTE(TYPE, MUL)(a, b)
+#define RELU(v, active) PASTE(TYPE, RELU)(v, active)
+#define CHOOSE(u, v, b, j) PASTE(TYPE, CHOOSE)(u, v, b, j)
+#endif
 
 /* 64 elements from i on; `op` and `stream` are constants where this is inlined. */
 static inline void NAME(block, SUFFIX)(fd_op op, const fd_operands *o, size_t i,
@@ -21,10 +38,15 @@ static inline void NAME(block, SUFFIX)(fd_op op, const fd_operands *o, size_t i,
         uint32_t active = 0;
         for (int j = 0; j < 32; j += WIDTH) {
             const size_t at = (half + (size_t)j) * SIZE;
-            VEC v = LOAD_KEPT(o->x + at, b, j);
+            VEC v = op == FD_ZONEOUT ? LOAD(o->x + at) : LOAD_KEPT(o->x + at, b, j);
             if (op == FD_BIAS_DROPOUT_ADD)
                 v = ADD(v, LOAD_KEPT(o->bias + at, b, j));
-            v = MUL(v, scale);
+            if (op != FD_ZONEOUT)
+                v = MUL(v, scale);
+            if (op == FD_ALPHA_DROPOUT)
+                v = CHOOSE(ADD(v, SET(o->shift)), SET(o->dropped), b, j);
+            if (op == FD_ZONEOUT)
+                v = CHOOSE(v, LOAD(o->residual + at), b, j);
             if (op == FD_RELU_DROPOUT) {
                 uint32_t lanes;
                 v = RELU(v, &lanes);
@@ -51,7 +73,7 @@ static inline void NAME(part, SUFFIX)(fd_op op, const fd_operands *o, size_t i, 
     char x[64 * SIZE] = {0}, residual[64 * SIZE], bias[64 * SIZE];
     uint8_t copy[16] = {0}, active[8];
     memcpy(x, o->x + i * SIZE, n * SIZE);
-    if (op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD) {
+    if (op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD || op == FD_ZONEOUT) {
         memset(residual, 0, sizeof residual);
         memcpy(residual, o->residual + i * SIZE, n * SIZE);
     }
@@ -60,7 +82,7 @@ static inline void NAME(part, SUFFIX)(fd_op op, const fd_operands *o, size_t i, 
         memcpy(bias, o->bias + i * SIZE, n * SIZE);
     }
     memcpy(copy, bits + bit / 8, (bit % 8 + n + 7) / 8);
-    const fd_operands padded = {x, residual, bias, x, active};
+    const fd_operands padded = {x, residual, bias, x, active, o->shift, o->dropped};
     NAME(block, SUFFIX)(op, &padded, 0, copy, bit % 8, scale, 0);
     memcpy(o->y + i * SIZE, x, n * SIZE);
     if (op == FD_RELU_DROPOUT) {
@@ -111,6 +133,8 @@ OP(dropout, FD_DROPOUT)
 OP(dropout_add, FD_DROPOUT_ADD)
 OP(bias_dropout_add, FD_BIAS_DROPOUT_ADD)
 OP(relu_dropout, FD_RELU_DROPOUT)
+OP(alpha_dropout, FD_ALPHA_DROPOUT)
+OP(zoneout, FD_ZONEOUT)
 #undef OP
 
 /* sum[i] += x[i] in float64, the same on any instruction set. */
@@ -130,17 +154,9 @@ static void NAME(add_to, SUFFIX)(const char *x, double *sum, size_t n)
     }
 }
 
-#undef SCALAR
-#undef STORE_SCALARS
+#include "apply_noise.h"
+
+#undef TYPE
 #undef SUFFIX
 #undef SIZE
-#undef VEC
-#undef WIDTH
-#undef LOAD
-#undef LOAD_KEPT
-#undef STORE
-#undef STREAM
-#undef SET
-#undef ADD
-#undef MUL
-#undef RELU
+#undef SCALAR

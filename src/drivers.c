@@ -75,8 +75,9 @@ typedef struct {
 static inline void apply_at(const Elements *e, uint64_t i, const uint8_t *bits, size_t bit, size_t n)
 {
     const uint64_t offset = i * fd_itemsize[e->dtype];
-    fd_operands o = {e->at.x + offset, NULL, NULL, e->at.y + offset, NULL};
-    if (e->op == FD_DROPOUT_ADD || e->op == FD_BIAS_DROPOUT_ADD)
+    fd_operands o = e->at;
+    o.x += offset, o.y += offset;
+    if (e->op == FD_DROPOUT_ADD || e->op == FD_BIAS_DROPOUT_ADD || e->op == FD_ZONEOUT)
         o.residual = e->at.residual + offset;
     if (e->op == FD_BIAS_DROPOUT_ADD)
         o.bias = e->at.bias + i % e->bias_length * fd_itemsize[e->dtype];
@@ -507,6 +508,13 @@ static void sum_parts(const void *job, uint64_t first, uint64_t last)
     end_of_stream(&f->e);
 }
 
+void fd_sum_parts(size_t row, double *sums)
+{
+    for (int part = 1; part < FD_PARTS; part++)
+        for (size_t i = 0; i < row; i++)
+            sums[i] += sums[(size_t)part * row + i];
+}
+
 void fd_backward_sums(fd_machine m, fd_dtype dtype, const char *dy, char *dx, const uint8_t *bits,
                       size_t n, size_t row, double *sums, double scale)
 {
@@ -515,7 +523,5 @@ void fd_backward_sums(fd_machine m, fd_dtype dtype, const char *dy, char *dx, co
     const fd_operands o = {.x = dy, .y = dx};
     const Sums s = {{{m.kernels, FD_DROPOUT, dtype, o, 0, scale, 0}, bits, n}, row, sums};
     pool_run(n > CHUNK * FD_TILE ? m.threads : 1, FD_PARTS, 1, sum_parts, &s);
-    for (int part = 1; part < FD_PARTS; part++)
-        for (size_t i = 0; i < row; i++)
-            sums[i] += sums[(size_t)part * row + i];
+    fd_sum_parts(row, sums);
 }

@@ -40,6 +40,8 @@ typedef enum {
     FD_DROPOUT_ADD,      /* y = residual + kept(x) * scale */
     FD_BIAS_DROPOUT_ADD, /* y = residual + kept(x + bias) * scale */
     FD_RELU_DROPOUT,     /* y = relu(kept(x) * scale); active: which elements have a gradient */
+    FD_ALPHA_DROPOUT,    /* y = x * scale + shift where kept, else `dropped` */
+    FD_ZONEOUT,          /* y = x where kept, else residual */
     FD_OPS
 } fd_op;
 
@@ -48,11 +50,40 @@ typedef struct {
     const char *x, *residual, *bias;
     char *y;
     uint8_t *active; /* packed bits, from bit 0 on: kept, and not (x <= 0) */
+    double shift, dropped;
 } fd_operands;
 
 /* Bit `bit` of `bits` belongs to the first element. stream: write y past the caches. */
 typedef void fd_apply_fn(const fd_operands *operands, const uint8_t *bits, size_t bit, size_t n,
                          double scale, int stream);
+
+/* Continuous noise, by the domain its words come from: standard normal, standard logistic. */
+typedef enum { FD_NORMAL = 3, FD_LOGISTIC = 4 } fd_noise;
+#define FD_NOISE_BLOCK 4 /* variates of a block of the keystream */
+/* Floats of room for n variates: they come in whole vectors of blocks. */
+#define FD_NOISE_ROOM(n) ((n) + 2 * FD_NOISE_BLOCK + FD_SLACK / 4)
+
+/* What is done with noise e. sigma is an array or, with sigma_step 0, its first 64 elements for all;
+ * it has the compute type, float64 for float64, else float32. With a = (logit + e) / temperature,
+ * z = 1 / (1 + exp(-a)) is the relaxed drop mask, and w = (1 - z) * scale. */
+typedef enum {
+    FD_NOISE_SCALE,       /* y = x * (1 + sigma * e) */
+    FD_NOISE_ADD,         /* y = x + sigma * e */
+    FD_NOISE_GRADIENT,    /* t = x * g * e: of sigma, where y = x * (1 + sigma * e) */
+    FD_CONCRETE,          /* y = x * w */
+    FD_CONCRETE_GRADIENT, /* t = x * g * w * (p - z / temperature): of logit */
+    FD_NOISE_OPS
+} fd_noise_op;
+
+typedef struct {
+    const char *x, *g, *sigma;
+    const float *noise;
+    char *y; /* t has the compute type */
+    int sigma_step;
+    double logit, p, inverse_temperature, scale;
+} fd_noise_operands;
+
+typedef void fd_noise_fn(const fd_noise_operands *operands, size_t n);
 
 typedef struct {
     const char *name;
@@ -62,6 +93,10 @@ typedef struct {
     void (*draw)(const fd_stream *stream, uint64_t start, size_t n, uint8_t *bits,
                  const char *ahead, size_t itemsize);
     fd_apply_fn *apply[FD_OPS][FD_DTYPES];
+    /* n variates from 4 * block on, at most FD_TILE + 4; noise has FD_NOISE_ROOM(n). */
+    void (*noise)(fd_noise kind, const fd_stream *stream, uint64_t block, size_t n, float *noise,
+                  const char *ahead, size_t itemsize);
+    fd_noise_fn *apply_noise[FD_NOISE_OPS][FD_DTYPES];
     /* sum[i] += x[i] */
     void (*add_to[FD_DTYPES])(const char *x, double *sum, size_t n);
     /* n blocks of Philox4x32 with 7 or 10 rounds: the hook of the known-answer tests. */
@@ -107,10 +142,28 @@ enum { FD_PARTS = 32 };
 void fd_backward_sums(fd_machine m, fd_dtype dtype, const char *dy, char *dx, const uint8_t *bits,
                       size_t n, size_t row, double *sums, double scale);
 
+/* FD_PARTS rows to the first. */
+void fd_sum_parts(size_t row, double *sums);
+
 /* Draw a block of the mask array into packed bits, in the block's C order. shape and stride (in
  * elements of the whole mask array) describe the block, start is the index of its first element. */
 void fd_draw(fd_machine m, fd_stream stream, uint64_t start, int ndim, const int64_t *shape,
              const int64_t *stride, uint8_t *bits);
+
+/* The variates of a block of the noise array, as fd_draw; the last axis has stride 1 or length 1. */
+void fd_draw_noise(fd_machine m, fd_noise kind, fd_stream stream, uint64_t start, int ndim,
+                   const int64_t *shape, const int64_t *stride, float *noise);
+
+/* Contiguous: draw noise and do `op`. operands.noise: what to take instead of drawing, or NULL, with
+ * 64 floats of room behind it. sigma repeats after sigma_length elements as bias does in fd_forward. */
+void fd_noise_forward(fd_machine m, fd_noise kind, fd_stream stream, uint64_t start, fd_noise_op op,
+                      fd_dtype dtype, fd_noise_operands operands, size_t sigma_length, size_t n);
+
+/* Contiguous, in one pass: dx = op(g), and the gradient of the op's parameter: its n elements to t, or,
+ * with t == NULL, element i added to sums[i % row] as in fd_backward_sums. dx may be NULL. */
+void fd_noise_backward(fd_machine m, fd_noise kind, fd_stream stream, uint64_t start,
+                       fd_noise_op op, fd_dtype dtype, fd_noise_operands operands,
+                       size_t sigma_length, char *dx, char *t, size_t row, double *sums, size_t n);
 
 /* Apply packed bits to any layout of x and y; operands beside them only if all are contiguous. */
 void fd_apply(fd_machine m, fd_op op, fd_dtype dtype, fd_operands operands, size_t bias_length,

@@ -7,88 +7,69 @@
  * not say otherwise. */
 #include "philox.h"
 #include "draw.h"
+#include "noise.h"
+
+#define F32_LOAD_SCALARS F32_LOAD
+#define F32_STORE_SCALARS F32_STORE
+#define F32_FROM_F32(p) F32_LOAD((const char *)(p))
+#define F64_LOAD_SCALARS F64_LOAD
+#define F64_STORE_SCALARS F64_STORE
+
+#define F16_VEC F32_VEC
+#define F16_WIDTH F32_WIDTH
+#define F16_LOAD_SCALARS F32_LOAD
+#define F16_STORE_SCALARS F32_STORE
+#define F16_SET F32_SET
+#define F16_ADD F32_ADD
+#define F16_MUL F32_MUL
+#define F16_RELU F32_RELU
+#define F16_CHOOSE F32_CHOOSE
 
 #ifndef BF16_VEC
 #define BF16_VEC F32_VEC
 #define BF16_WIDTH F32_WIDTH
+#define BF16_LOAD_SCALARS F32_LOAD
+#define BF16_STORE_SCALARS F32_STORE
 #define BF16_SET F32_SET
 #define BF16_ADD F32_ADD
 #define BF16_MUL F32_MUL
 #define BF16_RELU F32_RELU
-#define BF16_STORE_SCALARS F32_STORE
+#define BF16_CHOOSE F32_CHOOSE
 #endif
-#define F32_STORE_SCALARS F32_STORE
-#define F64_STORE_SCALARS F64_STORE
 
+#define TYPE F32
 #define SUFFIX f32
 #define SIZE 4
-#define VEC F32_VEC
 #define SCALAR float
-#define STORE_SCALARS F32_STORE_SCALARS
-#define WIDTH F32_WIDTH
-#define LOAD F32_LOAD
-#define LOAD_KEPT F32_LOAD_KEPT
-#define STORE F32_STORE
-#define STREAM F32_STREAM
-#define SET F32_SET
-#define ADD F32_ADD
-#define MUL F32_MUL
-#define RELU F32_RELU
 #include "apply.h"
 
+#define TYPE F64
 #define SUFFIX f64
 #define SIZE 8
-#define VEC F64_VEC
 #define SCALAR double
-#define STORE_SCALARS F64_STORE_SCALARS
-#define WIDTH F64_WIDTH
-#define LOAD F64_LOAD
-#define LOAD_KEPT F64_LOAD_KEPT
-#define STORE F64_STORE
-#define STREAM F64_STREAM
-#define SET F64_SET
-#define ADD F64_ADD
-#define MUL F64_MUL
-#define RELU F64_RELU
 #include "apply.h"
 
+#define TYPE F16
 #define SUFFIX f16
 #define SIZE 2
-#define VEC F32_VEC
 #define SCALAR float
-#define STORE_SCALARS F32_STORE_SCALARS
-#define WIDTH F32_WIDTH
-#define LOAD F16_LOAD
-#define LOAD_KEPT F16_LOAD_KEPT
-#define STORE F16_STORE
-#define STREAM F16_STREAM
-#define SET F32_SET
-#define ADD F32_ADD
-#define MUL F32_MUL
-#define RELU F32_RELU
 #include "apply.h"
 
+#define TYPE BF16
 #define SUFFIX bf16
 #define SIZE 2
-#define VEC BF16_VEC
 #define SCALAR float
-#define STORE_SCALARS BF16_STORE_SCALARS
-#define WIDTH BF16_WIDTH
-#define LOAD BF16_LOAD
-#define LOAD_KEPT BF16_LOAD_KEPT
-#define STORE BF16_STORE
-#define STREAM BF16_STREAM
-#define SET BF16_SET
-#define ADD BF16_ADD
-#define MUL BF16_MUL
-#define RELU BF16_RELU
 #include "apply.h"
 
 #define OP(name) {name##_f32, name##_f64, name##_f16, name##_bf16}
 const fd_kernels KERNELS = {
     .name = KERNELS_NAME,
     .draw = draw,
-    .apply = {OP(dropout), OP(dropout_add), OP(bias_dropout_add), OP(relu_dropout)},
+    .apply = {OP(dropout), OP(dropout_add), OP(bias_dropout_add), OP(relu_dropout),
+              OP(alpha_dropout), OP(zoneout)},
+    .noise = noise,
+    .apply_noise = {OP(noise_scale), OP(noise_add), OP(noise_gradient), OP(concrete),
+                    OP(concrete_gradient)},
     .add_to = OP(add_to),
     .philox = philox_blocks,
 };

@@ -14,7 +14,14 @@ enum { STEP = CHAINS * LANES };
 #define MULTIPLIER0 UINT64_C(0xD2511F53)
 #define MULTIPLIER1 UINT64_C(0xCD9E8D57)
 
-enum { DOMAIN_BYTES = 0, DOMAIN_REFINEMENT = 1, DOMAIN_BITS = 2 };
+enum {
+    DOMAIN_BYTES = 0,
+    DOMAIN_REFINEMENT = 1,
+    DOMAIN_BITS = 2,
+    DOMAIN_NORMALS = FD_NORMAL,
+    DOMAIN_UNIFORMS = FD_LOGISTIC
+};
+static inline void halves_to_noise(uint32_t domain, Lanes *low, Lanes *high);
 
 static inline void philox_keys(uint32_t k0, uint32_t k1, int rounds, Lanes *keys)
 {
@@ -47,7 +54,7 @@ static inline void philox(Lanes c[CHAINS][4], const Lanes *keys, int rounds)
 }
 
 /* Blocks block ... block + n - 1 of one domain, and up to STEP - 1 more. With tie == NULL their
- * bytes go to dst, 16 a block; else each byte is compared with t and two bits a byte are left: whether
+ * bytes go to dst, 16 a block, or what noise.h makes of them in its domains; else each byte is compared with t and two bits a byte are left: whether
  * it is above in dst, whether it is equal in tie, 2 bytes a block. For that the keys of the last
  * round have been xored with COMPARE_FLIP.
  * ahead: memory that will be read next, ahead_step bytes a block; it is fetched into the cache while
@@ -80,8 +87,11 @@ static inline void keystream(const fd_stream *s, const Lanes *keys, uint32_t dom
                 const size_t at = out * (i + (size_t)(j * LANES));
                 if (tie)
                     halves_compare(c[j][0], c[j][2], t, dst + at, tie + at);
-                else
+                else {
+                    if (domain == DOMAIN_NORMALS || domain == DOMAIN_UNIFORMS)
+                        halves_to_noise(domain, &c[j][0], &c[j][2]);
                     halves_store(c[j][0], c[j][2], dst + at);
+                }
             }
         }
     }

@@ -43,6 +43,22 @@ static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint8_t *abo
     }
 }
 
+/* 32-bit words, two a lane, for continuous noise. */
+typedef __m256i Words;
+static inline Words words_of(Lanes v, int part) { (void)part; return v; }
+static inline Lanes lanes_of(const Words *part) { return *part; }
+static inline Words words_set(uint32_t v) { return _mm256_set1_epi32((int)v); }
+static inline Words words_add(Words a, Words b) { return _mm256_add_epi32(a, b); }
+static inline Words words_sub(Words a, Words b) { return _mm256_sub_epi32(a, b); }
+static inline Words words_and(Words a, Words b) { return _mm256_and_si256(a, b); }
+static inline Words words_xor(Words a, Words b) { return _mm256_xor_si256(a, b); }
+static inline Words words_shl(Words v, int n) { return _mm256_slli_epi32(v, n); }
+static inline Words words_shr(Words v, int n) { return _mm256_srli_epi32(v, n); }
+static inline Words words_sar(Words v, int n) { return _mm256_srai_epi32(v, n); }
+static inline __m256 words_float(Words v) { return _mm256_cvtepi32_ps(v); }
+static inline __m256 words_f32(Words v) { return _mm256_castsi256_ps(v); }
+static inline Words f32_words(__m256 v) { return _mm256_castps_si256(v); }
+
 /* Keep bits: 32 of them, in every 32-bit lane, from bit `shift` (0 ... 7) of p on. A shift by 31 - i puts bit i where it is a sign. */
 typedef __m256i BITS;
 static inline BITS bits_load(const uint8_t *p, unsigned shift)
@@ -86,6 +102,13 @@ static inline __m256 f32_relu(__m256 v, uint32_t *active)
 #define F32_ADD(a, b) _mm256_add_ps(a, b)
 #define F32_MUL(a, b) _mm256_mul_ps(a, b)
 #define F32_RELU f32_relu
+#define F32_CHOOSE(u, v, b, j) _mm256_blendv_ps(v, u, _mm256_castsi256_ps(bits_signs32(b, j)))
+#define F32_SUB(a, b) _mm256_sub_ps(a, b)
+#define F32_DIV(a, b) _mm256_div_ps(a, b)
+#define F32_MIN(a, b) _mm256_min_ps(a, b)
+#define F32_MAX(a, b) _mm256_max_ps(a, b)
+#define F32_SQRT(a) _mm256_sqrt_ps(a)
+#define F32_POWER(v) words_f32(words_add(words_shl(f32_words(v), 23), words_set(0x3f800000)))
 
 static inline __m256d f64_relu(__m256d v, uint32_t *active)
 {
@@ -103,6 +126,15 @@ static inline __m256d f64_relu(__m256d v, uint32_t *active)
 #define F64_ADD(a, b) _mm256_add_pd(a, b)
 #define F64_MUL(a, b) _mm256_mul_pd(a, b)
 #define F64_RELU f64_relu
+#define F64_CHOOSE(u, v, b, j) _mm256_blendv_pd(v, u, _mm256_castsi256_pd(bits_signs64(b, j)))
+#define F64_SUB(a, b) _mm256_sub_pd(a, b)
+#define F64_DIV(a, b) _mm256_div_pd(a, b)
+#define F64_MIN(a, b) _mm256_min_pd(a, b)
+#define F64_MAX(a, b) _mm256_max_pd(a, b)
+#define F64_FROM_F32(p) _mm256_cvtps_pd(_mm_loadu_ps(p))
+#define F64_POWER(v)                                                                              \
+    _mm256_castsi256_pd(_mm256_add_epi64(_mm256_slli_epi64(_mm256_castpd_si256(v), 52),           \
+                                         _mm256_castpd_si256(_mm256_set1_pd(1))))
 
 #define F16_LOAD(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
 #define F16_LOAD_KEPT(p, b, j) f32_kept(F16_LOAD(p), b, j)
@@ -159,6 +191,20 @@ static inline Pairs bf16_relu(Pairs v, uint32_t *active)
     *active = _pdep_u32(even, 0x5555) | _pdep_u32(odd, 0xaaaa);
     return v;
 }
+static inline Pairs bf16_choose(Pairs u, Pairs v, BITS b, int j)
+{
+    const __m256i lane = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
+    const __m256i even = _mm256_sllv_epi32(b, _mm256_sub_epi32(_mm256_set1_epi32(31 - j), lane));
+    const __m256i odd = _mm256_sllv_epi32(b, _mm256_sub_epi32(_mm256_set1_epi32(30 - j), lane));
+    return (Pairs){_mm256_blendv_ps(v.even, u.even, _mm256_castsi256_ps(even)),
+                   _mm256_blendv_ps(v.odd, u.odd, _mm256_castsi256_ps(odd))};
+}
+static inline Pairs bf16_load_scalars(const char *p)
+{
+    const __m256 a = F32_LOAD(p), b = F32_LOAD(p + 32);
+    const __m256 low = _mm256_permute2f128_ps(a, b, 0x20), high = _mm256_permute2f128_ps(a, b, 0x31);
+    return (Pairs){_mm256_shuffle_ps(low, high, 0x88), _mm256_shuffle_ps(low, high, 0xdd)};
+}
 static inline void bf16_store_scalars(char *p, Pairs v)
 {
     const __m256 low = _mm256_unpacklo_ps(v.even, v.odd), high = _mm256_unpackhi_ps(v.even, v.odd);
@@ -175,4 +221,6 @@ static inline void bf16_store_scalars(char *p, Pairs v)
 #define BF16_ADD bf16_add
 #define BF16_MUL bf16_mul
 #define BF16_RELU bf16_relu
+#define BF16_CHOOSE bf16_choose
+#define BF16_LOAD_SCALARS bf16_load_scalars
 #define BF16_STORE_SCALARS bf16_store_scalars

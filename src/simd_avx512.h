@@ -44,6 +44,22 @@ static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint8_t *abo
     }
 }
 
+/* 32-bit words, two a lane, for continuous noise. */
+typedef __m512i Words;
+static inline Words words_of(Lanes v, int part) { (void)part; return v; }
+static inline Lanes lanes_of(const Words *part) { return *part; }
+static inline Words words_set(uint32_t v) { return _mm512_set1_epi32((int)v); }
+static inline Words words_add(Words a, Words b) { return _mm512_add_epi32(a, b); }
+static inline Words words_sub(Words a, Words b) { return _mm512_sub_epi32(a, b); }
+static inline Words words_and(Words a, Words b) { return _mm512_and_si512(a, b); }
+static inline Words words_xor(Words a, Words b) { return _mm512_xor_si512(a, b); }
+static inline Words words_shl(Words v, int n) { return _mm512_slli_epi32(v, (unsigned)n); }
+static inline Words words_shr(Words v, int n) { return _mm512_srli_epi32(v, (unsigned)n); }
+static inline Words words_sar(Words v, int n) { return _mm512_srai_epi32(v, (unsigned)n); }
+static inline __m512 words_float(Words v) { return _mm512_cvtepi32_ps(v); }
+static inline __m512 words_f32(Words v) { return _mm512_castsi512_ps(v); }
+static inline Words f32_words(__m512 v) { return _mm512_castps_si512(v); }
+
 typedef uint32_t BITS;
 static inline BITS bits_load(const uint8_t *p, unsigned shift)
 {
@@ -66,6 +82,13 @@ static inline __m512 f32_relu(__m512 v, uint32_t *active)
 #define F32_ADD(a, b) _mm512_add_ps(a, b)
 #define F32_MUL(a, b) _mm512_mul_ps(a, b)
 #define F32_RELU f32_relu
+#define F32_CHOOSE(u, v, b, j) _mm512_mask_blend_ps((__mmask16)((b) >> (j)), v, u)
+#define F32_SUB(a, b) _mm512_sub_ps(a, b)
+#define F32_DIV(a, b) _mm512_div_ps(a, b)
+#define F32_MIN(a, b) _mm512_min_ps(a, b)
+#define F32_MAX(a, b) _mm512_max_ps(a, b)
+#define F32_SQRT(a) _mm512_sqrt_ps(a)
+#define F32_POWER(v) words_f32(words_add(words_shl(f32_words(v), 23), words_set(0x3f800000)))
 
 static inline __m512d f64_relu(__m512d v, uint32_t *active)
 {
@@ -83,6 +106,15 @@ static inline __m512d f64_relu(__m512d v, uint32_t *active)
 #define F64_ADD(a, b) _mm512_add_pd(a, b)
 #define F64_MUL(a, b) _mm512_mul_pd(a, b)
 #define F64_RELU f64_relu
+#define F64_CHOOSE(u, v, b, j) _mm512_mask_blend_pd((__mmask8)((b) >> (j)), v, u)
+#define F64_SUB(a, b) _mm512_sub_pd(a, b)
+#define F64_DIV(a, b) _mm512_div_pd(a, b)
+#define F64_MIN(a, b) _mm512_min_pd(a, b)
+#define F64_MAX(a, b) _mm512_max_pd(a, b)
+#define F64_FROM_F32(p) _mm512_cvtps_pd(_mm256_loadu_ps(p))
+#define F64_POWER(v)                                                                              \
+    _mm512_castsi512_pd(_mm512_add_epi64(_mm512_slli_epi64(_mm512_castpd_si512(v), 52),           \
+                                         _mm512_castpd_si512(_mm512_set1_pd(1))))
 
 #define LOAD16(p) _mm256_loadu_si256((const __m256i *)(p))
 #define F16_LOAD(p) _mm512_cvtph_ps(LOAD16(p))

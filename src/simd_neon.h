@@ -48,6 +48,25 @@ static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint8_t *abo
     memcpy(equal, &e, 4);
 }
 
+/* 32-bit words, two a lane, for continuous noise. */
+typedef uint32x4_t Words;
+static inline Words words_of(Lanes v, int part) { (void)part; return vreinterpretq_u32_u64(v); }
+static inline Lanes lanes_of(const Words *part) { return vreinterpretq_u64_u32(*part); }
+static inline Words words_set(uint32_t v) { return vdupq_n_u32(v); }
+static inline Words words_add(Words a, Words b) { return vaddq_u32(a, b); }
+static inline Words words_sub(Words a, Words b) { return vsubq_u32(a, b); }
+static inline Words words_and(Words a, Words b) { return vandq_u32(a, b); }
+static inline Words words_xor(Words a, Words b) { return veorq_u32(a, b); }
+static inline Words words_shl(Words v, int n) { return vshlq_u32(v, vdupq_n_s32(n)); }
+static inline Words words_shr(Words v, int n) { return vshlq_u32(v, vdupq_n_s32(-n)); }
+static inline Words words_sar(Words v, int n)
+{
+    return vreinterpretq_u32_s32(vshlq_s32(vreinterpretq_s32_u32(v), vdupq_n_s32(-n)));
+}
+static inline float32x4_t words_float(Words v) { return vcvtq_f32_s32(vreinterpretq_s32_u32(v)); }
+static inline float32x4_t words_f32(Words v) { return vreinterpretq_f32_u32(v); }
+static inline Words f32_words(float32x4_t v) { return vreinterpretq_u32_f32(v); }
+
 /* Keep bits: 32 of them, in every 32-bit lane, from bit `shift` (0 ... 7) of p on. */
 typedef uint32x4_t BITS;
 static inline BITS bits_load(const uint8_t *p, unsigned shift)
@@ -102,6 +121,13 @@ static inline void f32_store(char *p, float32x4_t v)
 #define F32_ADD(a, b) vaddq_f32(a, b)
 #define F32_MUL(a, b) vmulq_f32(a, b)
 #define F32_RELU f32_relu
+#define F32_CHOOSE(u, v, b, j) vbslq_f32(bits_mask32(b, j), u, v)
+#define F32_SUB(a, b) vsubq_f32(a, b)
+#define F32_DIV(a, b) vdivq_f32(a, b)
+#define F32_MIN(a, b) vminq_f32(a, b)
+#define F32_MAX(a, b) vmaxq_f32(a, b)
+#define F32_SQRT(a) vsqrtq_f32(a)
+#define F32_POWER(v) words_f32(words_add(words_shl(f32_words(v), 23), words_set(0x3f800000)))
 
 static inline float64x2_t f64_kept(float64x2_t v, BITS b, int j)
 {
@@ -131,6 +157,15 @@ static inline void f64_store(char *p, float64x2_t v)
 #define F64_ADD(a, b) vaddq_f64(a, b)
 #define F64_MUL(a, b) vmulq_f64(a, b)
 #define F64_RELU f64_relu
+#define F64_CHOOSE(u, v, b, j) vbslq_f64(bits_mask64(b, j), u, v)
+#define F64_SUB(a, b) vsubq_f64(a, b)
+#define F64_DIV(a, b) vdivq_f64(a, b)
+#define F64_MIN(a, b) vminq_f64(a, b)
+#define F64_MAX(a, b) vmaxq_f64(a, b)
+#define F64_FROM_F32(p) vcvt_f64_f32(vld1_f32(p))
+#define F64_POWER(v)                                                                              \
+    vreinterpretq_f64_u64(vaddq_u64(vshlq_n_u64(vreinterpretq_u64_f64(v), 52),                    \
+                                    vreinterpretq_u64_f64(vdupq_n_f64(1))))
 
 static inline uint16x4_t load16x4(const char *p)
 {

@@ -1,5 +1,7 @@
 /* Plain C, one lane: the baseline of every machine, and what the others are compared with. */
 
+#include <math.h>
+
 typedef uint64_t Lanes;
 enum { LANES = 1 };
 
@@ -82,6 +84,34 @@ static inline void f32_store(char *p, float v) { memcpy(p, &v, sizeof v); }
 #define F32_ADD(a, b) ((a) + (b))
 #define F32_MUL(a, b) ((a) * (b))
 #define F32_RELU f32_relu
+static inline float f32_choose(float u, float v, uint32_t b, int j)
+{
+    const uint32_t mask = (uint32_t)BIT_MASK(b, j);
+    return f32_of_bits((f32_bits(u) & mask) | (f32_bits(v) & ~mask));
+}
+#define F32_CHOOSE f32_choose
+#define F32_SUB(a, b) ((a) - (b))
+#define F32_DIV(a, b) ((a) / (b))
+#define F32_MIN(a, b) ((a) < (b) ? (a) : (b))
+#define F32_MAX(a, b) ((a) > (b) ? (a) : (b))
+#define F32_SQRT(a) sqrtf(a)
+#define F32_POWER(v) f32_of_bits((f32_bits(v) << 23) + 0x3f800000)
+
+/* 32-bit words, two a lane, for continuous noise. */
+typedef uint32_t Words;
+static inline Words words_of(Lanes v, int part) { return (Words)(v >> 32 * part); }
+static inline Lanes lanes_of(const Words *part) { return part[0] | (Lanes)part[1] << 32; }
+static inline Words words_set(uint32_t v) { return v; }
+static inline Words words_add(Words a, Words b) { return a + b; }
+static inline Words words_sub(Words a, Words b) { return a - b; }
+static inline Words words_and(Words a, Words b) { return a & b; }
+static inline Words words_xor(Words a, Words b) { return a ^ b; }
+static inline Words words_shl(Words v, int n) { return v << n; }
+static inline Words words_shr(Words v, int n) { return v >> n; }
+static inline Words words_sar(Words v, int n) { return v >> n | (v >> 31 ? ~(UINT32_MAX >> n) : 0); }
+static inline float words_float(Words v) { return (float)(int32_t)v; }
+static inline float words_f32(Words v) { return f32_of_bits(v); }
+static inline Words f32_words(float v) { return f32_bits(v); }
 
 static inline double f64_load(const char *p, uint64_t mask)
 {
@@ -108,6 +138,30 @@ static inline void f64_store(char *p, double v) { memcpy(p, &v, sizeof v); }
 #define F64_ADD(a, b) ((a) + (b))
 #define F64_MUL(a, b) ((a) * (b))
 #define F64_RELU f64_relu
+static inline uint64_t f64_bits(double v)
+{
+    uint64_t u;
+    memcpy(&u, &v, sizeof u);
+    return u;
+}
+static inline double f64_of_bits(uint64_t u)
+{
+    double v;
+    memcpy(&v, &u, sizeof v);
+    return v;
+}
+static inline double f64_choose(double u, double v, uint32_t b, int j)
+{
+    const uint64_t mask = BIT_MASK(b, j);
+    return f64_of_bits((f64_bits(u) & mask) | (f64_bits(v) & ~mask));
+}
+#define F64_CHOOSE f64_choose
+#define F64_SUB(a, b) ((a) - (b))
+#define F64_DIV(a, b) ((a) / (b))
+#define F64_MIN(a, b) ((a) < (b) ? (a) : (b))
+#define F64_MAX(a, b) ((a) > (b) ? (a) : (b))
+#define F64_FROM_F32(p) ((double)*(p))
+#define F64_POWER(v) f64_of_bits((f64_bits(v) << 52) + f64_bits(1))
 
 static inline uint32_t load16(const char *p)
 {

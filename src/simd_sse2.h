@@ -42,6 +42,22 @@ static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint8_t *abo
     }
 }
 
+/* 32-bit words, two a lane, for continuous noise. */
+typedef __m128i Words;
+static inline Words words_of(Lanes v, int part) { (void)part; return v; }
+static inline Lanes lanes_of(const Words *part) { return *part; }
+static inline Words words_set(uint32_t v) { return _mm_set1_epi32((int)v); }
+static inline Words words_add(Words a, Words b) { return _mm_add_epi32(a, b); }
+static inline Words words_sub(Words a, Words b) { return _mm_sub_epi32(a, b); }
+static inline Words words_and(Words a, Words b) { return _mm_and_si128(a, b); }
+static inline Words words_xor(Words a, Words b) { return _mm_xor_si128(a, b); }
+static inline Words words_shl(Words v, int n) { return _mm_slli_epi32(v, n); }
+static inline Words words_shr(Words v, int n) { return _mm_srli_epi32(v, n); }
+static inline Words words_sar(Words v, int n) { return _mm_srai_epi32(v, n); }
+static inline __m128 words_float(Words v) { return _mm_cvtepi32_ps(v); }
+static inline __m128 words_f32(Words v) { return _mm_castsi128_ps(v); }
+static inline Words f32_words(__m128 v) { return _mm_castps_si128(v); }
+
 /* Keep bits: 32 of them, in every 32-bit lane, from bit `shift` (0 ... 7) of p on. SSE2 has no shift
  * by lanes: each lane looks at its own bit, and what is dropped is where that is 0. */
 typedef __m128i BITS;
@@ -93,6 +109,18 @@ static inline __m128 f32_relu(__m128 v, uint32_t *active)
 #define F32_ADD(a, b) _mm_add_ps(a, b)
 #define F32_MUL(a, b) _mm_mul_ps(a, b)
 #define F32_RELU f32_relu
+static inline __m128 f32_choose(__m128 u, __m128 v, BITS b, int j)
+{
+    const __m128 dropped = _mm_castsi128_ps(bits_dropped32(b, j));
+    return _mm_or_ps(_mm_andnot_ps(dropped, u), _mm_and_ps(dropped, v));
+}
+#define F32_CHOOSE f32_choose
+#define F32_SUB(a, b) _mm_sub_ps(a, b)
+#define F32_DIV(a, b) _mm_div_ps(a, b)
+#define F32_MIN(a, b) _mm_min_ps(a, b)
+#define F32_MAX(a, b) _mm_max_ps(a, b)
+#define F32_SQRT(a) _mm_sqrt_ps(a)
+#define F32_POWER(v) words_f32(words_add(words_shl(f32_words(v), 23), words_set(0x3f800000)))
 
 static inline __m128d f64_kept(__m128d v, BITS b, int j)
 {
@@ -114,6 +142,20 @@ static inline __m128d f64_relu(__m128d v, uint32_t *active)
 #define F64_ADD(a, b) _mm_add_pd(a, b)
 #define F64_MUL(a, b) _mm_mul_pd(a, b)
 #define F64_RELU f64_relu
+static inline __m128d f64_choose(__m128d u, __m128d v, BITS b, int j)
+{
+    const __m128d dropped = _mm_castsi128_pd(bits_dropped64(b, j));
+    return _mm_or_pd(_mm_andnot_pd(dropped, u), _mm_and_pd(dropped, v));
+}
+#define F64_CHOOSE f64_choose
+#define F64_SUB(a, b) _mm_sub_pd(a, b)
+#define F64_DIV(a, b) _mm_div_pd(a, b)
+#define F64_MIN(a, b) _mm_min_pd(a, b)
+#define F64_MAX(a, b) _mm_max_pd(a, b)
+#define F64_FROM_F32(p) _mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)(p))))
+#define F64_POWER(v)                                                                              \
+    _mm_castsi128_pd(_mm_add_epi64(_mm_slli_epi64(_mm_castpd_si128(v), 52),                       \
+                                   _mm_castpd_si128(_mm_set1_pd(1))))
 
 /* Four 16-bit elements, each in the upper half of a 32-bit lane. */
 static inline __m128i load16x4(const char *p)

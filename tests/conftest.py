@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+import fastdrop as fd
 from fastdrop import _core
 
 # A shared machine may be slow at any time; that is not a failure.
@@ -24,6 +25,15 @@ def isa(request):
     _core.set_isa(request.param)
     yield request.param
     _core.set_isa(before)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    """One thread, then two."""
+    before = fd.get_num_threads()
+    fd.set_num_threads(request.param)
+    yield request.param
+    fd.set_num_threads(before)
 
 
 @pytest.fixture(params=DTYPES, ids=lambda dtype: np.dtype(dtype).name)

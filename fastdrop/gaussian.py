@@ -1,0 +1,219 @@
+"""Gaussian dropout, which multiplies by noise, and Gaussian noise, which adds it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fastdrop import gate
+from fastdrop._core import NOISE_ADD, NOISE_SCALE
+from fastdrop.functional import Region
+from fastdrop.noise import Draw, NoiseContext, compute_type, forward
+from fastdrop.rng import RngLike, draw_call
+from fastdrop.stateful import Layer, Rate
+
+__all__ = [
+    "GaussianContext",
+    "GaussianDropout",
+    "GaussianNoise",
+    "gaussian_dropout",
+    "gaussian_noise",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class GaussianContext(NoiseContext):
+    """Context of `gaussian_dropout` and `gaussian_noise`: holds nothing that grows with x."""
+
+    shape: tuple[int, ...]
+    p: float
+    draw: Draw | None
+
+    @property
+    def nbytes(self) -> int:
+        """What is held for the backward pass, in bytes: nothing, the noise is drawn again."""
+        return 0
+
+    def backward(self, dy: npt.ArrayLike, out: npt.NDArray | None = None) -> npt.NDArray:
+        """Gradient with respect to x: dy * (1 + sigma * noise) for `gaussian_dropout`, else dy.
+
+        Parameters
+        ----------
+        dy : array_like of a floating dtype, shape of x
+        out : ndarray, optional
+            Where to write; shape and dtype of `dy`. May be `dy` itself.
+        """
+        dy = gate.array(dy, "dy")
+        gate.like(dy, "dy", self.shape)
+        draw = self.draw if self.draw is not None and self.draw.op == NOISE_SCALE else None
+        return forward(draw, dy, out)
+
+
+def gaussian_dropout(
+    x: npt.ArrayLike,
+    p: float = 0.5,
+    *,
+    rng: RngLike = None,
+    training: bool = True,
+    shared_axes: int | Sequence[int] = (),
+    region: Region | None = None,
+    out: npt.NDArray | None = None,
+) -> tuple[npt.NDArray, GaussianContext]:
+    """Multiply by 1 + sqrt(p / (1 - p)) * noise: mean and variance of Bernoulli dropout.
+
+    Parameters
+    ----------
+    x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64
+    p : float
+        Rate in [0, 1) of the dropout that has this variance.
+    rng, training, shared_axes, region, out
+        As in `fastdrop.dropout`.
+
+    Returns
+    -------
+    y : ndarray
+    ctx : GaussianContext
+        ``ctx.backward(dy)`` gives the gradient.
+
+    Raises
+    ------
+    ValueError
+        p is 1, where the variance is infinite.
+
+    References
+    ----------
+    N. Srivastava et al.: Dropout. JMLR 15 (2014) 1929-1958, section 10.
+    """
+    p = gate.rate(p)
+    if p == 1.0:
+        raise ValueError(
+            "p must be below 1, got 1.0: the noise would have infinite variance; "
+            "use fastdrop.dropout to drop everything"
+        )
+    sigma = float(np.sqrt(p / (1.0 - p)))
+    return _run(NOISE_SCALE, x, p, sigma, rng, training, shared_axes, region, out)
+
+
+def gaussian_noise(
+    x: npt.ArrayLike,
+    std: float,
+    *,
+    rng: RngLike = None,
+    training: bool = True,
+    shared_axes: int | Sequence[int] = (),
+    region: Region | None = None,
+    out: npt.NDArray | None = None,
+) -> tuple[npt.NDArray, GaussianContext]:
+    """Add std * noise, standard normal.
+
+    Parameters
+    ----------
+    x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64
+    std : float
+        Standard deviation, in units of x; not negative.
+    rng, training, shared_axes, region, out
+        As in `fastdrop.dropout`.
+
+    Returns
+    -------
+    y : ndarray
+    ctx : GaussianContext
+        ``ctx.backward(dy)`` gives dy.
+
+    References
+    ----------
+    C. M. Bishop: Training with noise is equivalent to Tikhonov regularization. Neural Computation 7
+    (1995) 108-116.
+    """
+    std = gate.real(std, "std", 0.0)
+    return _run(NOISE_ADD, x, 0.0, std, rng, training, shared_axes, region, out)
+
+
+def _run(
+    op: int,
+    x: npt.ArrayLike,
+    p: float,
+    sigma: float,
+    rng: RngLike,
+    training: bool,
+    shared_axes: int | Sequence[int],
+    region: Region | None,
+    out: npt.NDArray | None,
+) -> tuple[npt.NDArray, GaussianContext]:
+    x = gate.array(x)
+    x, out = gate.output(x, out)
+    block = gate.block(x.shape, shared_axes, region)
+    if not training:
+        return forward(None, x, out), GaussianContext(x.shape, 0.0, None)
+    draw = Draw(op, *draw_call(rng), block, np.asarray(sigma, compute_type(x.dtype)))
+    return forward(draw, x, out), GaussianContext(x.shape, p, draw)
+
+
+class GaussianDropout(Layer):
+    """`gaussian_dropout` as a layer.
+
+    Parameters
+    ----------
+    p : float or callable
+        Rate in [0, 1), or a function of the step; see `Layer`.
+    rng, shared_axes
+        As in `Dropout`.
+    """
+
+    def __init__(
+        self, p: Rate = 0.5, *, rng: RngLike = None, shared_axes: int | Sequence[int] = ()
+    ) -> None:
+        super().__init__(rng, p)
+        self.shared_axes = shared_axes
+
+    def __call__(self, x: npt.ArrayLike, out: npt.NDArray | None = None) -> npt.NDArray:
+        """y, an array like x."""
+        y, self.ctx = gaussian_dropout(
+            x,
+            self.rate(),
+            rng=self.rng,
+            training=self.training,
+            shared_axes=self.shared_axes,
+            out=out,
+        )
+        return y
+
+    def __repr__(self) -> str:
+        return f"GaussianDropout(p={self.p}, shared_axes={self.shared_axes})"
+
+
+class GaussianNoise(Layer):
+    """`gaussian_noise` as a layer.
+
+    Parameters
+    ----------
+    std : float
+        Standard deviation; ``layer.std`` can be assigned between calls.
+    rng, shared_axes
+        As in `Dropout`.
+    """
+
+    def __init__(
+        self, std: float, *, rng: RngLike = None, shared_axes: int | Sequence[int] = ()
+    ) -> None:
+        super().__init__(rng)
+        self.std = gate.real(std, "std", 0.0)
+        self.shared_axes = shared_axes
+
+    def __call__(self, x: npt.ArrayLike, out: npt.NDArray | None = None) -> npt.NDArray:
+        """y, an array like x."""
+        y, self.ctx = gaussian_noise(
+            x,
+            self.std,
+            rng=self.rng,
+            training=self.training,
+            shared_axes=self.shared_axes,
+            out=out,
+        )
+        return y
+
+    def __repr__(self) -> str:
+        return f"GaussianNoise(std={self.std}, shared_axes={self.shared_axes})"
