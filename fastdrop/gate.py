@@ -7,7 +7,7 @@ from __future__ import annotations
 import numbers
 import operator
 from collections.abc import Sequence
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import numpy as np
@@ -23,15 +23,41 @@ MAX_INDEX = 2**62  # element indices the stream can address
 def rate(p: Any, name: str = "p") -> float:
     """A drop rate as a float in [0, 1]."""
     if type(p) is not float:
-        real = isinstance(p, numbers.Real) or (
-            isinstance(p, np.ndarray) and p.ndim == 0 and p.dtype.kind in "fiu"
-        )
-        if not real or isinstance(p, bool | np.bool_):
-            raise TypeError(f"{name} must be a real number in [0, 1], got {p!r}")
-        p = float(p)
+        p = _real(p, f"{name} must be a real number in [0, 1]")
     if not 0.0 <= p <= 1.0:  # false for NaN, too
         raise ValueError(f"{name} must be in [0, 1], got {p!r}")
     return p
+
+
+def positive(value: Any, name: str) -> float:
+    """A positive number as a float."""
+    number = _real(value, f"{name} must be a positive real number")
+    if not 0.0 < number < inf:
+        raise ValueError(f"{name} must be positive and finite, got {number!r}")
+    return number
+
+
+def count(value: Any, name: str, least: int = 1) -> int:
+    """A number of things, or with least = 0 a position among them."""
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {value!r}") from None
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
+def _real(value: Any, words: str) -> float:
+    """A real number, a 0-d array of one included, as a float."""
+    real = isinstance(value, numbers.Real) or (
+        isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "fiu"
+    )
+    if not real or isinstance(value, bool | np.bool_):
+        raise TypeError(f"{words}, got {value!r}")
+    return float(value)
 
 
 def array(x: Any, name: str = "x") -> npt.NDArray:
