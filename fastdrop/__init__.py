@@ -5,7 +5,7 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("fastdrop is not built; in a source tree run: pip install -e .") from error
 
-from fastdrop import layers, reference, schedules
+from fastdrop import layers, mc, reference, schedules
 from fastdrop.cpu import cpu_features, get_num_threads, set_num_threads
 from fastdrop.functional import Context, dropout, keep_mask
 from fastdrop.fused import bias_dropout_add, dropout_add, relu_dropout
@@ -25,6 +25,7 @@ __all__ = [
     "get_num_threads",
     "keep_mask",
     "layers",
+    "mc",
     "reference",
     "relu_dropout",
     "schedules",
