@@ -5,7 +5,7 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("fastdrop is not built; in a source tree run: pip install -e .") from error
 
-from fastdrop import layers, reference
+from fastdrop import layers, mc, reference, schedules
 from fastdrop.concrete import concrete_dropout, concrete_regularizer
 from fastdrop.cpu import cpu_features, get_num_threads, set_num_threads
 from fastdrop.functional import Context, dropout, keep_mask
@@ -37,8 +37,10 @@ __all__ = [
     "get_num_threads",
     "keep_mask",
     "layers",
+    "mc",
     "reference",
     "relu_dropout",
+    "schedules",
     "set_num_threads",
     "sparse_variational_kl",
     "sparse_variational_linear",

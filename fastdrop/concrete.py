@@ -100,11 +100,7 @@ def concrete_dropout(
     """
     x = np.asarray(gate.array(x), order="C")
     logit = gate.real(logit, "logit", -LOGIT_LIMIT, LOGIT_LIMIT)
-    temperature = gate.real(temperature, "temperature", 0.0)
-    if temperature == 0.0:
-        raise ValueError(
-            "temperature must be above 0, got 0.0; use fastdrop.dropout for a hard mask"
-        )
+    temperature = gate.positive(temperature, "temperature")
     block = gate.block(x.shape, shared_axes, region)
     if not training:
         return forward(None, x, None), ConcreteContext(x, 0.0, None)

@@ -23,27 +23,49 @@ MAX_INDEX = 2**62  # element indices the stream can address
 
 def real(value: Any, name: str, low: float = -math.inf, high: float = math.inf) -> float:
     """A finite real number in [low, high] as a float."""
-    if type(value) is not float:
-        number = isinstance(value, numbers.Real) or (
-            isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "fiu"
-        )
-        if not number or isinstance(value, bool | np.bool_):
-            within = "" if low == -math.inf else f" in {_interval(low, high)}"
-            raise TypeError(f"{name} must be a real number{within}, got {value!r}")
-        value = float(value)
-    if not low <= value <= high or math.isinf(value):  # not: true for NaN, too
-        raise ValueError(f"{name} must be in {_interval(low, high)}, got {value!r}")
-    return value
-
-
-def _interval(low: float, high: float) -> str:
     left = "(-inf" if low == -math.inf else f"[{low:g}"
-    return f"{left}, inf)" if high == math.inf else f"{left}, {high:g}]"
+    right = "inf)" if high == math.inf else f"{high:g}]"
+    if type(value) is not float:
+        value = _real(value, f"{name} must be a real number in {left}, {right}")
+    if not low <= value <= high or math.isinf(value):  # not: true for NaN, too
+        raise ValueError(f"{name} must be in {left}, {right}, got {value!r}")
+    return value
 
 
 def rate(p: Any, name: str = "p") -> float:
     """A drop rate as a float in [0, 1]."""
     return real(p, name, 0.0, 1.0)
+
+
+def positive(value: Any, name: str) -> float:
+    """A positive number as a float."""
+    number = _real(value, f"{name} must be a positive real number")
+    if not 0.0 < number < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {number!r}")
+    return number
+
+
+def count(value: Any, name: str, least: int = 1) -> int:
+    """A number of things, or with least = 0 a position among them."""
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {value!r}") from None
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
+def _real(value: Any, words: str) -> float:
+    """A real number, a 0-d array of one included, as a float."""
+    real = isinstance(value, numbers.Real) or (
+        isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "fiu"
+    )
+    if not real or isinstance(value, bool | np.bool_):
+        raise TypeError(f"{words}, got {value!r}")
+    return float(value)
 
 
 def array(x: Any, name: str = "x") -> npt.NDArray:
