@@ -6,18 +6,21 @@ except ModuleNotFoundError as error:
     raise ImportError("fastdrop is not built; in a source tree run: pip install -e .") from error
 
 from fastdrop import layers, mc, reference, schedules
+from fastdrop.alpha import alpha_dropout, feature_alpha_dropout
 from fastdrop.concrete import concrete_dropout, concrete_regularizer
 from fastdrop.cpu import cpu_features, get_num_threads, set_num_threads
 from fastdrop.functional import Context, dropout, keep_mask
 from fastdrop.fused import bias_dropout_add, dropout_add, relu_dropout
 from fastdrop.gaussian import gaussian_dropout, gaussian_noise
 from fastdrop.rng import STREAM_VERSION, Rng
+from fastdrop.shared import drop_path, embedding_dropout, locked_dropout, spatial_dropout
 from fastdrop.variational import (
     sparse_variational_kl,
     sparse_variational_linear,
     variational_dropout,
     variational_kl,
 )
+from fastdrop.zoneout import zoneout
 
 __version__ = "0.1.0"
 
@@ -26,17 +29,22 @@ __all__ = [
     "Context",
     "Rng",
     "__version__",
+    "alpha_dropout",
     "bias_dropout_add",
     "concrete_dropout",
     "concrete_regularizer",
     "cpu_features",
+    "drop_path",
     "dropout",
     "dropout_add",
+    "embedding_dropout",
+    "feature_alpha_dropout",
     "gaussian_dropout",
     "gaussian_noise",
     "get_num_threads",
     "keep_mask",
     "layers",
+    "locked_dropout",
     "mc",
     "reference",
     "relu_dropout",
@@ -44,6 +52,8 @@ __all__ = [
     "set_num_threads",
     "sparse_variational_kl",
     "sparse_variational_linear",
+    "spatial_dropout",
     "variational_dropout",
     "variational_kl",
+    "zoneout",
 ]

@@ -5,13 +5,14 @@ This is the only layer that raises. What it hands on, a backend can do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastdrop import _core, cpu, gate, reference
+from fastdrop import _core, cpu, gate
 from fastdrop._core import BITS_PAD, DROPOUT, Saved
 from fastdrop.block import Block
 from fastdrop.rng import RngLike, draw_call, uint64
@@ -34,16 +35,14 @@ class Context(Saved):
         (``training=False``).
     p : float
         The rate at which elements were dropped; 0 if ``training=False``.
+    scale : float
+        What kept elements were multiplied by: 1 / (1 - p), and 0 at p = 1, where an op does not
+        say otherwise.
     shape : tuple of int
         Shape of x.
     """
 
     __slots__ = ()
-
-    @property
-    def scale(self) -> float:
-        """What kept elements were multiplied by: 1 / (1 - p), and 0 at p = 1."""
-        return reference.scale(self.p)
 
     @property
     def nbytes(self) -> int:
@@ -82,18 +81,19 @@ class Context(Saved):
         if out is None:
             out = _core.empty_like(dy)
         if self._bits is not None:
-            cpu.backward(dy, out, self._bits, self.p, self._block)
+            cpu.backward(dy, out, self._bits, self.scale, self._block)
         elif self.p == 0.0:
             np.copyto(out, dy)
         else:
             draw = self.seed, self.call, self.p, self._block
-            cpu.forward(DROPOUT, dy, None, None, out, *draw, False)
+            cpu.forward(DROPOUT, dy, None, None, out, *draw, False, self.scale)
         return out
 
     def __reduce__(self) -> tuple:
         block = self._block and (self._block.shared_axes, self._block.region)
         bits = self._bits and self._bits[:-BITS_PAD]
-        return _restore, (type(self), self.shape, self.p, self.seed, self.call, block, bits)
+        draw = self.p, self.seed, self.call
+        return _restore, (type(self), self.shape, *draw, block, bits, self.scale)
 
     def __repr__(self) -> str:
         return (
@@ -170,6 +170,25 @@ def dropout(
     >>> y, ctx = fastdrop.dropout(x, 0.2, rng=rng)
     >>> dx = ctx.backward(dy)
     """
+    return masked(DROPOUT, x, p, rng, training, shared_axes, region, out, save)
+
+
+def masked(
+    op: int,
+    x: Any,
+    p: Any,
+    rng: RngLike,
+    training: bool,
+    shared_axes: int | Sequence[int],
+    region: Region | None,
+    out: Any,
+    save: str,
+    constants: Callable[[float], tuple[float, float, float]] | None = None,
+) -> tuple[npt.NDArray, Context]:
+    """The ops that drop elements of one array: checks, draws and calls the kernel.
+
+    constants: scale, shift and value of what is dropped, from the rate; else 1 / (1 - p), 0, 0.
+    """
     gate.choice(save, ("bits", "seed"), "save")
     if not _core.admits(x, p, out):
         x, p = gate.array(x), gate.rate(p)
@@ -178,15 +197,14 @@ def dropout(
     block = None if plain else gate.block(x.shape, shared_axes, region)
     if out is None:
         out = _core.empty_like(x)
-    if not training:
+    seed, call = draw_call(rng) if training else (None, None)
+    if not training or p == 0.0:
         np.copyto(out, x)
-        return out, Context(x.shape, 0.0, None, None, None, None)
-    seed, call = draw_call(rng)
-    if p == 0.0:
-        np.copyto(out, x)
-        return out, Context(x.shape, p, seed, call, None, None)
-    bits = cpu.forward(DROPOUT, x, None, None, out, seed, call, p, block, save == "bits")
-    return out, Context(x.shape, p, seed, call, block, bits)
+        return out, Context(x.shape, 0.0, seed, call, None, None)
+    scale, *rest = constants(p) if constants else (_core.scale_of(p),)
+    keep_bits = save == "bits"
+    bits = cpu.forward(op, x, None, None, out, seed, call, p, block, keep_bits, scale, *rest)
+    return out, Context(x.shape, p, seed, call, block, bits, scale)
 
 
 def keep_mask(
@@ -283,11 +301,12 @@ def _restore(
     call: int | None,
     block: tuple | None,
     bits: bytes | None,
+    scale: float,
 ) -> Context:
     """A context from its pickle, which may come from anywhere: no kernel sees a wrong size."""
     if not issubclass(kind, Context):
         raise TypeError(f"pickled context must be a Context, got {kind!r}")
-    shape, p = gate.shape(shape), gate.rate(p)
+    shape, p, scale = gate.shape(shape), gate.rate(p), gate.real(scale, "scale", 0.0)
     if seed is not None or p != 0.0:
         seed, call = uint64(seed, "seed"), uint64(call, "call")
     where = None if block is None else gate.block(shape, *block)
@@ -296,4 +315,4 @@ def _restore(
         if type(bits) is not bytes or len(bits) != held:
             raise ValueError(f"pickled context must hold a mask of {held} bytes, got {bits!r:.40}")
         bits += bytes(BITS_PAD)
-    return kind(shape, p, seed, call, where, bits)
+    return kind(shape, p, seed, call, where, bits, scale)

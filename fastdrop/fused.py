@@ -52,11 +52,11 @@ class BiasAddContext(Context):
         if out is None and one_bit_each and dy.shape == self.shape:
             dy = np.ascontiguousarray(gate.array(dy, "dy"))
             dx = np.empty_like(dy)
-            _core.backward_sums(dy, dx, self._bits, self.p, sums)
+            _core.backward_sums(dy, dx, self._bits, self.scale, sums)
         else:
             dx = super().backward(dy, out)
             flat = np.ascontiguousarray(dx)
-            _core.backward_sums(flat, flat, None, self.p, sums)
+            _core.backward_sums(flat, flat, None, self.scale, sums)
         return dx, sums[0].astype(dx.dtype), dy
 
 
@@ -209,7 +209,8 @@ def _run(
     seed, call = draw_call(rng) if training else (None, None)
     rate = p if training else 0.0
     keep_bits = save == "bits" and rate > 0.0
-    bits = cpu.forward(op, x, residual, bias, y, seed or 0, call or 0, rate, block, keep_bits)
+    draw = seed or 0, call or 0, rate, block
+    bits = cpu.forward(op, x, residual, bias, y, *draw, keep_bits, _core.scale_of(rate))
     if out is not None and not in_place:
         np.copyto(out, y)
         y = out

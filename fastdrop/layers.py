@@ -3,18 +3,28 @@
 Each stands beside its op, in the op's module; here they are all together.
 """
 
+from fastdrop.alpha import AlphaDropout, FeatureAlphaDropout
 from fastdrop.concrete import ConcreteDropout
 from fastdrop.functional import Dropout
 from fastdrop.gaussian import GaussianDropout, GaussianNoise
+from fastdrop.shared import DropPath, EmbeddingDropout, LockedDropout, SpatialDropout
 from fastdrop.stateful import Layer
 from fastdrop.variational import SparseVariationalLinear, VariationalDropout
+from fastdrop.zoneout import Zoneout
 
 __all__ = [
+    "AlphaDropout",
     "ConcreteDropout",
+    "DropPath",
     "Dropout",
+    "EmbeddingDropout",
+    "FeatureAlphaDropout",
     "GaussianDropout",
     "GaussianNoise",
     "Layer",
+    "LockedDropout",
     "SparseVariationalLinear",
+    "SpatialDropout",
     "VariationalDropout",
+    "Zoneout",
 ]

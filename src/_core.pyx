@@ -254,13 +254,15 @@ cdef inline char *data(cnp.ndarray x) noexcept:
 
 
 def forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray bias, cnp.ndarray y,
-            uint64_t seed, uint64_t call, double p, block, bint save):
+            uint64_t seed, uint64_t call, double p, block, bint save, double scale,
+            double shift=0, double dropped=0):
     """One of the ops of fastdrop.h. Returns the packed mask for backward, if `save`.
 
     block: see `fastdrop.block`; None: all of x, one draw an element. Operands beside x and y are
     None, or contiguous as x and y are then. bias repeats: BIAS_ROOM longer than it is.
     """
-    cdef fd_operands o = fd_operands(data(x), data(residual), data(bias), data(y), NULL, 0, 0)
+    cdef fd_operands o = fd_operands(data(x), data(residual), data(bias), data(y), NULL, shift,
+                                   dropped)
     cdef size_t n = <size_t> cnp.PyArray_SIZE(x)
     cdef fd_dtype dtype = <fd_dtype> dtype_of(x)
     cdef size_t bias_length = 1 if bias is None else cnp.PyArray_SIZE(bias) - FD_BIAS_ROOM
@@ -272,29 +274,30 @@ def forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray bias, cnp
         bits = empty_bits(n)
         o.active = <uint8_t *> PyBytes_AS_STRING(bits)
     if not flat(x, y) or (block is not None and not block.is_run):
-        return forward_walk(op, x, y, &o, bias_length, seed, call, p, block, save, bits)
+        return forward_walk(op, x, y, &o, bias_length, seed, call, p, block, save, scale,
+                            bits)
     if save and bits is None:
         bits = empty_bits(n)
         saved = <uint8_t *> PyBytes_AS_STRING(bits)
     with nogil:
         stream = fd_stream_of(seed, call, p)
-        fd_forward(machine, stream, start, op, dtype, o, bias_length, saved, n, fd_scale(p))
+        fd_forward(machine, stream, start, op, dtype, o, bias_length, saved, n, scale)
     return bits
 
 
 cdef bytes forward_walk(fd_op op, cnp.ndarray x, cnp.ndarray y, fd_operands *o,
                         size_t bias_length, uint64_t seed, uint64_t call, double p, block,
-                        bint save, bytes active):
+                        bint save, double scale, bytes active):
     """As `forward`, where the mask is drawn first and then applied."""
     cdef bytes bits
     if block is None:
         block = Block((<object> x).shape, (), None)
     if op == FD_DROPOUT and not save and block.size > PIECE:
         for at, part in block.pieces(PIECE):
-            forward(op, x[at], None, None, y[at], seed, call, p, part, False)
+            forward(op, x[at], None, None, y[at], seed, call, p, part, False, scale)
         return None
     bits = draw(seed, call, p, block)
-    walk(op, x, y, o, bias_length, bits, p, block)
+    walk(op, x, y, o, bias_length, bits, scale, block)
     return bits if active is None and save else active
 
 
@@ -321,7 +324,7 @@ def draw(uint64_t seed, uint64_t call, double p, block):
 
 
 cdef void walk(fd_op op, cnp.ndarray x, cnp.ndarray y, fd_operands *o, size_t bias_length,
-               bytes bits, double p, block):
+               bytes bits, double scale, block):
     """Apply a packed mask to any layout."""
     cdef uint8_t *mask = <uint8_t *> PyBytes_AS_STRING(bits)
     cdef fd_dtype dtype = <fd_dtype> dtype_of(x)
@@ -337,10 +340,10 @@ cdef void walk(fd_op op, cnp.ndarray x, cnp.ndarray y, fd_operands *o, size_t bi
             axis[d].bit = step
             step *= axis[d].n
     with nogil:
-        fd_apply(machine, op, dtype, o[0], bias_length, mask, ndim, axis, fd_scale(p))
+        fd_apply(machine, op, dtype, o[0], bias_length, mask, ndim, axis, scale)
 
 
-def backward(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double p, block):
+def backward(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double scale, block):
     """dx = dy * scale where the packed mask says kept, else 0."""
     cdef fd_operands o = fd_operands(data(dy), NULL, NULL, data(dx), NULL, 0, 0)
     cdef uint8_t *mask = <uint8_t *> PyBytes_AS_STRING(bits)
@@ -348,12 +351,13 @@ def backward(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double p, block):
     cdef size_t n = <size_t> cnp.PyArray_SIZE(dy)
     if flat(dy, dx) and (block is None or block.is_run):
         with nogil:
-            fd_backward(machine, dtype, o.x, o.y, mask, n, fd_scale(p))
+            fd_backward(machine, dtype, o.x, o.y, mask, n, scale)
     else:
-        walk(FD_DROPOUT, dy, dx, &o, 1, bits, p, block)
+        walk(FD_DROPOUT, dy, dx, &o, 1, bits, scale, block)
 
 
-def backward_sums(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double p, cnp.ndarray sums):
+def backward_sums(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double scale,
+                  cnp.ndarray sums):
     """`backward` on C-contiguous arrays, one bit an element, and the sums over all but the last
     axis in sums[0], float64 of shape (PARTS, length of the last axis). bits None: the sums alone.
     """
@@ -365,7 +369,7 @@ def backward_sums(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double p, cnp.ndar
     cdef size_t n = <size_t> cnp.PyArray_SIZE(dx)
     cdef size_t row = <size_t> cnp.PyArray_DIM(sums, 1)
     with nogil:
-        fd_backward_sums(machine, dtype, py, px, mask, n, row, out, fd_scale(p))
+        fd_backward_sums(machine, dtype, py, px, mask, n, row, out, scale)
 
 
 def draw_noise(fd_noise kind, uint64_t seed, uint64_t call, block, cnp.ndarray noise):
@@ -428,6 +432,11 @@ def noise_backward(fd_noise kind, fd_noise_op op, cnp.ndarray x, cnp.ndarray dy,
                           sigma_length, px, t, row, s, n)
 
 
+def scale_of(double p):
+    """1 / (1 - p); 0 at p = 1, where nothing is left to scale."""
+    return fd_scale(p)
+
+
 def philox4x32(cnp.ndarray counters, cnp.ndarray key, int rounds, cnp.ndarray words):
     """The kernels' own Philox, 7 or 10 rounds, on C-contiguous uint32 (n, 4), (2,), (n, 4)."""
     machine.kernels.philox(
@@ -462,11 +471,13 @@ cdef class Saved:
     """What a call saves for its backward pass; `fastdrop.Context` says what it means."""
 
     cdef readonly tuple shape
-    cdef readonly double p
+    cdef readonly double p, scale
     cdef readonly object seed, call
     cdef readonly object _block
     cdef readonly bytes _bits
 
-    def __init__(self, tuple shape, double p, seed, call, block, bytes bits):
+    def __init__(self, tuple shape, double p, seed, call, block, bytes bits,
+                 double scale=-1):
+        self.scale = fd_scale(p) if scale < 0 else scale
         self.shape, self.p, self.seed, self.call = shape, p, seed, call
         self._block, self._bits = block, bits

@@ -33,7 +33,7 @@ def test_pickle(case):
     assert repr(copy) == repr(ctx)
 
 
-GOOD = (fd.Context, (3, 50), 0.3, 1, 2, None, bytes(19))
+GOOD = (fd.Context, (3, 50), 0.3, 1, 2, None, bytes(19), 1.25)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,8 @@ GOOD = (fd.Context, (3, 50), 0.3, 1, 2, None, bytes(19))
         {6: bytes(18)},
         {6: bytearray(19)},
         {6: np.zeros(19, np.uint8)},
+        {7: -1.0},
+        {7: "1"},
     ],
     ids=str,
 )

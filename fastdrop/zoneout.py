@@ -1,0 +1,164 @@
+"""Zoneout: some units of a recurrent state keep their previous value."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from fastdrop import cpu, gate
+from fastdrop._core import ZONEOUT
+from fastdrop.functional import Context, Region
+from fastdrop.rng import RngLike, draw_call
+from fastdrop.stateful import Layer, Rate
+
+__all__ = ["Zoneout", "ZoneoutContext", "ZoneoutMeanContext", "zoneout"]
+
+_INVERTED = bytes(255 - byte for byte in range(256))
+
+
+class ZoneoutContext(Context):
+    """Context of `zoneout` in training; ``mask()`` is True where the new value was taken."""
+
+    __slots__ = ()
+
+    def backward(  # type: ignore[override]
+        self, dy: npt.ArrayLike, out: None = None
+    ) -> tuple[npt.NDArray, npt.NDArray]:
+        """(dprevious, dnew): dy where that value was taken, else +0.
+
+        Parameters
+        ----------
+        dy : array_like of a floating dtype, shape of y
+        """
+        dy = gate.array(dy, "dy")
+        gate.like(dy, "dy", self.shape)
+        bits = self._bits
+        if bits is None:
+            block = self._block or prod(self.shape)
+            bits = cpu.draw(self.seed, self.call, self.p, block)
+        dprevious, dnew = np.empty_like(dy), np.empty_like(dy)
+        cpu.backward(dy, dnew, bits, 1.0, self._block)
+        cpu.backward(dy, dprevious, bits.translate(_INVERTED), 1.0, self._block)
+        return dprevious, dnew
+
+
+class ZoneoutMeanContext(Context):
+    """Context of `zoneout` in eval mode: y is a mean, weighted by ``p``."""
+
+    __slots__ = ()
+
+    def backward(  # type: ignore[override]
+        self, dy: npt.ArrayLike, out: None = None
+    ) -> tuple[npt.NDArray, npt.NDArray]:
+        """(dprevious, dnew): p * dy and (1 - p) * dy."""
+        dy = gate.array(dy, "dy")
+        gate.like(dy, "dy", self.shape)
+        return _mean(dy, np.zeros_like(dy), self.p), _mean(np.zeros_like(dy), dy, self.p)
+
+
+def zoneout(
+    previous: npt.ArrayLike,
+    new: npt.ArrayLike,
+    p: float = 0.1,
+    *,
+    rng: RngLike = None,
+    training: bool = True,
+    expectation: bool = True,
+    region: Region | None = None,
+    save: str = "bits",
+) -> tuple[npt.NDArray, ZoneoutContext | ZoneoutMeanContext]:
+    """Each element keeps its previous value with chance p, else takes the new one.
+
+    Parameters
+    ----------
+    previous, new : array_like of float16, bfloat16 (ml_dtypes), float32 or float64
+        State before and after a step; one shape, one dtype.
+    p : float
+        Chance in [0, 1] to keep the previous value.
+    training : bool
+        If False, nothing is drawn: see `expectation`.
+    expectation : bool
+        Without training, y is the expectation p * previous + (1 - p) * new (the authors' code); if
+        False it is `new` (Chainer's).
+    rng, region, save
+        As in `fastdrop.dropout`.
+
+    Returns
+    -------
+    y : ndarray
+    ctx : ZoneoutContext or, without training, ZoneoutMeanContext
+        ``ctx.backward(dy)`` gives (dprevious, dnew).
+
+    References
+    ----------
+    D. Krueger et al.: Zoneout: regularizing RNNs by randomly preserving hidden activations. ICLR
+    2017, equations 3 to 5.
+    """
+    gate.choice(save, ("bits", "seed"), "save")
+    previous, new = gate.array(previous, "previous"), gate.array(new, "new")
+    gate.like(new, "new", previous.shape, previous.dtype)
+    p = gate.rate(p)
+    block = None if region is None else gate.block(new.shape, (), region)
+    if not training:
+        p = p if expectation else 0.0
+        ctx = ZoneoutMeanContext(new.shape, p, None, None, None, None)
+        return _mean(previous, new, p), ctx
+    seed, call = draw_call(rng)
+    previous, new = np.asarray(previous, order="C"), np.asarray(new, order="C")
+    y = np.empty_like(new)
+    keep_bits = save == "bits"
+    bits = cpu.forward(ZONEOUT, new, previous, None, y, seed, call, p, block, keep_bits, 1.0)
+    return y, ZoneoutContext(new.shape, p, seed, call, block, bits, 1.0)
+
+
+def _mean(previous: npt.NDArray, new: npt.NDArray, p: float) -> npt.NDArray:
+    """p * previous + (1 - p) * new, where only what has a weight counts."""
+    if p in (0.0, 1.0):
+        return (previous if p else new).copy()
+    kind = np.float64 if new.dtype == np.float64 else np.float32
+    y = previous.astype(kind) * kind(p) + new.astype(kind) * kind(1.0 - p)
+    return y.astype(new.dtype)
+
+
+class Zoneout(Layer):
+    """`zoneout` as a layer: ``layer(previous, new)``.
+
+    Parameters
+    ----------
+    p : float or callable
+        Chance in [0, 1] to keep the previous value, or a function of the step; see `Layer`.
+    expectation, save
+        As in `zoneout`.
+    rng
+        As in `Dropout`.
+    """
+
+    def __init__(
+        self,
+        p: Rate = 0.1,
+        *,
+        expectation: bool = True,
+        rng: RngLike = None,
+        save: str = "bits",
+    ) -> None:
+        super().__init__(rng, p)
+        self.expectation = expectation
+        self.save = gate.choice(save, ("bits", "seed"), "save")
+
+    def __call__(self, previous: npt.ArrayLike, new: npt.ArrayLike) -> npt.NDArray:
+        """y, an array like `new`. ``backward`` gives (dprevious, dnew)."""
+        y, self.ctx = zoneout(
+            previous,
+            new,
+            self.rate(),
+            rng=self.rng,
+            training=self.training,
+            expectation=self.expectation,
+            save=self.save,
+        )
+        return y
+
+    def __repr__(self) -> str:
+        return f"Zoneout(p={self.p}, expectation={self.expectation})"
