@@ -58,8 +58,8 @@ def spatial_dropout(
     Parameters
     ----------
     x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64
-        Shape (batch, channels, ...) with 1 to 3 spatial axes, or (batch, ..., channels). The draw of
-        a map is the same in both layouts.
+        Shape (batch, channels, ...) with 1 to 3 spatial axes, or (batch, ..., channels). The draw
+        of a map is the same in both layouts.
     channels_last : bool
     p, rng, training, region, out, save
         As in `fastdrop.dropout`.

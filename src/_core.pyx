@@ -262,7 +262,7 @@ def forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray bias, cnp
     None, or contiguous as x and y are then. bias repeats: BIAS_ROOM longer than it is.
     """
     cdef fd_operands o = fd_operands(data(x), data(residual), data(bias), data(y), NULL, shift,
-                                   dropped)
+                                     dropped)
     cdef size_t n = <size_t> cnp.PyArray_SIZE(x)
     cdef fd_dtype dtype = <fd_dtype> dtype_of(x)
     cdef size_t bias_length = 1 if bias is None else cnp.PyArray_SIZE(bias) - FD_BIAS_ROOM
