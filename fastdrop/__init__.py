@@ -10,6 +10,7 @@ from fastdrop.cpu import cpu_features, get_num_threads, set_num_threads
 from fastdrop.functional import Context, dropout, keep_mask
 from fastdrop.fused import bias_dropout_add, dropout_add, relu_dropout
 from fastdrop.rng import STREAM_VERSION, Rng
+from fastdrop.targeted import targeted_dropout, targeted_prune
 
 __version__ = "0.1.0"
 
@@ -28,4 +29,6 @@ __all__ = [
     "reference",
     "relu_dropout",
     "set_num_threads",
+    "targeted_dropout",
+    "targeted_prune",
 ]

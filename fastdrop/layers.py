@@ -5,5 +5,6 @@ Each stands beside its op, in the op's module; here they are all together.
 
 from fastdrop.functional import Dropout
 from fastdrop.stateful import Layer
+from fastdrop.targeted import TargetedDropout
 
-__all__ = ["Dropout", "Layer"]
+__all__ = ["Dropout", "Layer", "TargetedDropout"]

@@ -5,3 +5,4 @@ the family's module in `fastdrop` is; this package offers all of their functions
 """
 
 from fastdrop.reference.dropout import *  # noqa: F403
+from fastdrop.reference.targeted import *  # noqa: F403
