@@ -4,5 +4,6 @@ Nothing here is tuned; each function is its definition, written down. One module
 the family's module in `fastdrop` is; this package offers all of their functions.
 """
 
+from fastdrop.reference.adversarial import *  # noqa: F403
 from fastdrop.reference.dropout import *  # noqa: F403
 from fastdrop.reference.targeted import *  # noqa: F403
