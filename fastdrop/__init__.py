@@ -6,6 +6,7 @@ except ModuleNotFoundError as error:
     raise ImportError("fastdrop is not built; in a source tree run: pip install -e .") from error
 
 from fastdrop import layers, mc, reference, schedules
+from fastdrop.adversarial import adversarial_dropout, kl_divergence, squared_divergence
 from fastdrop.alpha import alpha_dropout, feature_alpha_dropout
 from fastdrop.concrete import concrete_dropout, concrete_regularizer
 from fastdrop.cpu import cpu_features, get_num_threads, set_num_threads
@@ -14,6 +15,7 @@ from fastdrop.fused import bias_dropout_add, dropout_add, relu_dropout
 from fastdrop.gaussian import gaussian_dropout, gaussian_noise
 from fastdrop.rng import STREAM_VERSION, Rng
 from fastdrop.shared import drop_path, embedding_dropout, locked_dropout, spatial_dropout
+from fastdrop.targeted import targeted_dropout, targeted_prune
 from fastdrop.variational import (
     sparse_variational_kl,
     sparse_variational_linear,
@@ -29,6 +31,7 @@ __all__ = [
     "Context",
     "Rng",
     "__version__",
+    "adversarial_dropout",
     "alpha_dropout",
     "bias_dropout_add",
     "concrete_dropout",
@@ -43,6 +46,7 @@ __all__ = [
     "gaussian_noise",
     "get_num_threads",
     "keep_mask",
+    "kl_divergence",
     "layers",
     "locked_dropout",
     "mc",
@@ -53,6 +57,9 @@ __all__ = [
     "sparse_variational_kl",
     "sparse_variational_linear",
     "spatial_dropout",
+    "squared_divergence",
+    "targeted_dropout",
+    "targeted_prune",
     "variational_dropout",
     "variational_kl",
     "zoneout",

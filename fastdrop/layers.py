@@ -3,16 +3,19 @@
 Each stands beside its op, in the op's module; here they are all together.
 """
 
+from fastdrop.adversarial import AdversarialDropout
 from fastdrop.alpha import AlphaDropout, FeatureAlphaDropout
 from fastdrop.concrete import ConcreteDropout
 from fastdrop.functional import Dropout
 from fastdrop.gaussian import GaussianDropout, GaussianNoise
 from fastdrop.shared import DropPath, EmbeddingDropout, LockedDropout, SpatialDropout
 from fastdrop.stateful import Layer
+from fastdrop.targeted import TargetedDropout
 from fastdrop.variational import SparseVariationalLinear, VariationalDropout
 from fastdrop.zoneout import Zoneout
 
 __all__ = [
+    "AdversarialDropout",
     "AlphaDropout",
     "ConcreteDropout",
     "DropPath",
@@ -25,6 +28,7 @@ __all__ = [
     "LockedDropout",
     "SparseVariationalLinear",
     "SpatialDropout",
+    "TargetedDropout",
     "VariationalDropout",
     "Zoneout",
 ]

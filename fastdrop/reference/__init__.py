@@ -4,8 +4,10 @@ Nothing here is tuned; each function is its definition, written down. One module
 the family's module in `fastdrop` is; this package offers all of their functions.
 """
 
+from fastdrop.reference.adversarial import *  # noqa: F403
 from fastdrop.reference.concrete import *  # noqa: F403
 from fastdrop.reference.dropout import *  # noqa: F403
 from fastdrop.reference.gaussian import *  # noqa: F403
 from fastdrop.reference.noise import *  # noqa: F403
+from fastdrop.reference.targeted import *  # noqa: F403
 from fastdrop.reference.variational import *  # noqa: F403

@@ -1,0 +1,39 @@
+"""Targeted dropout, one column at a time."""
+
+from __future__ import annotations
+
+from math import floor
+
+import numpy as np
+import numpy.typing as npt
+
+from fastdrop.reference.dropout import element_index, keep
+
+__all__ = ["targeted_dropout", "targets"]
+
+
+def targets(weight: npt.NDArray, targeted: float, mode: str) -> npt.NDArray[np.bool_]:
+    """Which weights may be dropped: bools of weight's shape."""
+    columns = weight.astype(np.float64).reshape(-1, weight.shape[-1]).T
+    if mode == "weight":
+        chosen = np.array([smaller(np.abs(column), targeted) for column in columns])
+    else:
+        norms = np.array([np.sqrt(np.sum(column**2)) for column in columns])
+        chosen = np.repeat(smaller(norms, targeted)[:, None], columns.shape[1], axis=1)
+    return chosen.T.reshape(weight.shape)
+
+
+def smaller(values: npt.NDArray, fraction: float) -> npt.NDArray[np.bool_]:
+    """Which are smaller than the one of rank floor(fraction * length); all at fraction 1."""
+    rank = floor(fraction * len(values))
+    return values < np.append(np.sort(values), np.inf)[rank]
+
+
+def targeted_dropout(
+    weight: npt.NDArray, p: float, targeted: float, mode: str, seed: int, call: int
+) -> tuple[npt.NDArray, npt.NDArray[np.bool_]]:
+    """y and the keep mask; backward selects dy by that mask."""
+    shared = range(weight.ndim - 1) if mode == "unit" else ()
+    drawn = keep(element_index(weight.shape, shared), p, seed, call)
+    kept = drawn | ~targets(weight, targeted, mode)
+    return np.where(kept, weight, weight.dtype.type(0)), kept
