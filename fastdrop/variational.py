@@ -335,17 +335,22 @@ def sparse_variational_kl(
     """
     weight, log_variance = gate.array(weight, "weight"), gate.array(log_variance, "log_variance")
     gate.like(log_variance, "log_variance", weight.shape, weight.dtype)
-    w, v = weight.astype(np.float64), log_variance.astype(np.float64)
-    square = w * w + _TINY
-    free = v - np.log(square)
-    log_alpha = np.clip(free, -_LOG_ALPHA_LIMIT, _LOG_ALPHA_LIMIT)
-    u = 1 / (1 + np.exp(-(_K2 + _K3 * log_alpha)))
-    odds = np.exp(-log_alpha)
-    kl = -np.sum(_K1 * u - 0.5 * np.log1p(odds) - _K1)
-    gradient = -(_K1 * _K3 * u * (1 - u) + 0.5 * odds / (1 + odds))
-    gradient = np.where(free == log_alpha, gradient, 0.0)
-    dweight = gradient * (-2 * w / square)
-    return float(kl), dweight.astype(weight.dtype), gradient.astype(weight.dtype)
+    kl, size = 0.0, 16384  # at a time, so that what is between stays in the cache
+    w, v = weight.reshape(-1), log_variance.reshape(-1)
+    dweight, dlog_variance = np.empty_like(w), np.empty_like(v)
+    for i in range(0, w.size, size):
+        part = slice(i, i + size)
+        square = w[part] * w[part] + w.dtype.type(_TINY)
+        free = v[part] - np.log(square)
+        log_alpha = np.clip(free, -_LOG_ALPHA_LIMIT, _LOG_ALPHA_LIMIT)
+        u = 1 / (1 + np.exp(-_K3 * log_alpha - _K2))
+        odds = np.exp(-log_alpha)
+        kl += np.sum(_K1 - _K1 * u + 0.5 * np.log(1 + odds), dtype=np.float64)
+        gradient = _K1 * _K3 * u * (u - 1) - 0.5 * odds / (1 + odds)
+        gradient *= free == log_alpha
+        dlog_variance[part] = gradient
+        dweight[part] = -2 * gradient * w[part] / square
+    return float(kl), dweight.reshape(weight.shape), dlog_variance.reshape(weight.shape)
 
 
 class SparseVariationalLinear(Layer):
