@@ -1,23 +1,31 @@
 /* From keystream to keep bits. */
 
-/* Ties: elements whose byte equals the threshold's, dropped so far. Each is settled by 24 more bits,
- * drawn a vector at a time; one Philox call for each would cost more than all the rest. `queue`
- * holds the n words of `tie` that have a bit set. */
-static inline void refine(const fd_stream *s, const Lanes *keys, uint64_t start, uint16_t *queue,
-                          size_t n, uint64_t *tie, uint8_t *bits)
+/* Ties: elements whose byte equals the threshold's, dropped so far; one bit each in 64-bit words.
+ * Each is settled by 24 more bits, drawn a vector at a time; one Philox call for each would cost more
+ * than all the rest. */
+static inline void refine(const fd_stream *s, const Lanes *keys, uint64_t start, const uint8_t *tie,
+                          size_t words, uint8_t *bits)
 {
     const uint32_t f = (uint32_t)(s->threshold & 0xffffff);
+    uint16_t queue[FD_DRAW_MAX / 64 + 1];
     uint64_t at[FD_DRAW_MAX + STEP];
+    size_t queued = 0, n = 0;
+    for (size_t k = 0; k < words; k++) {
+        queue[queued] = (uint16_t)k; /* stays only if it has a tie: about every fifth, so no branch */
+        queued += load_le64(tie + 8 * k) != 0;
+    }
+    for (size_t i = 0; i < queued; i++) {
+        const uint64_t k = queue[i];
+        uint64_t word = load_le64(tie + 8 * k);
+        at[n++] = 64 * k + (uint64_t)ctz64(word);
+        word &= word - 1;
+        at[n] = 64 * k + (uint64_t)ctz64(word | UINT64_C(1) << 63);
+        n += word != 0; /* a second one is too frequent for a branch, a third is not */
+        for (word &= word - 1; word; word &= word - 1)
+            at[n++] = 64 * k + (uint64_t)ctz64(word);
+    }
     if (!n)
         return;
-    /* Take one bit from each word, and queue the word again while any is left. */
-    for (size_t i = 0; i < n; i++) {
-        const uint16_t k = queue[i];
-        at[i] = 64 * (uint64_t)k + (uint64_t)ctz64(tie[k]);
-        tie[k] &= tie[k] - 1;
-        queue[n] = k;
-        n += tie[k] != 0;
-    }
     for (int l = 0; l < STEP; l++) /* fill the last vector: settling a tie twice does no harm */
         at[n + (size_t)l] = at[n - 1];
     for (size_t i = 0; i < n; i += STEP) {
@@ -53,15 +61,6 @@ static void draw(const fd_stream *s, uint64_t start, size_t n, uint8_t *bits, co
     /* Whole words of answers, as they are read below. */
     keystream(s, keys, DOMAIN_BYTES, start / 16, (n + 63) / 64 * 4, bits, equal, byte, ahead,
               16 * itemsize);
-    if (!f)
-        return;
-    uint64_t tie[FD_DRAW_MAX / 64 + 1];
-    uint16_t queue[FD_DRAW_MAX + 1];
-    size_t queued = 0;
-    for (size_t k = 0; k < (n + 63) / 64; k++) {
-        tie[k] = load_le64(equal + 8 * k);
-        queue[queued] = (uint16_t)k; /* stays only if it has a tie: about every fifth, so no branch */
-        queued += tie[k] != 0;
-    }
-    refine(s, keys, start, queue, queued, tie, bits);
+    if (f)
+        refine(s, keys, start, equal, (n + 63) / 64, bits);
 }

@@ -14,9 +14,10 @@ static inline Lanes lanes_swap(Lanes a) { return _mm256_shuffle_epi32(a, 0xb1); 
 static inline Lanes lanes_low(Lanes a) { return _mm256_blend_epi32(a, _mm256_setzero_si256(), 0xaa); }
 static inline Lanes lanes_shr(Lanes a, int n) { return _mm256_srli_epi64(a, n); }
 static inline Lanes lanes_xor(Lanes a, Lanes b) { return _mm256_xor_si256(a, b); }
+/* a comes last, so b ^ c need not wait for it; in another type, or the compiler would reorder. */
 static inline Lanes lanes_xor3(Lanes a, Lanes b, Lanes c)
 {
-    return _mm256_xor_si256(_mm256_xor_si256(a, b), c);
+    return _mm256_xor_si256(a, (Lanes)((__v8si)b ^ (__v8si)c));
 }
 
 /* Which block each lane computes, so that the two unpacks below leave them in natural order. */

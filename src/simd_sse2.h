@@ -13,9 +13,10 @@ static inline Lanes lanes_swap(Lanes a) { return _mm_shuffle_epi32(a, 0xb1); }
 static inline Lanes lanes_low(Lanes a) { return _mm_and_si128(a, _mm_set1_epi64x(0xffffffff)); }
 static inline Lanes lanes_shr(Lanes a, int n) { return _mm_srli_epi64(a, n); }
 static inline Lanes lanes_xor(Lanes a, Lanes b) { return _mm_xor_si128(a, b); }
+/* a comes last, so b ^ c need not wait for it; in another type, or the compiler would reorder. */
 static inline Lanes lanes_xor3(Lanes a, Lanes b, Lanes c)
 {
-    return _mm_xor_si128(_mm_xor_si128(a, b), c);
+    return _mm_xor_si128(a, (Lanes)((__v4si)b ^ (__v4si)c));
 }
 
 /* Which block each lane computes: the two unpacks below leave them as they are. */
