@@ -132,6 +132,48 @@ def fused(threads):
     yield f"dropout_add, {threads} threads / np.add on 1, 64 Mi", 1.0, measured
 
 
+def dropconnect(threads):
+    """How many times faster than masks for single examples in NumPy: 128 of them, 512 x 512."""
+    batch, size = 128, 512
+    masks_shape = batch, size, size
+    x, dy = (a.reshape(batch, size) for a in arrays(16, 2))
+    weight = arrays(18, 1)[0].reshape(size, size)
+    generator, rng = np.random.Generator(np.random.SFC64(0)), fd.Rng(1)
+    for p in (0.5, 0.2):
+        masks = fd.keep_mask(masks_shape, p, rng=0)
+        floats = masks.astype(np.float32)
+
+        def drawn(p=p):
+            masks = generator.random(masks_shape, dtype=np.float32) >= p
+            return np.einsum("bik,bi->bk", masks * weight, x)
+
+        forward = {
+            "product": lambda m=masks: np.einsum("bik,bi->bk", m * weight, x),
+            "three": lambda m=floats: np.einsum("bik,ik,bi->bk", m, weight, x),
+        }
+        backward = {
+            "product": lambda m=masks: (
+                np.einsum("bik,bk->bi", m * weight, dy),
+                np.einsum("bik,bi,bk->ik", m, x, dy),
+            ),
+            "three": lambda m=floats: (
+                np.einsum("bik,ik,bk->bi", m, weight, dy),
+                np.einsum("bik,bi,bk->ik", m, x, dy),
+            ),
+        }
+        for t in (1, threads):
+            own = on(t, lambda p=p: fd.dropconnect(x, weight, p=p, rng=rng))
+            _, ctx = fd.dropconnect(x, weight, p=p, rng=rng)
+            back = on(t, lambda ctx=ctx: ctx.backward(dy))
+            case = f"DropConnect, p = {p}, 128 x 512 x 512, {t} thread{'s'[: t > 1]}"
+            measured = ratio({"numpy": drawn, "own": own}, "numpy", ["own"])
+            yield f"NumPy's masks and einsum / {case}", "at least 10", measured
+            measured = 1 / ratio({**forward, "own": own}, "own", list(forward))
+            yield f"einsum over stored masks / {case}", "at least 3", measured
+            measured = 1 / ratio({**backward, "own": back}, "own", list(backward))
+            yield f"einsums over stored masks / {case}, backward", "at least 3", measured
+
+
 def main():
     threads = fd.get_num_threads()
     groups = {
@@ -141,6 +183,7 @@ def main():
         "peers": lambda: over_peers(threads),
         "calls": calls,
         "fused": lambda: fused(threads),
+        "dropconnect": lambda: dropconnect(threads),
     }
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(groups)}; all")

@@ -84,6 +84,19 @@ cdef extern from "fastdrop.h" nogil:
                            fd_noise_op op, fd_dtype dtype, fd_noise_operands operands,
                            size_t sigma_length, char *dx, char *t, size_t row, double *sums,
                            size_t n)
+    ctypedef struct fd_linear:
+        fd_dtype dtype
+        size_t batch, inputs, outputs
+        const char *x
+        const char *weight
+        const char *bias
+        char *y
+        const char *dy
+        char *dx
+        char *dweight
+        char *dbias
+    void fd_connect(fd_machine m, fd_stream stream, uint64_t first, const fd_linear *linear)
+    void fd_connect_back(fd_machine m, fd_stream stream, uint64_t first, const fd_linear *linear)
 
 BITS_PAD = FD_BITS_PAD
 BIAS_ROOM = FD_BIAS_ROOM
@@ -435,6 +448,33 @@ def noise_backward(fd_noise kind, fd_noise_op op, cnp.ndarray x, cnp.ndarray dy,
 def scale_of(double p):
     """1 / (1 - p); 0 at p = 1, where nothing is left to scale."""
     return fd_scale(p)
+
+
+cdef fd_linear linear_of(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray y):
+    cdef size_t batch = <size_t> cnp.PyArray_DIM(x, 0)
+    cdef size_t inputs = <size_t> cnp.PyArray_DIM(weight, 0)
+    cdef size_t outputs = <size_t> cnp.PyArray_DIM(weight, 1)
+    return fd_linear(<fd_dtype> dtype_of(x), batch, inputs, outputs, data(x), data(weight),
+                     data(bias), data(y), NULL, NULL, NULL, NULL)
+
+
+def connect(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray y,
+            uint64_t seed, uint64_t call, double p, uint64_t first):
+    """y = x @ kept(weight) + kept(bias), not scaled; all C-contiguous and aligned, bias or None."""
+    cdef fd_linear linear = linear_of(x, weight, bias, y)
+    with nogil:
+        fd_connect(machine, fd_stream_of(seed, call, p), first, &linear)
+
+
+def connect_back(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray dy,
+                 cnp.ndarray dx, cnp.ndarray dweight, cnp.ndarray dbias,
+                 uint64_t seed, uint64_t call, double p, uint64_t first):
+    """The gradients of `connect`, not scaled. dx must be zero; dbias None if bias is."""
+    cdef fd_linear linear = linear_of(x, weight, bias, None)
+    linear.dy, linear.dx = data(dy), data(dx)
+    linear.dweight, linear.dbias = data(dweight), data(dbias)
+    with nogil:
+        fd_connect_back(machine, fd_stream_of(seed, call, p), first, &linear)
 
 
 def philox4x32(cnp.ndarray counters, cnp.ndarray key, int rounds, cnp.ndarray words):

@@ -155,6 +155,9 @@ static void NAME(add_to, SUFFIX)(const char *x, double *sum, size_t n)
 }
 
 #include "apply_noise.h"
+#if SIZE >= 4
+#include "dropconnect.h"
+#endif
 
 #undef TYPE
 #undef SUFFIX

@@ -84,6 +84,12 @@ typedef struct {
 } fd_noise_operands;
 
 typedef void fd_noise_fn(const fd_noise_operands *operands, size_t n);
+/* Rows of a linear layer's weights, `padded` elements apart: n of them, and zeros up to the next
+ * multiple of 32. Keep bit r * row_bits + o belongs to at[r][o]. */
+typedef struct {
+    const char *at;
+    size_t rows, n, padded, row_bits;
+} fd_weights;
 
 typedef struct {
     const char *name;
@@ -99,6 +105,14 @@ typedef struct {
     fd_noise_fn *apply_noise[FD_NOISE_OPS][FD_DTYPES];
     /* sum[i] += x[i] */
     void (*add_to[FD_DTYPES])(const char *x, double *sum, size_t n);
+    /* y[o] += sum over r of kept(w[r][o]) * x[r]. Bit `bit` of `bits` belongs to w[0][0]; 32 bits are
+     * read for each of w's groups of 32 columns. float32 and float64. */
+    void (*connect[FD_FLOAT64 + 1])(const fd_weights *w, const uint8_t *bits, size_t bit,
+                                    const void *x, char *y);
+    /* dx[r] += sum over o of kept(w[r][o]) * g[o], unless dx is NULL; dw[r][o] += kept(g[o]) * x[r].
+     * g and the rows of dw are padded as w is. */
+    void (*connect_back[FD_FLOAT64 + 1])(const fd_weights *w, const uint8_t *bits, size_t bit,
+                                         const char *g, const void *x, void *dx, char *dw);
     /* n blocks of Philox4x32 with 7 or 10 rounds: the hook of the known-answer tests. */
     void (*philox)(const uint32_t *counters, const uint32_t key[2], int rounds, size_t n,
                    uint32_t *words);
@@ -168,5 +182,21 @@ void fd_noise_backward(fd_machine m, fd_noise kind, fd_stream stream, uint64_t s
 /* Apply packed bits to any layout of x and y; operands beside them only if all are contiguous. */
 void fd_apply(fd_machine m, fd_op op, fd_dtype dtype, fd_operands operands, size_t bias_length,
               const uint8_t *bits, int ndim, const fd_axis *axis, double scale);
+
+/* DropConnect: a linear layer each of whose examples keeps other weights. C-contiguous float32 or
+ * float64; bias NULL: none is dropped. An example's mask is that of the weights, then that of the
+ * bias. What is computed are the sums, not multiplied by the scale. */
+typedef struct {
+    fd_dtype dtype;
+    size_t batch, inputs, outputs;
+    const char *x, *weight, *bias; /* (batch, inputs), (inputs, outputs), (outputs) */
+    char *y;                       /* (batch, outputs) */
+    const char *dy;                /* backward: as y */
+    char *dx, *dweight, *dbias;    /* as x (zero at first), weight, bias */
+} fd_linear;
+
+/* first: number of the first example, from which its mask's place follows. */
+void fd_connect(fd_machine m, fd_stream stream, uint64_t first, const fd_linear *linear);
+void fd_connect_back(fd_machine m, fd_stream stream, uint64_t first, const fd_linear *linear);
 
 #endif

@@ -71,6 +71,8 @@ const fd_kernels KERNELS = {
     .apply_noise = {OP(noise_scale), OP(noise_add), OP(noise_gradient), OP(concrete),
                     OP(concrete_gradient)},
     .add_to = OP(add_to),
+    .connect = {connect_f32, connect_f64},
+    .connect_back = {connect_back_f32, connect_back_f64},
     .philox = philox_blocks,
 };
 #undef OP

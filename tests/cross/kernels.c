@@ -306,6 +306,57 @@ static void test_apply(fd_op op, fd_dtype dtype, size_t n, int all)
     free(x.base), free(residual.base), free(bias.base), free(bits.base);
 }
 
+/* Whether n elements are the same bits, or both NaN. Which of two NaNs an operation passes on is left
+ * open by IEEE 754. */
+static int equal(fd_dtype dtype, memory a, memory b, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        const uint64_t x = element(dtype, a.at + i * fd_itemsize[dtype]);
+        const uint64_t y = element(dtype, b.at + i * fd_itemsize[dtype]);
+        if (x != y && !(is_nan(dtype, x) && is_nan(dtype, y)))
+            return 0;
+    }
+    return guarded(a) && guarded(b);
+}
+
+/* A tile of weights, forward and backward. */
+static void test_connect(fd_dtype dtype, int finite)
+{
+    const size_t size = fd_itemsize[dtype], n = 1 + below(random64() & 1 ? 40 : 300);
+    const size_t padded = (n + 31) / 32 * 32, rows = 1 + below(6), bit = below(FD_ALIGN);
+    const fd_weights shape = {NULL, rows, n, padded, n};
+    memory w = take(rows * padded * size, 0, 0), g = take(padded * size, 0, 0);
+    memory x = take(rows * size, 0, 0), bits = take((bit + rows * n + 63) / 8 + 8, 0, 0);
+    memory *const in[] = {&w, &g, &x};
+    for (int i = 0; i < 3; i++) {
+        fill(dtype, in[i]->at, in[i]->size / size);
+        for (size_t e = size - 1; finite && e < in[i]->size; e += size)
+            in[i]->at[e] &= 0xbf; /* exponents of the lower half */
+    }
+    for (size_t i = 0; i < bits.size; i++)
+        bits.at[i] = (uint8_t)random64();
+    memory y[2], dx[2], dw[2];
+    for (int i = 0; i < 2; i++) {
+        const fd_kernels *kernels = i ? &fd_portable : &TABLE;
+        fd_weights weights = shape;
+        weights.at = (const char *)w.at;
+        y[i] = take(n * size, 0, GUARD), dx[i] = take(rows * size, 0, GUARD);
+        dw[i] = take(rows * padded * size, 0, GUARD);
+        memcpy(y[i].at, g.at, n * size);
+        memcpy(dx[i].at, x.at, rows * size);
+        memcpy(dw[i].at, w.at, rows * padded * size);
+        kernels->connect[dtype](&weights, bits.at, bit, x.at, (char *)y[i].at);
+        kernels->connect_back[dtype](&weights, bits.at, bit, (char *)g.at, x.at, dx[i].at,
+                                     (char *)dw[i].at);
+    }
+    if (!equal(dtype, y[0], y[1], n) || !equal(dtype, dx[0], dx[1], rows) ||
+        !equal(dtype, dw[0], dw[1], rows * padded))
+        fail("connect of %s, %zu rows of %zu, bit %zu", dtype_name[dtype], rows, n, bit);
+    for (int i = 0; i < 2; i++)
+        free(y[i].base), free(dx[i].base), free(dw[i].base);
+    free(w.base), free(g.base), free(x.base), free(bits.base);
+}
+
 int main(int argc, char **argv)
 {
     const long effort = argc > 1 ? strtol(argv[1], NULL, 10) : 100;
@@ -325,6 +376,8 @@ int main(int argc, char **argv)
             for (long turn = 0; turn < (effort + 4) / 5 && fd_itemsize[dtype] == 2; turn++, runs++)
                 test_apply((fd_op)op, (fd_dtype)dtype, 65536, 1);
         }
+    for (long c = 0; c < 40 * effort; c++)
+        test_connect(c & 1 ? FD_FLOAT64 : FD_FLOAT32, c % 4 > 0);
     printf("%s equals portable: %d known answers, %ld draws, %ld runs of %d ops x %d dtypes\n",
            TABLE.name, KNOWN, draws, runs, FD_OPS, FD_DTYPES);
     return 0;
