@@ -81,6 +81,7 @@ class DropConnectContext:
         tuple of ndarray
             (dx, dweight), or (dx, dweight, dbias).
         """
+        _operands(self.x, self.weight, self.bias)  # may come from a pickle
         dy = _floats(dy, "dy")
         gate.like(dy, "dy", (*self.shape[:-1], self.weight.shape[1]), self.x.dtype)
         dy = _rows(dy)

@@ -1,5 +1,6 @@
 """DropConnect against the reference, finite differences, and what it promises."""
 
+import dataclasses
 import functools
 import math
 import pickle
@@ -355,6 +356,8 @@ def test_errors():
         ctx.backward(x)
     with pytest.raises(TypeError, match="dy must have dtype float64 as x has, got float32"):
         ctx.backward(dy.astype(np.float32))
+    with pytest.raises(ValueError, match="weight must have shape"):
+        dataclasses.replace(ctx, weight=weight.reshape(2, 10)).backward(dy)
     with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
         fd.dropconnect_inference(x, weight, bias, 0.5, np.tanh, 0)
     with pytest.raises(ValueError, match="inputs and outputs must be at least 1, got 0 and 3"):
