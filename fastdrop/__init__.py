@@ -9,23 +9,28 @@ from fastdrop import layers, mc, reference, schedules
 from fastdrop.adversarial import adversarial_dropout, kl_divergence, squared_divergence
 from fastdrop.alpha import alpha_dropout, feature_alpha_dropout
 from fastdrop.concrete import concrete_dropout, concrete_regularizer
+from fastdrop.connections import dropconnect, dropconnect_inference
 from fastdrop.cpu import cpu_features, get_num_threads, set_num_threads
-from fastdrop.dropconnect import dropconnect, dropconnect_inference
 from fastdrop.functional import Context, dropout, keep_mask
 from fastdrop.fused import bias_dropout_add, dropout_add, relu_dropout
 from fastdrop.gaussian import gaussian_dropout, gaussian_noise
-from fastdrop.rng import Rng, STREAM_VERSION
+from fastdrop.rng import STREAM_VERSION, Rng
 from fastdrop.shared import drop_path, embedding_dropout, locked_dropout, spatial_dropout
 from fastdrop.targeted import targeted_dropout, targeted_prune
-from fastdrop.variational import sparse_variational_kl, sparse_variational_linear, variational_dropout, variational_kl
+from fastdrop.variational import (
+    sparse_variational_kl,
+    sparse_variational_linear,
+    variational_dropout,
+    variational_kl,
+)
 from fastdrop.zoneout import zoneout
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "STREAM_VERSION",
     "Context",
     "Rng",
-    "STREAM_VERSION",
     "__version__",
     "adversarial_dropout",
     "alpha_dropout",

@@ -100,6 +100,29 @@ def noise_backward(
     call: int,
     start: int,
 ) -> None: ...
+def connect(
+    x: npt.NDArray[Any],
+    weight: npt.NDArray[Any],
+    bias: npt.NDArray[Any] | None,
+    y: npt.NDArray[Any],
+    seed: Any,
+    call: Any,
+    p: float,
+    first: int,
+) -> None: ...
+def connect_back(
+    x: npt.NDArray[Any],
+    weight: npt.NDArray[Any],
+    bias: npt.NDArray[Any] | None,
+    dy: npt.NDArray[Any],
+    dx: npt.NDArray[Any],
+    dweight: npt.NDArray[Any],
+    dbias: npt.NDArray[Any] | None,
+    seed: Any,
+    call: Any,
+    p: float,
+    first: int,
+) -> None: ...
 def philox4x32(
     counters: npt.NDArray[np.uint32],
     key: npt.NDArray[np.uint32],

@@ -6,7 +6,7 @@ Each stands beside its op, in the op's module; here they are all together.
 from fastdrop.adversarial import AdversarialDropout
 from fastdrop.alpha import AlphaDropout, FeatureAlphaDropout
 from fastdrop.concrete import ConcreteDropout
-from fastdrop.dropconnect import DropConnect
+from fastdrop.connections import DropConnect
 from fastdrop.functional import Dropout
 from fastdrop.gaussian import GaussianDropout, GaussianNoise
 from fastdrop.shared import DropPath, EmbeddingDropout, LockedDropout, SpatialDropout

@@ -20,10 +20,14 @@ from fastdrop.block import Block
 __all__ = ["Draw", "NoiseContext", "compute_type", "forward", "normals"]
 
 
-def normals(shape: tuple[int, ...], seed: int, call: int) -> npt.NDArray[np.float32]:
-    """Standard normal variates in C order."""
+def normals(
+    shape: tuple[int, ...], seed: Any, call: Any, first: int = 0
+) -> npt.NDArray[np.float32]:
+    """Standard normal variates in C order, from row `first` of an array with such rows on."""
     noise = np.empty(shape, np.float32)
-    _core.draw_noise(NORMAL, seed, call, Block(shape, (), None), noise)
+    whole = (first + shape[0], *shape[1:])
+    block = Block(shape, (), ((first, *(0,) * (len(shape) - 1)), whole))
+    _core.draw_noise(NORMAL, seed, call, block, noise)
     return noise
 
 

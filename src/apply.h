@@ -156,7 +156,7 @@ static void NAME(add_to, SUFFIX)(const char *x, double *sum, size_t n)
 
 #include "apply_noise.h"
 #if SIZE >= 4
-#include "dropconnect.h"
+#include "connect.h"
 #endif
 
 #undef TYPE

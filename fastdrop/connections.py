@@ -1,7 +1,7 @@
 """DropConnect: a linear layer that drops weights instead of activations.
 
 A mask for each example exists only a few thousand bits at a time, inside the kernel
-(`src/dropconnect.c`); forward and backward both draw it.
+(`src/drivers_connect.c`); forward and backward both draw it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from fastdrop import cpu, gate, reference
+from fastdrop import _core, cpu, gate
 from fastdrop._core import DROPOUT
 from fastdrop.block import Block
 from fastdrop.noise import normals
@@ -62,7 +62,7 @@ class DropConnectContext:
     @property
     def scale(self) -> float:
         """What kept weights are multiplied by: 1 / (1 - p), and 0 at p = 1."""
-        return reference.scale(self.p)
+        return _core.scale_of(self.p)
 
     @property
     def nbytes(self) -> int:
@@ -170,7 +170,7 @@ class PerBatch(DropConnectContext):
         parameter = np.ascontiguousarray(parameter)
         kept = np.empty_like(parameter)
         draw = self.seed, self.call, self.p, block
-        cpu.forward(DROPOUT, parameter, None, None, kept, *draw, False)
+        cpu.forward(DROPOUT, parameter, None, None, kept, *draw, False, self.scale)
         return kept
 
 
@@ -195,7 +195,7 @@ class Gaussian(DropConnectContext):
         return dx, dweight, dbias
 
     def _noise(self, mean: Array) -> Array:
-        return normals(mean.shape, self.seed, self.call).astype(mean.dtype, copy=False)
+        return normals(mean.shape, self.seed, self.call, self.first).astype(mean.dtype, copy=False)
 
 
 MODES = {"example": PerExample, "batch": PerBatch, "gaussian": Gaussian}
@@ -236,7 +236,7 @@ def dropconnect(
         If False, no bias is dropped or scaled: it is added to the rest.
     first : int
         Number of x's first example, where x is a shard of a larger batch: it gets those masks.
-        Has no effect in mode "batch"; must be 0 in mode "gaussian".
+        Has no effect in mode "batch".
 
     Returns
     -------
@@ -277,8 +277,6 @@ def dropconnect(
     x, weight, bias = _operands(x, weight, bias)
     p, first = gate.rate(p), uint64(first, "first")
     examples = _rows(x)
-    if mode == "gaussian" and first:
-        raise ValueError(f"first must be 0 in mode 'gaussian', got {first}")
     if (first + len(examples)) * (weight.size + weight.shape[1]) > gate.MAX_INDEX:
         raise ValueError(f"first must leave room for masks of 2**62 bits in all, got {first}")
     kind = {0.0: DropConnectContext, 1.0: NothingKept}.get(p, MODES[mode])
