@@ -124,11 +124,11 @@ static void forward_tiles(const void *job, uint64_t first, uint64_t last)
     for (uint64_t i = begin, m; i < stop; i += m) {
         m = min_size(stop - i, FD_TILE);
         draw_run(f->e.kernels, &f->stream, f->start + i, m, bits, f->e.at.x + i * size, size);
-        if (f->saved)
-            bits_copy(f->saved, i, bits, 0, m);
         const uint64_t end = i + m < stop ? i + m - lag : stop;
         apply_at(&f->e, done, buffer, (size_t)(64 + done - i), (size_t)(end - done));
         done = end;
+        if (f->saved) /* last, as reading what draw has just patched byte by byte would wait */
+            bits_copy(f->saved, i, bits, 0, m);
         memcpy(buffer, bits + FD_TILE / 8 - 8, 8);
     }
     end_of_stream(&f->e);
