@@ -6,6 +6,7 @@ Each stands beside its op, in the op's module; here they are all together.
 from fastdrop.adversarial import AdversarialDropout
 from fastdrop.alpha import AlphaDropout, FeatureAlphaDropout
 from fastdrop.concrete import ConcreteDropout
+from fastdrop.drop_block import DropBlock
 from fastdrop.functional import Dropout
 from fastdrop.gaussian import GaussianDropout, GaussianNoise
 from fastdrop.shared import DropPath, EmbeddingDropout, LockedDropout, SpatialDropout
@@ -18,6 +19,7 @@ __all__ = [
     "AdversarialDropout",
     "AlphaDropout",
     "ConcreteDropout",
+    "DropBlock",
     "DropPath",
     "Dropout",
     "EmbeddingDropout",
