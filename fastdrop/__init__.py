@@ -11,6 +11,7 @@ from fastdrop.alpha import alpha_dropout, feature_alpha_dropout
 from fastdrop.concrete import concrete_dropout, concrete_regularizer
 from fastdrop.connections import dropconnect, dropconnect_inference
 from fastdrop.cpu import cpu_features, get_num_threads, set_num_threads
+from fastdrop.dropblock import drop_block
 from fastdrop.functional import Context, dropout, keep_mask
 from fastdrop.fused import bias_dropout_add, dropout_add, relu_dropout
 from fastdrop.gaussian import gaussian_dropout, gaussian_noise
@@ -38,6 +39,7 @@ __all__ = [
     "concrete_dropout",
     "concrete_regularizer",
     "cpu_features",
+    "drop_block",
     "drop_path",
     "dropconnect",
     "dropconnect_inference",

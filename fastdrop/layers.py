@@ -7,6 +7,7 @@ from fastdrop.adversarial import AdversarialDropout
 from fastdrop.alpha import AlphaDropout, FeatureAlphaDropout
 from fastdrop.concrete import ConcreteDropout
 from fastdrop.connections import DropConnect
+from fastdrop.dropblock import DropBlock
 from fastdrop.functional import Dropout
 from fastdrop.gaussian import GaussianDropout, GaussianNoise
 from fastdrop.shared import DropPath, EmbeddingDropout, LockedDropout, SpatialDropout
@@ -19,6 +20,7 @@ __all__ = [
     "AdversarialDropout",
     "AlphaDropout",
     "ConcreteDropout",
+    "DropBlock",
     "DropConnect",
     "DropPath",
     "Dropout",

@@ -97,6 +97,13 @@ cdef extern from "fastdrop.h" nogil:
         char *dbias
     void fd_connect(fd_machine m, fd_stream stream, uint64_t first, const fd_linear *linear)
     void fd_connect_back(fd_machine m, fd_stream stream, uint64_t first, const fd_linear *linear)
+    size_t FD_WORDS(size_t bits)
+    ctypedef struct fd_blocks:
+        size_t maps, height, width, block_height, block_width
+    void fd_drop_blocks(fd_machine m, fd_blocks shape, size_t examples, const uint8_t *seeds,
+                        uint64_t *keep)
+    void fd_apply_examples(fd_machine m, fd_dtype dtype, const char *x, char *y,
+                           const uint64_t *keep, size_t bits, int ndim, const fd_axis *axis)
 
 BITS_PAD = FD_BITS_PAD
 BIAS_ROOM = FD_BIAS_ROOM
@@ -336,15 +343,10 @@ def draw(uint64_t seed, uint64_t call, double p, block):
     return bits
 
 
-cdef void walk(fd_op op, cnp.ndarray x, cnp.ndarray y, fd_operands *o, size_t bias_length,
-               bytes bits, double scale, block):
-    """Apply a packed mask to any layout."""
-    cdef uint8_t *mask = <uint8_t *> PyBytes_AS_STRING(bits)
-    cdef fd_dtype dtype = <fd_dtype> dtype_of(x)
-    cdef int ndim = cnp.PyArray_NDIM(x)
-    cdef fd_axis axis[64]
+cdef void set_axes(cnp.ndarray x, cnp.ndarray y, block, fd_axis *axis):
+    """The axes of a walk over x and y with the mask of a block."""
     cdef int64_t step = 1
-    for d in range(ndim - 1, -1, -1):
+    for d in range(cnp.PyArray_NDIM(x) - 1, -1, -1):
         axis[d].n = cnp.PyArray_DIM(x, d)
         axis[d].x = cnp.PyArray_STRIDE(x, d)
         axis[d].y = cnp.PyArray_STRIDE(y, d)
@@ -352,6 +354,16 @@ cdef void walk(fd_op op, cnp.ndarray x, cnp.ndarray y, fd_operands *o, size_t bi
         if block is None or block.shape[d] != 1:
             axis[d].bit = step
             step *= axis[d].n
+
+
+cdef void walk(fd_op op, cnp.ndarray x, cnp.ndarray y, fd_operands *o, size_t bias_length,
+               bytes bits, double scale, block):
+    """Apply a packed mask to any layout."""
+    cdef uint8_t *mask = <uint8_t *> PyBytes_AS_STRING(bits)
+    cdef fd_dtype dtype = <fd_dtype> dtype_of(x)
+    cdef int ndim = cnp.PyArray_NDIM(x)
+    cdef fd_axis axis[64]
+    set_axes(x, y, block, axis)
     with nogil:
         fd_apply(machine, op, dtype, o[0], bias_length, mask, ndim, axis, scale)
 
@@ -383,6 +395,48 @@ def backward_sums(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double scale,
     cdef size_t row = <size_t> cnp.PyArray_DIM(sums, 1)
     with nogil:
         fd_backward_sums(machine, dtype, py, px, mask, n, row, out, scale)
+
+
+def bytes_of_examples(size_t examples, size_t bits):
+    """How long the keep bits are that `drop_blocks` returns, BITS_PAD included."""
+    return examples * FD_WORDS(bits) * sizeof(uint64_t) + FD_BITS_PAD
+
+
+def drop_blocks(bytes seeds, tuple shape, size_t block_height, size_t block_width):
+    """Keep bits of maps of this shape (examples, maps, height, width), none of them 0, in which
+    each zero of the packed mask `seeds` begins a block. Each example begins with a word.
+    """
+    examples, maps, height, width = shape
+    cdef fd_blocks blocks = fd_blocks(maps, height, width, block_height, block_width)
+    cdef size_t n = examples
+    cdef bytes keep = PyBytes_FromStringAndSize(
+        NULL, bytes_of_examples(n, blocks.maps * blocks.height * blocks.width)
+    )
+    cdef const uint8_t *zeros = <const uint8_t *> PyBytes_AS_STRING(seeds)
+    cdef uint64_t *words = <uint64_t *> PyBytes_AS_STRING(keep)
+    with nogil:
+        fd_drop_blocks(machine, blocks, n, zeros, words)
+    return keep
+
+
+def apply_examples(cnp.ndarray x, cnp.ndarray y, bytes keep, bint per_channel):
+    """y = x * scale where kept, else 0, with scale = elements / kept elements of the example. x and
+    y, not empty, have the shape that was given to `drop_blocks`, except that one map of keep bits
+    is for all channels if not per_channel.
+    """
+    cdef fd_dtype dtype = <fd_dtype> dtype_of(x)
+    cdef int64_t bits = cnp.PyArray_SIZE(x) // cnp.PyArray_DIM(x, 0)
+    cdef char *px = data(x)
+    cdef char *py = data(y)
+    cdef const uint64_t *words = <const uint64_t *> PyBytes_AS_STRING(keep)
+    cdef int ndim = cnp.PyArray_NDIM(x)
+    cdef fd_axis axis[64]
+    set_axes(x, y, None, axis)
+    if not per_channel:
+        bits //= axis[1].n
+        axis[1].bit = 0
+    with nogil:
+        fd_apply_examples(machine, dtype, px, py, words, bits, ndim, axis)
 
 
 def draw_noise(fd_noise kind, uint64_t seed, uint64_t call, block, cnp.ndarray noise):

@@ -17,6 +17,14 @@ static inline int ctz64(uint64_t v)
 }
 #endif
 
+static inline unsigned popcount64(uint64_t v)
+{
+    v -= v >> 1 & UINT64_C(0x5555555555555555);
+    v = (v & UINT64_C(0x3333333333333333)) + (v >> 2 & UINT64_C(0x3333333333333333));
+    v = (v + (v >> 4)) & UINT64_C(0x0f0f0f0f0f0f0f0f);
+    return (unsigned)(v * UINT64_C(0x0101010101010101) >> 56);
+}
+
 /* Little-endian words on any machine; compilers make one instruction of each. */
 static inline uint64_t load_le64(const uint8_t *p)
 {

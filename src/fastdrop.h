@@ -199,4 +199,22 @@ typedef struct {
 void fd_connect(fd_machine m, fd_stream stream, uint64_t first, const fd_linear *linear);
 void fd_connect_back(fd_machine m, fd_stream stream, uint64_t first, const fd_linear *linear);
 
+/* Words that hold the keep bits of an example; what is behind the last bit is 0. */
+#define FD_WORDS(bits) (((bits) + 63) / 64)
+
+/* The feature maps of an example, and the blocks dropped in them, which are no larger. */
+typedef struct {
+    size_t maps, height, width, block_height, block_width;
+} fd_blocks;
+
+/* Keep bits of all examples. A zero of `seeds` begins a block, which extends right and down from it:
+ * an array of shape (examples, maps, height - block_height + 1, width - block_width + 1). */
+void fd_drop_blocks(fd_machine m, fd_blocks shape, size_t examples, const uint8_t *seeds,
+                    uint64_t *keep);
+
+/* FD_DROPOUT in any layout. Each example, an index of the first axis, has its own FD_WORDS(bits) and
+ * scale = bits / kept bits, or 0 if there are none. */
+void fd_apply_examples(fd_machine m, fd_dtype dtype, const char *x, char *y, const uint64_t *keep,
+                       size_t bits, int ndim, const fd_axis *axis);
+
 #endif

@@ -4,10 +4,10 @@ the distributions against theory."""
 import numpy as np
 import pytest
 from bitwise import assert_same_bits
-from fastdrop._core import LOGISTIC, NORMAL
 from scipy import special, stats
 
 from fastdrop import _core, reference, rng
+from fastdrop._core import LOGISTIC, NORMAL
 from fastdrop.block import Block
 from fastdrop.noise import normals
 

@@ -7,6 +7,7 @@ the family's module in `fastdrop` is; this package offers all of their functions
 from fastdrop.reference.adversarial import *  # noqa: F403
 from fastdrop.reference.concrete import *  # noqa: F403
 from fastdrop.reference.connections import *  # noqa: F403
+from fastdrop.reference.dropblock import *  # noqa: F403
 from fastdrop.reference.dropout import *  # noqa: F403
 from fastdrop.reference.gaussian import *  # noqa: F403
 from fastdrop.reference.noise import *  # noqa: F403
