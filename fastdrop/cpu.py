@@ -9,6 +9,7 @@ from fastdrop import _core
 
 # Documented in src/_core.pyx.
 forward, backward, draw = _core.forward, _core.backward, _core.draw
+lookup, add_rows = _core.lookup, _core.add_rows
 
 
 def cpu_features() -> dict[str, object]:
