@@ -15,6 +15,7 @@ from fastdrop.dropblock import drop_block
 from fastdrop.functional import Context, dropout, keep_mask
 from fastdrop.fused import bias_dropout_add, dropout_add, relu_dropout
 from fastdrop.gaussian import gaussian_dropout, gaussian_noise
+from fastdrop.recurrent import zoneout
 from fastdrop.rng import STREAM_VERSION, Rng
 from fastdrop.shared import drop_path, embedding_dropout, locked_dropout, spatial_dropout
 from fastdrop.targeted import targeted_dropout, targeted_prune
@@ -24,7 +25,6 @@ from fastdrop.variational import (
     variational_dropout,
     variational_kl,
 )
-from fastdrop.zoneout import zoneout
 
 __version__ = "0.1.0"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import numpy.typing as npt
 
 from fastdrop import gate
@@ -16,7 +15,7 @@ from fastdrop.stateful import Layer, Rate
 
 __all__ = ["AlphaDropout", "FeatureAlphaDropout", "alpha_dropout", "feature_alpha_dropout"]
 
-# SELU of minus infinity: -lambda * alpha of Klambauer et al., equation 14.
+# SELU of minus infinity: -lambda * alpha of Klambauer et al., equations 2 and 14.
 SATURATION = -1.7580993408473766
 
 
@@ -43,15 +42,16 @@ def alpha_dropout(
     out: npt.NDArray | None = None,
     save: str = "bits",
 ) -> tuple[npt.NDArray, Context]:
-    """Set elements to SELU's saturation value and transform all so that mean 0, variance 1 stay.
+    """Set elements to where SELU saturates, and all so that mean 0 and variance 1 are preserved.
 
-    y = a * x + b where kept and a * s + b where dropped, s = -1.7581; see `affine` for a and b.
+    y = a * x + b where kept and a * s + b where dropped, with s = -1.7581,
+    a = ((1 - p) (1 + p s^2))^(-1/2) and b = -a p s.
 
     Parameters
     ----------
-    x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64
+    x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64, any shape and layout
     p, rng, training, shared_axes, region, out, save
-        As in `fastdrop.dropout`. At p = 1 y is zero.
+        As in `fastdrop.dropout`. At p = 1 there is no such a: y is zero.
 
     Returns
     -------
@@ -85,6 +85,7 @@ def feature_alpha_dropout(
     x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64
         Shape (batch, channels, ...) with 1 to 3 spatial axes, or (batch, ..., channels).
     channels_last : bool
+        Whether the last axis is that of the channels, not the second.
     p, rng, training, region, out, save
         As in `alpha_dropout`.
 
@@ -92,9 +93,15 @@ def feature_alpha_dropout(
     -------
     y : ndarray
     ctx : Context
+        ``ctx.backward(dy)`` gives the gradient.
+
+    Raises
+    ------
+    ValueError
+        x has no spatial axis, or more than 3.
     """
     x = gate.array(x)
-    axes = spatial_axes(np.ndim(x), channels_last)
+    axes = spatial_axes(x.ndim, channels_last)
     return alpha_dropout(
         x, p, rng=rng, training=training, shared_axes=axes, region=region, out=out, save=save
     )

@@ -10,6 +10,7 @@ from fastdrop import _core
 # Documented in src/_core.pyx.
 forward, backward, draw = _core.forward, _core.backward, _core.draw
 connect, connect_back = _core.connect, _core.connect_back
+lookup, add_rows = _core.lookup, _core.add_rows
 
 
 def cpu_features() -> dict[str, object]:

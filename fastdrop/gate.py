@@ -104,13 +104,17 @@ def output(x: npt.NDArray, out: Any) -> tuple[npt.NDArray, npt.NDArray | None]:
 
 
 def like(
-    value: npt.NDArray, name: str, shape: tuple[int, ...], dtype: np.dtype | None = None
+    value: npt.NDArray,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype | None = None,
+    other: str = "x",
 ) -> None:
-    """An array of a certain shape and, if given, dtype."""
+    """An array of a certain shape and, if given, dtype: that of the other."""
     if value.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {value.shape}")
     if dtype is not None and value.dtype != dtype:
-        raise TypeError(f"{name} must have dtype {dtype} as x has, got {value.dtype}")
+        raise TypeError(f"{name} must have dtype {dtype} as {other} has, got {value.dtype}")
 
 
 def shape(value: Any) -> tuple[int, ...]:

@@ -10,11 +10,11 @@ from fastdrop.connections import DropConnect
 from fastdrop.dropblock import DropBlock
 from fastdrop.functional import Dropout
 from fastdrop.gaussian import GaussianDropout, GaussianNoise
+from fastdrop.recurrent import Zoneout
 from fastdrop.shared import DropPath, EmbeddingDropout, LockedDropout, SpatialDropout
 from fastdrop.stateful import Layer
 from fastdrop.targeted import TargetedDropout
 from fastdrop.variational import SparseVariationalLinear, VariationalDropout
-from fastdrop.zoneout import Zoneout
 
 __all__ = [
     "AdversarialDropout",

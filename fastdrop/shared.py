@@ -1,6 +1,6 @@
 """Dropout that shares a draw along axes: of feature maps, over time, of words, of whole branches.
 
-Each is `dropout` with `shared_axes` chosen, and runs through the same kernel.
+Each is `dropout` with `shared_axes` chosen, and draws the same mask; see there for what all share.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.array_utils import normalize_axis_index
 
-from fastdrop import _core, gate
+from fastdrop import _core, cpu, gate
 from fastdrop._core import DROPOUT
-from fastdrop.block import Block
 from fastdrop.functional import Context, Region, keep_mask, masked
-from fastdrop.noise import compute_type
 from fastdrop.rng import Rng, RngLike, draw_call
 from fastdrop.stateful import Layer, Rate
 
@@ -36,8 +35,8 @@ def spatial_axes(ndim: int, channels_last: bool) -> tuple[int, ...]:
     """The spatial axes of (batch, channels, ...) or (batch, ..., channels): 1 to 3 of them."""
     if not 3 <= ndim <= 5:
         raise ValueError(
-            "x must have a batch axis, a channel axis and 1 to 3 spatial axes, "
-            f"got {ndim} axes in all"
+            f"x must have a batch axis, a channel axis and 1 to 3 spatial axes, got {ndim} axes; "
+            "fastdrop.dropout with shared_axes takes any"
         )
     return tuple(range(1, ndim - 1) if channels_last else range(2, ndim))
 
@@ -53,7 +52,7 @@ def spatial_dropout(
     out: npt.NDArray | None = None,
     save: str = "bits",
 ) -> tuple[npt.NDArray, Context]:
-    """Drop whole feature maps, because neighbours in a map are correlated.
+    """Drop whole feature maps: neighbours in a map are so alike that one stands in for another.
 
     Parameters
     ----------
@@ -61,13 +60,21 @@ def spatial_dropout(
         Shape (batch, channels, ...) with 1 to 3 spatial axes, or (batch, ..., channels). The draw
         of a map is the same in both layouts.
     channels_last : bool
+        Whether the last axis is that of the channels, not the second.
     p, rng, training, region, out, save
         As in `fastdrop.dropout`.
 
     Returns
     -------
     y : ndarray
+        A map is +0 as a whole with chance p, else multiplied by 1 / (1 - p).
     ctx : Context
+        ``ctx.backward(dy)`` gives the gradient.
+
+    Raises
+    ------
+    ValueError
+        x has no spatial axis, or more than 3.
 
     References
     ----------
@@ -108,6 +115,12 @@ def locked_dropout(
     -------
     y : ndarray
     ctx : Context
+        ``ctx.backward(dy)`` gives the gradient.
+
+    Raises
+    ------
+    numpy.exceptions.AxisError
+        x has no such axis.
 
     References
     ----------
@@ -115,18 +128,29 @@ def locked_dropout(
     networks. NeurIPS 2016. S. Merity, N. S. Keskar, R. Socher: Regularizing and optimizing LSTM
     language models. ICLR 2018, section 4.
     """
-    return masked(DROPOUT, x, p, rng, training, time_axis, region, out, save)
+    x = gate.array(x)
+    axis = normalize_axis_index(time_axis, x.ndim, "time_axis")
+    return masked(DROPOUT, x, p, rng, training, axis, region, out, save)
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingContext:
-    """Context of `embedding_dropout` with ids."""
+    """Context of `embedding_dropout` with ids.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of the table.
+    p, seed, call
+        As in `Context`.
+    ids : ndarray of int64
+    """
 
     shape: tuple[int, ...]
     p: float
     seed: int | None
     call: int | None
-    ids: npt.NDArray
+    ids: npt.NDArray[np.int64]
 
     @property
     def scale(self) -> float:
@@ -144,17 +168,10 @@ class EmbeddingContext:
             return np.ones(self.shape[0], np.bool_)
         return keep_mask(self.shape[0], self.p, rng=Rng(self.seed, self.call))
 
-    def apply(self, rows: npt.NDArray) -> npt.NDArray:
-        """Drop and scale looked-up rows, of shape (*ids.shape, ...), in place."""
-        if self.p > 0.0:
-            bits = np.packbits(self.kept()[self.ids], bitorder="little").tobytes()
-            axes = tuple(range(self.ids.ndim, rows.ndim))
-            padded = bits + bytes(_core.BITS_PAD)
-            _core.backward(rows, rows, padded, self.scale, Block(rows.shape, axes, None))
-        return rows
-
     def backward(self, dy: npt.ArrayLike) -> npt.NDArray:
         """Gradient with respect to the table: its shape, dtype of `dy`.
+
+        The rows of dy that belong to one word are added in float64, in the order of the ids.
 
         Parameters
         ----------
@@ -162,14 +179,12 @@ class EmbeddingContext:
         """
         dy = gate.array(dy, "dy")
         gate.like(dy, "dy", (*self.ids.shape, *self.shape[1:]))
-        rows = self.apply(dy.copy("C")).reshape(self.ids.size, -1)
-        # Rows in the order of their ids: those of one id are a run to be summed.
-        order = np.argsort(self.ids, axis=None, kind="stable")
-        ids, first = np.unique(self.ids.reshape(-1)[order], return_index=True)
+        words, ids = np.unique(self.ids, return_inverse=True)
+        sums = np.zeros((words.size, *self.shape[1:]))
+        cpu.add_rows(np.asarray(dy, order="C"), np.ascontiguousarray(ids, np.int64), sums)
+        kept = self.kept()[words]
         dweight = np.zeros(self.shape, dy.dtype)
-        if ids.size:
-            sums = np.add.reduceat(rows[order], first, axis=0, dtype=compute_type(dy.dtype))
-            dweight[ids] = sums.reshape(-1, *self.shape[1:])
+        dweight[words[kept]] = sums[kept] * self.scale
         return dweight
 
 
@@ -187,7 +202,7 @@ def embedding_dropout(
     ----------
     weight : array_like of float16, bfloat16 (ml_dtypes), float32 or float64, shape (words, ...)
         The table.
-    ids : array_like of int, optional
+    ids : array_like of int, any shape, optional
         Rows to look up, 0 to words - 1. Only they are read and multiplied then.
     p, rng, training
         As in `fastdrop.dropout`.
@@ -196,11 +211,15 @@ def embedding_dropout(
     -------
     y : ndarray
         The table with rows dropped; with ids, its rows: shape (*ids.shape, *weight.shape[1:]).
-    ctx : Context or EmbeddingContext
+    ctx : Context or, with ids, EmbeddingContext
         ``ctx.backward(dy)`` gives the gradient with respect to the table.
 
     Raises
     ------
+    TypeError
+        Ids that are not integers.
+    ValueError
+        A table of less than two axes.
     IndexError
         An id that is not in the table.
 
@@ -216,14 +235,21 @@ def embedding_dropout(
     if ids is None:
         axes = tuple(range(1, weight.ndim))
         return masked(DROPOUT, weight, p, rng, training, axes, None, None, "bits")
-    ids = np.array(ids)
+    ids = np.asarray(ids)
     if ids.dtype.kind not in "iu":
         raise TypeError(f"ids must be integers, got {ids.dtype}")
     if ids.size and not 0 <= ids.min() <= ids.max() < len(weight):
         raise IndexError(f"ids must be in 0 ... {len(weight) - 1}, got {ids.min()} ... {ids.max()}")
+    ids = np.array(ids, np.int64, order="C")  # a copy: the caller's may change before backward
     seed, call = draw_call(rng) if training else (None, None)
     ctx = EmbeddingContext(weight.shape, p if training else 0.0, seed, call, ids)
-    return ctx.apply(np.ascontiguousarray(weight[ids])), ctx
+    y = np.empty((*ids.shape, *weight.shape[1:]), weight.dtype)
+    if ctx.p == 0.0:
+        np.take(weight, ids, axis=0, out=y, mode="clip")
+    else:
+        bits = cpu.draw(seed, call, p, len(weight))
+        cpu.lookup(np.asarray(weight, order="C"), ids, bits, y, ctx.scale)
+    return y, ctx
 
 
 def drop_path(
@@ -245,7 +271,7 @@ def drop_path(
     x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64, shape (batch, ...)
         What the branch adds.
     mode : {"row", "batch"}
-        One draw an example, or one for the whole batch.
+        One draw for each example, or one for the whole batch.
     scale_by_keep : bool
         Whether kept examples are multiplied by 1 / (1 - p).
     p, rng, training, region, out, save
@@ -255,11 +281,17 @@ def drop_path(
     -------
     y : ndarray
     ctx : Context
+        ``ctx.backward(dy)`` gives the gradient.
+
+    Raises
+    ------
+    ValueError
+        Another mode, or x without axes.
 
     References
     ----------
     G. Huang, Y. Sun, Z. Liu, D. Sedra, K. Weinberger: Deep networks with stochastic depth. ECCV
-    2016. G. Larsson, M. Maire, G. Shakhnarovich: FractalNet. ICLR 2017.
+    2016, section 3. G. Larsson, M. Maire, G. Shakhnarovich: FractalNet. ICLR 2017.
     """
     gate.choice(mode, ("row", "batch"), "mode")
     x = gate.array(x)
@@ -358,7 +390,7 @@ class EmbeddingDropout(Layer):
 
     Parameters
     ----------
-    weight : array_like, shape (words, features)
+    weight : array_like of float16, bfloat16 (ml_dtypes), float32 or float64, shape (words, ...)
         The table; kept as it is, not copied.
     p : float or callable
         Drop rate in [0, 1], or a function of the step; see `Layer`.
@@ -373,13 +405,13 @@ class EmbeddingDropout(Layer):
         self.weight = gate.array(weight, "weight")
 
     def __call__(self, ids: npt.ArrayLike) -> npt.NDArray:
-        """Rows of the table: shape (*ids.shape, features)."""
+        """Rows of the table: shape (*ids.shape, *weight.shape[1:])."""
         y, self.ctx = embedding_dropout(
             self.weight, self.rate(), ids=ids, rng=self.rng, training=self.training
         )
         return y
 
-    def backward(self, dy: npt.ArrayLike, out: None = None) -> None:
+    def backward(self, dy: npt.ArrayLike) -> None:  # type: ignore[override]
         """The table's gradient goes to `gradients`; ids have none."""
         if self.ctx is None:
             raise RuntimeError("backward needs a forward call of the layer before it")

@@ -75,6 +75,10 @@ cdef extern from "fastdrop.h" nogil:
     void fd_apply(fd_machine m, fd_op op, fd_dtype dtype, fd_operands operands,
                   size_t bias_length, const uint8_t *bits, int ndim, const fd_axis *axis,
                   double scale)
+    void fd_lookup(fd_machine m, fd_dtype dtype, const char *table, const int64_t *ids,
+                   const uint8_t *bits, char *y, size_t n, size_t row, double scale)
+    void fd_add_rows(fd_machine m, fd_dtype dtype, const char *x, const int64_t *ids, size_t n,
+                     size_t row, double *sums)
     void fd_draw_noise(fd_machine m, fd_noise kind, fd_stream stream, uint64_t start, int ndim,
                        const int64_t *shape, const int64_t *stride, float *noise)
     void fd_noise_forward(fd_machine m, fd_noise kind, fd_stream stream, uint64_t start,
@@ -312,9 +316,10 @@ cdef bytes forward_walk(fd_op op, cnp.ndarray x, cnp.ndarray y, fd_operands *o,
     cdef bytes bits
     if block is None:
         block = Block((<object> x).shape, (), None)
-    if op == FD_DROPOUT and not save and block.size > PIECE:
+    if op in (FD_DROPOUT, FD_ALPHA_DROPOUT) and not save and block.size > PIECE:
         for at, part in block.pieces(PIECE):
-            forward(op, x[at], None, None, y[at], seed, call, p, part, False, scale)
+            forward(op, x[at], None, None, y[at], seed, call, p, part, False, scale, o.shift,
+                    o.dropped)
         return None
     bits = draw(seed, call, p, block)
     walk(op, x, y, o, bias_length, bits, scale, block)
@@ -437,6 +442,37 @@ def apply_examples(cnp.ndarray x, cnp.ndarray y, bytes keep, bint per_channel):
         axis[1].bit = 0
     with nogil:
         fd_apply_examples(machine, dtype, px, py, words, bits, ndim, axis)
+
+
+def lookup(cnp.ndarray table, cnp.ndarray ids, bytes bits, cnp.ndarray y, double scale):
+    """y = table[ids] * scale where bit ids[i] of the packed mask says kept, else 0.
+
+    All C-contiguous; ids: int64, each the number of a row.
+    """
+    cdef uint8_t *mask = <uint8_t *> PyBytes_AS_STRING(bits)
+    cdef fd_dtype dtype = <fd_dtype> dtype_of(table)
+    cdef char *x = data(table)
+    cdef char *to = data(y)
+    cdef const int64_t *rows = <const int64_t *> data(ids)
+    cdef size_t n = <size_t> cnp.PyArray_SIZE(ids)
+    cdef size_t row = <size_t> cnp.PyArray_SIZE(y) // n if n else 0
+    with nogil:
+        fd_lookup(machine, dtype, x, rows, mask, to, n, row, scale)
+
+
+def add_rows(cnp.ndarray x, cnp.ndarray ids, cnp.ndarray sums):
+    """Add the rows of x to those of sums, float64, with these numbers (int64).
+
+    All C-contiguous.
+    """
+    cdef fd_dtype dtype = <fd_dtype> dtype_of(x)
+    cdef const char *px = data(x)
+    cdef const int64_t *rows = <const int64_t *> data(ids)
+    cdef size_t n = <size_t> cnp.PyArray_SIZE(ids)
+    cdef size_t row = <size_t> cnp.PyArray_SIZE(x) // n if n else 0
+    cdef double *to = <double *> data(sums)
+    with nogil:
+        fd_add_rows(machine, dtype, px, rows, n, row, to)
 
 
 def draw_noise(fd_noise kind, uint64_t seed, uint64_t call, block, cnp.ndarray noise):

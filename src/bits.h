@@ -48,20 +48,34 @@ static inline size_t to_line(const char *p) { return -(size_t)(uintptr_t)p % 64;
 
 enum { BITS_CHUNK = 56 }; /* at any bit offset, that many fit a word */
 
-/* m <= BITS_CHUNK bits at bit `at`; the rest of the last word becomes 0. */
+/* m <= BITS_CHUNK bits from bit `at` on. */
 static inline uint64_t bits_get(const uint8_t *src, uint64_t at, size_t m)
 {
     return load_le64(src + at / 8) >> at % 8 & ((UINT64_C(1) << m) - 1);
 }
-static inline void bits_put(uint8_t *dst, uint64_t at, uint64_t value)
-{
-    uint8_t *p = dst + at / 8;
-    const uint64_t before = load_le64(p) & ((UINT64_C(1) << at % 8) - 1);
-    store_le64(p, before | value << at % 8);
-}
-/* As bits_put, but into zeros that may have anything after them. */
+/* Bits into zeros that may have anything after them. */
 static inline void bits_or(uint8_t *dst, uint64_t at, uint32_t value)
 {
     uint8_t *p = dst + at / 8;
     store_le64(p, load_le64(p) | (uint64_t)value << at % 8);
+}
+
+/* Bits written run after run, beginning at a byte's; the rest of the last word becomes 0. The byte
+ * that is not full yet is held here: to read it back from memory just written takes longer than all
+ * the rest. */
+typedef struct {
+    uint8_t *to;   /* the first byte that is not full */
+    uint64_t word; /* its bits so far */
+    unsigned held; /* how many */
+} bits_writer;
+
+/* m <= BITS_CHUNK bits; those above are 0. */
+static inline void bits_put(bits_writer *w, uint64_t bits, size_t m)
+{
+    w->word |= bits << w->held;
+    store_le64(w->to, w->word);
+    w->held += (unsigned)m;
+    w->to += w->held / 8;
+    w->word >>= w->held & ~7u;
+    w->held %= 8;
 }

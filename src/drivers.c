@@ -25,24 +25,31 @@ fd_stream fd_stream_of(uint64_t seed, uint64_t call, double p)
 
 double fd_scale(double p) { return p < 1.0 ? 1.0 / (1.0 - p) : 0.0; }
 
-static void bits_copy(uint8_t *dst, uint64_t at, const uint8_t *src, uint64_t from, size_t n)
+/* Inline, or the writer would live in memory. */
+static inline void bits_copy(bits_writer *w, const uint8_t *src, uint64_t from, size_t n)
 {
-    if (at % 8 == 0 && from % 8 == 0 && n >= 64) {
-        memcpy(dst + at / 8, src + from / 8, n / 8);
-        at += n & ~(size_t)7, from += n & ~(size_t)7, n &= 7;
+    if (n >= 64 && from % 8 == 0 && !w->held) {
+        memcpy(w->to, src + from / 8, n / 8);
+        w->to += n / 8, from += n & ~(size_t)7, n &= 7;
     }
-    for (size_t m; n; n -= m, at += m, from += m) {
+    for (size_t m; n; n -= m, from += m) {
         m = min_size(n, BITS_CHUNK);
-        bits_put(dst, at, bits_get(src, from, m));
+        bits_put(w, bits_get(src, from, m), m);
     }
 }
 
-static void bits_fill(uint8_t *dst, uint64_t at, int keep, size_t n)
+static inline void bits_fill(bits_writer *w, int keep, size_t n)
 {
     const uint64_t ones = keep ? UINT64_MAX : 0;
-    for (size_t m; n; n -= m, at += m) {
+    if (n >= 64) {
+        const size_t head = 8 - w->held;
+        bits_put(w, ones & ((UINT64_C(1) << head) - 1), head);
+        memset(w->to, (int)(ones & 0xff), (n - head) / 8);
+        w->to += (n - head) / 8, n = (n - head) % 8;
+    }
+    for (size_t m; n; n -= m) {
         m = min_size(n, BITS_CHUNK);
-        bits_put(dst, at, ones & ((UINT64_C(1) << m) - 1));
+        bits_put(w, ones & ((UINT64_C(1) << m) - 1), m);
     }
 }
 
@@ -57,7 +64,7 @@ static void draw_run(const fd_kernels *k, const fd_stream *s, uint64_t start, si
     }
     uint8_t aligned[FD_BITS_BYTES];
     k->draw(s, start - skip, n + skip, aligned, ahead, itemsize);
-    bits_copy(bits, 0, aligned, skip, n);
+    bits_copy(&(bits_writer){bits, 0, 0}, aligned, skip, n);
 }
 
 /* What to do with elements, and where they are. */
@@ -128,7 +135,7 @@ static void forward_tiles(const void *job, uint64_t first, uint64_t last)
         apply_at(&f->e, done, buffer, (size_t)(64 + done - i), (size_t)(end - done));
         done = end;
         if (f->saved) /* last, as reading what draw has just patched byte by byte would wait */
-            bits_copy(f->saved, i, bits, 0, m);
+            bits_copy(&(bits_writer){f->saved + i / 8, 0, 0}, bits, 0, m);
         memcpy(buffer, bits + FD_TILE / 8 - 8, 8);
     }
     end_of_stream(&f->e);
@@ -168,6 +175,7 @@ static void draw_tiles(const void *job, uint64_t first, uint64_t last)
     uint64_t from = 0, until = 0; /* indices in the window */
     for (uint64_t tile = first; tile < last; tile++) {
         const size_t m = min_size(d->size - tile * FD_TILE, FD_TILE);
+        bits_writer w = {bits, 0, 0};
         for (size_t done = 0, r; done < m; done += r) {
             r = min_size(m - done, (uint64_t)(d->n[inner] - at[inner]));
             if (start < from || start >= until) {
@@ -177,7 +185,7 @@ static void draw_tiles(const void *job, uint64_t first, uint64_t last)
                                  (const char *)window, 0);
             }
             r = min_size(r, until - start);
-            bits_copy(bits, done, window, start - from, r);
+            bits_copy(&w, window, start - from, r);
             start += r;
             at[inner] += (int64_t)r;
             for (int a = inner; at[a] == d->n[a] && a; a--) {
@@ -227,6 +235,23 @@ typedef struct {
     fd_axis axis[FD_MAX_DIMS];
 } Walk;
 
+/* A row of n keep bits, from bit `bit` of the mask on, `step` apart. */
+static inline void bits_row(bits_writer *w, const uint8_t *mask, int64_t bit, int64_t step, size_t n)
+{
+    if (step == 1)
+        bits_copy(w, mask, (uint64_t)bit, n);
+    else if (step == 0)
+        bits_fill(w, mask[bit / 8] >> bit % 8 & 1, n);
+    else
+        for (size_t m; n; n -= m) {
+            uint64_t word = 0;
+            m = min_size(n, BITS_CHUNK);
+            for (size_t i = 0; i < m; i++, bit += step)
+                word |= (uint64_t)(mask[bit / 8] >> bit % 8 & 1) << i;
+            bits_put(w, word, m);
+        }
+}
+
 /* Keep bits of elements j ... j + m - 1 of the run whose first bit is `bit`. */
 static void expand(const Walk *w, int64_t bit, uint64_t j, size_t m, uint8_t *bits)
 {
@@ -238,29 +263,27 @@ static void expand(const Walk *w, int64_t bit, uint64_t j, size_t m, uint8_t *bi
         j /= (uint64_t)axis[d].n;
         bit += at[d] * axis[d].bit;
     }
-    const fd_axis last = axis[inner];
-    for (size_t done = 0, run; done < m; done += run) {
-        run = min_size(m - done, (uint64_t)(last.n - at[inner]));
-        if (last.bit == 1)
-            bits_copy(bits, done, w->mask, (uint64_t)bit, run);
-        else if (last.bit == 0)
-            bits_fill(bits, done, w->mask[bit / 8] >> bit % 8 & 1, run);
-        else
-            for (size_t i = 0; i < run;) {
-                uint64_t word = 0;
-                const size_t end = min_size(run, i + BITS_CHUNK), first = i;
-                for (; i < end; i++) {
-                    const int64_t b = bit + (int64_t)i * last.bit;
-                    word |= (uint64_t)(w->mask[b / 8] >> b % 8 & 1) << (i - first);
-                }
-                bits_put(bits, done + first, word);
-            }
-        bit += (int64_t)run * last.bit;
-        at[inner] += (int64_t)run;
-        for (int d = inner; at[d] == axis[d].n && d; d--) {
-            bit += axis[d - 1].bit - axis[d].n * axis[d].bit;
+    /* Rows of the last axis, of which the first may have begun. */
+    const fd_axis row = axis[inner], above = inner ? axis[inner - 1] : (fd_axis){1, 0, 0, 0};
+    int64_t begun = at[inner], rows = above.n - (inner ? at[inner - 1] : 0);
+    bits_writer to = {bits, 0, 0};
+    for (;;) {
+        for (; rows; rows--) {
+            const size_t n = min_size(m, (uint64_t)(row.n - begun));
+            bits_row(&to, w->mask, bit, row.bit, n);
+            if (!(m -= n))
+                return;
+            bit += above.bit - begun * row.bit;
+            begun = 0;
+        }
+        rows = above.n;
+        bit -= above.n * above.bit;
+        for (int d = inner - 2; d >= 0; d--) {
+            bit += axis[d].bit;
+            if (++at[d] < axis[d].n)
+                break;
+            bit -= axis[d].n * axis[d].bit;
             at[d] = 0;
-            at[d - 1]++;
         }
     }
 }
@@ -456,6 +479,47 @@ void fd_apply(fd_machine m, fd_op op, fd_dtype dtype, fd_operands o, size_t bias
     pool_run(m.threads, total / w.n * w.per_run, (CHUNK * FD_TILE + chunk - 1) / chunk, walk_tiles,
              &w);
     free(copy);
+}
+
+typedef struct {
+    Elements e; /* x: the table */
+    const uint8_t *bits;
+    const int64_t *ids;
+    size_t row;
+} Lookup;
+
+static void look_up(const void *job, uint64_t first, uint64_t last)
+{
+    const Lookup *l = job;
+    const size_t size = l->row * fd_itemsize[l->e.dtype];
+    uint8_t ones[FD_TILE / 8 + FD_BITS_PAD];
+    memset(ones, 0xff, sizeof ones);
+    for (; first < last; first++) {
+        const uint64_t id = (uint64_t)l->ids[first];
+        Elements e = l->e;
+        e.at.x += id * size, e.at.y += first * size;
+        if (!(l->bits[id / 8] >> id % 8 & 1))
+            memset(e.at.y, 0, size);
+        else
+            for (size_t i = 0; i < l->row; i += FD_TILE)
+                apply_at(&e, i, ones, 0, min_size(l->row - i, FD_TILE));
+    }
+}
+
+void fd_lookup(fd_machine m, fd_dtype dtype, const char *table, const int64_t *ids,
+               const uint8_t *bits, char *y, size_t n, size_t row, double scale)
+{
+    const fd_operands o = {.x = table, .y = y};
+    const Lookup l = {{m.kernels, FD_DROPOUT, dtype, o, 0, scale, 0}, bits, ids, row};
+    if (row)
+        pool_run(m.threads, n, (CHUNK * FD_TILE + row - 1) / row, look_up, &l);
+}
+
+void fd_add_rows(fd_machine m, fd_dtype dtype, const char *x, const int64_t *ids, size_t n,
+                 size_t row, double *sums)
+{
+    for (size_t i = 0; i < n; i++)
+        m.kernels->add_to[dtype](x + i * row * fd_itemsize[dtype], sums + (size_t)ids[i] * row, row);
 }
 
 typedef struct {

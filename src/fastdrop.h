@@ -179,6 +179,15 @@ void fd_noise_backward(fd_machine m, fd_noise kind, fd_stream stream, uint64_t s
                        fd_noise_op op, fd_dtype dtype, fd_noise_operands operands,
                        size_t sigma_length, char *dx, char *t, size_t row, double *sums, size_t n);
 
+/* n rows of a table, of `row` elements each, by number: y = table[ids] * scale where bit ids[i] says
+ * kept, else 0. Contiguous. */
+void fd_lookup(fd_machine m, fd_dtype dtype, const char *table, const int64_t *ids,
+               const uint8_t *bits, char *y, size_t n, size_t row, double scale);
+
+/* Back: row i of x is added to row ids[i] of sums. */
+void fd_add_rows(fd_machine m, fd_dtype dtype, const char *x, const int64_t *ids, size_t n,
+                 size_t row, double *sums);
+
 /* Apply packed bits to any layout of x and y; operands beside them only if all are contiguous. */
 void fd_apply(fd_machine m, fd_op op, fd_dtype dtype, fd_operands operands, size_t bias_length,
               const uint8_t *bits, int ndim, const fd_axis *axis, double scale);

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +12,7 @@ import numpy.typing as npt
 from fastdrop import cpu, gate
 from fastdrop._core import ZONEOUT
 from fastdrop.functional import Context, Region
+from fastdrop.noise import compute_type
 from fastdrop.rng import RngLike, draw_call
 from fastdrop.stateful import Layer, Rate
 
@@ -24,7 +27,7 @@ class ZoneoutContext(Context):
     __slots__ = ()
 
     def backward(  # type: ignore[override]
-        self, dy: npt.ArrayLike, out: None = None
+        self, dy: npt.ArrayLike
     ) -> tuple[npt.NDArray, npt.NDArray]:
         """(dprevious, dnew): dy where that value was taken, else +0.
 
@@ -44,18 +47,34 @@ class ZoneoutContext(Context):
         return dprevious, dnew
 
 
-class ZoneoutMeanContext(Context):
-    """Context of `zoneout` in eval mode: y is a mean, weighted by ``p``."""
+@dataclass(frozen=True, slots=True)
+class ZoneoutMeanContext:
+    """Context of `zoneout` without training, where nothing is drawn.
 
-    __slots__ = ()
+    Attributes
+    ----------
+    shape : tuple of int
+    p : float
+        The weight of the previous value; 0 without `expectation`.
+    """
 
-    def backward(  # type: ignore[override]
-        self, dy: npt.ArrayLike, out: None = None
-    ) -> tuple[npt.NDArray, npt.NDArray]:
-        """(dprevious, dnew): p * dy and (1 - p) * dy."""
+    shape: tuple[int, ...]
+    p: float
+    seed: ClassVar[None] = None
+    call: ClassVar[None] = None
+    nbytes: ClassVar[int] = 0
+
+    def backward(self, dy: npt.ArrayLike) -> tuple[npt.NDArray, npt.NDArray]:
+        """(dprevious, dnew): p * dy and (1 - p) * dy.
+
+        Parameters
+        ----------
+        dy : array_like of a floating dtype, shape of y
+        """
         dy = gate.array(dy, "dy")
         gate.like(dy, "dy", self.shape)
-        return _mean(dy, np.zeros_like(dy), self.p), _mean(np.zeros_like(dy), dy, self.p)
+        zero = np.zeros_like(dy)
+        return _mean(dy, zero, self.p), _mean(zero, dy, self.p)
 
 
 def zoneout(
@@ -88,8 +107,14 @@ def zoneout(
     Returns
     -------
     y : ndarray
+        C-contiguous.
     ctx : ZoneoutContext or, without training, ZoneoutMeanContext
         ``ctx.backward(dy)`` gives (dprevious, dnew).
+
+    Raises
+    ------
+    TypeError, ValueError
+        Dtype or shape of `new` is not that of `previous`.
 
     References
     ----------
@@ -98,13 +123,12 @@ def zoneout(
     """
     gate.choice(save, ("bits", "seed"), "save")
     previous, new = gate.array(previous, "previous"), gate.array(new, "new")
-    gate.like(new, "new", previous.shape, previous.dtype)
+    gate.like(new, "new", previous.shape, previous.dtype, "previous")
     p = gate.rate(p)
     block = None if region is None else gate.block(new.shape, (), region)
     if not training:
         p = p if expectation else 0.0
-        ctx = ZoneoutMeanContext(new.shape, p, None, None, None, None)
-        return _mean(previous, new, p), ctx
+        return _mean(previous, new, p), ZoneoutMeanContext(new.shape, p)
     seed, call = draw_call(rng)
     previous, new = np.asarray(previous, order="C"), np.asarray(new, order="C")
     y = np.empty_like(new)
@@ -114,12 +138,12 @@ def zoneout(
 
 
 def _mean(previous: npt.NDArray, new: npt.NDArray, p: float) -> npt.NDArray:
-    """p * previous + (1 - p) * new, where only what has a weight counts."""
+    """p * previous + (1 - p) * new, in the compute type; what has no weight may be infinite."""
     if p in (0.0, 1.0):
         return (previous if p else new).copy()
-    kind = np.float64 if new.dtype == np.float64 else np.float32
+    kind = compute_type(new.dtype)
     y = previous.astype(kind) * kind(p) + new.astype(kind) * kind(1.0 - p)
-    return y.astype(new.dtype)
+    return np.asarray(y, new.dtype)  # of 0-d operands it is a scalar
 
 
 class Zoneout(Layer):
