@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy.typing as npt
 
@@ -11,7 +12,7 @@ from fastdrop._core import ALPHA_DROPOUT
 from fastdrop.functional import Context, Region, masked
 from fastdrop.rng import RngLike
 from fastdrop.shared import spatial_axes
-from fastdrop.stateful import Layer, Rate
+from fastdrop.stateful import OpLayer, Rate
 
 __all__ = ["AlphaDropout", "FeatureAlphaDropout", "alpha_dropout", "feature_alpha_dropout"]
 
@@ -107,7 +108,8 @@ def feature_alpha_dropout(
     )
 
 
-class AlphaDropout(Layer):
+@dataclass(eq=False)
+class AlphaDropout(OpLayer):
     """`alpha_dropout` as a layer.
 
     Parameters
@@ -118,36 +120,16 @@ class AlphaDropout(Layer):
         As in `Dropout`.
     """
 
-    def __init__(
-        self,
-        p: Rate = 0.5,
-        *,
-        rng: RngLike = None,
-        shared_axes: int | Sequence[int] = (),
-        save: str = "bits",
-    ) -> None:
-        super().__init__(rng, p)
-        self.shared_axes = shared_axes
-        self.save = gate.choice(save, ("bits", "seed"), "save")
+    op = alpha_dropout
 
-    def __call__(self, x: npt.ArrayLike, out: npt.NDArray | None = None) -> npt.NDArray:
-        """y, an array like x."""
-        y, self.ctx = alpha_dropout(
-            x,
-            self.rate(),
-            rng=self.rng,
-            training=self.training,
-            shared_axes=self.shared_axes,
-            out=out,
-            save=self.save,
-        )
-        return y
-
-    def __repr__(self) -> str:
-        return f"AlphaDropout(p={self.p}, shared_axes={self.shared_axes}, save={self.save!r})"
+    p: Rate = 0.5
+    _: KW_ONLY
+    shared_axes: int | Sequence[int] = ()
+    save: str = "bits"
 
 
-class FeatureAlphaDropout(Layer):
+@dataclass(eq=False)
+class FeatureAlphaDropout(OpLayer):
     """`feature_alpha_dropout` as a layer.
 
     Parameters
@@ -160,30 +142,9 @@ class FeatureAlphaDropout(Layer):
         As in `Dropout`.
     """
 
-    def __init__(
-        self,
-        p: Rate = 0.5,
-        *,
-        channels_last: bool = False,
-        rng: RngLike = None,
-        save: str = "bits",
-    ) -> None:
-        super().__init__(rng, p)
-        self.channels_last = channels_last
-        self.save = gate.choice(save, ("bits", "seed"), "save")
+    op = feature_alpha_dropout
 
-    def __call__(self, x: npt.ArrayLike, out: npt.NDArray | None = None) -> npt.NDArray:
-        """y, an array like x."""
-        y, self.ctx = feature_alpha_dropout(
-            x,
-            self.rate(),
-            channels_last=self.channels_last,
-            rng=self.rng,
-            training=self.training,
-            out=out,
-            save=self.save,
-        )
-        return y
-
-    def __repr__(self) -> str:
-        return f"FeatureAlphaDropout(p={self.p}, channels_last={self.channels_last})"
+    p: Rate = 0.5
+    _: KW_ONLY
+    channels_last: bool = False
+    save: str = "bits"

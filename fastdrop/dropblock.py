@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from math import prod
 
 import numpy as np
@@ -13,7 +13,7 @@ from fastdrop._core import BITS_PAD
 from fastdrop.block import Block
 from fastdrop.functional import Region
 from fastdrop.rng import RngLike, draw_call
-from fastdrop.stateful import Layer, Rate
+from fastdrop.stateful import OpLayer, Rate
 
 __all__ = ["DropBlock", "DropBlockContext", "drop_block"]
 
@@ -248,7 +248,8 @@ def _first(shape: tuple[int, ...], region: Region) -> int:
     return start[0]
 
 
-class DropBlock(Layer):
+@dataclass(eq=False)
+class DropBlock(OpLayer):
     """`drop_block` as a layer.
 
     Parameters
@@ -262,39 +263,15 @@ class DropBlock(Layer):
         As in `Dropout`.
     """
 
-    def __init__(
-        self,
-        p: Rate = 0.1,
-        block_size: int = 7,
-        *,
-        channels_last: bool = False,
-        per_channel: bool = True,
-        rng: RngLike = None,
-        save: str = "bits",
-    ) -> None:
-        super().__init__(rng, p)
-        self.block_size = gate.count(block_size, "block_size")
-        self.channels_last = channels_last
-        self.per_channel = per_channel
-        self.save = gate.choice(save, ("bits", "seed"), "save")
+    op = drop_block
 
-    def __call__(self, x: npt.ArrayLike, out: npt.NDArray | None = None) -> npt.NDArray:
-        """y, an array like x."""
-        y, self.ctx = drop_block(
-            x,
-            self.rate(),
-            self.block_size,
-            channels_last=self.channels_last,
-            per_channel=self.per_channel,
-            rng=self.rng,
-            training=self.training,
-            out=out,
-            save=self.save,
-        )
-        return y
+    p: Rate = 0.1
+    block_size: int = 7
+    _: KW_ONLY
+    channels_last: bool = False
+    per_channel: bool = True
+    save: str = "bits"
 
-    def __repr__(self) -> str:
-        return (
-            f"DropBlock(p={self.p}, block_size={self.block_size}, "
-            f"channels_last={self.channels_last}, per_channel={self.per_channel})"
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        gate.count(self.block_size, "block_size")

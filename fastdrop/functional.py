@@ -6,6 +6,7 @@ This is the only layer that raises. What it hands on, a backend can do.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from math import prod
 from typing import Any
 
@@ -16,7 +17,7 @@ from fastdrop import _core, cpu, gate
 from fastdrop._core import BITS_PAD, DROPOUT, Saved
 from fastdrop.block import Block
 from fastdrop.rng import RngLike, draw_call, uint64
-from fastdrop.stateful import Layer, Rate
+from fastdrop.stateful import OpLayer, Rate
 
 __all__ = ["Context", "Dropout", "dropout", "keep_mask"]
 
@@ -243,7 +244,8 @@ def keep_mask(
     return np.packbits(mask, bitorder="little") if packed else mask
 
 
-class Dropout(Layer):
+@dataclass(eq=False)
+class Dropout(OpLayer):
     """`dropout` as a layer.
 
     Parameters
@@ -256,33 +258,12 @@ class Dropout(Layer):
         As in `fastdrop.dropout`.
     """
 
-    def __init__(
-        self,
-        p: Rate = 0.5,
-        *,
-        rng: RngLike = None,
-        shared_axes: int | Sequence[int] = (),
-        save: str = "bits",
-    ) -> None:
-        super().__init__(rng, p)
-        self.shared_axes = shared_axes
-        self.save = gate.choice(save, ("bits", "seed"), "save")
+    op = dropout
 
-    def __call__(self, x: npt.ArrayLike, out: npt.NDArray | None = None) -> npt.NDArray:
-        """y, an array like x."""
-        y, self.ctx = dropout(
-            x,
-            self.rate(),
-            rng=self.rng,
-            training=self.training,
-            shared_axes=self.shared_axes,
-            out=out,
-            save=self.save,
-        )
-        return y
-
-    def __repr__(self) -> str:
-        return f"Dropout(p={self.p}, shared_axes={self.shared_axes}, save={self.save!r})"
+    p: Rate = 0.5
+    _: KW_ONLY
+    shared_axes: int | Sequence[int] = ()
+    save: str = "bits"
 
 
 def _unpack(bits: bytes, shape: tuple[int, ...], block: Block | None) -> npt.NDArray[np.bool_]:

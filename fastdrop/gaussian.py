@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from fastdrop._core import NOISE_ADD, NOISE_SCALE
 from fastdrop.functional import Region
 from fastdrop.noise import Draw, NoiseContext, compute_type, forward
 from fastdrop.rng import RngLike, draw_call
-from fastdrop.stateful import Layer, Rate
+from fastdrop.stateful import OpLayer, Rate
 
 __all__ = [
     "GaussianContext",
@@ -152,7 +152,8 @@ def _run(
     return forward(draw, x, out), GaussianContext(x.shape, p, draw)
 
 
-class GaussianDropout(Layer):
+@dataclass(eq=False)
+class GaussianDropout(OpLayer):
     """`gaussian_dropout` as a layer.
 
     Parameters
@@ -163,29 +164,15 @@ class GaussianDropout(Layer):
         As in `Dropout`.
     """
 
-    def __init__(
-        self, p: Rate = 0.5, *, rng: RngLike = None, shared_axes: int | Sequence[int] = ()
-    ) -> None:
-        super().__init__(rng, p)
-        self.shared_axes = shared_axes
+    op = gaussian_dropout
 
-    def __call__(self, x: npt.ArrayLike, out: npt.NDArray | None = None) -> npt.NDArray:
-        """y, an array like x."""
-        y, self.ctx = gaussian_dropout(
-            x,
-            self.rate(),
-            rng=self.rng,
-            training=self.training,
-            shared_axes=self.shared_axes,
-            out=out,
-        )
-        return y
-
-    def __repr__(self) -> str:
-        return f"GaussianDropout(p={self.p}, shared_axes={self.shared_axes})"
+    p: Rate = 0.5
+    _: KW_ONLY
+    shared_axes: int | Sequence[int] = ()
 
 
-class GaussianNoise(Layer):
+@dataclass(eq=False)
+class GaussianNoise(OpLayer):
     """`gaussian_noise` as a layer.
 
     Parameters
@@ -196,24 +183,12 @@ class GaussianNoise(Layer):
         As in `Dropout`.
     """
 
-    def __init__(
-        self, std: float, *, rng: RngLike = None, shared_axes: int | Sequence[int] = ()
-    ) -> None:
-        super().__init__(rng)
-        self.std = gate.real(std, "std", 0.0)
-        self.shared_axes = shared_axes
+    op = gaussian_noise
 
-    def __call__(self, x: npt.ArrayLike, out: npt.NDArray | None = None) -> npt.NDArray:
-        """y, an array like x."""
-        y, self.ctx = gaussian_noise(
-            x,
-            self.std,
-            rng=self.rng,
-            training=self.training,
-            shared_axes=self.shared_axes,
-            out=out,
-        )
-        return y
+    std: float
+    _: KW_ONLY
+    shared_axes: int | Sequence[int] = ()
 
-    def __repr__(self) -> str:
-        return f"GaussianNoise(std={self.std}, shared_axes={self.shared_axes})"
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        gate.real(self.std, "std", 0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from math import prod
 from typing import ClassVar
 
@@ -14,7 +14,7 @@ from fastdrop._core import ZONEOUT
 from fastdrop.functional import Context, Region
 from fastdrop.noise import compute_type
 from fastdrop.rng import RngLike, draw_call
-from fastdrop.stateful import Layer, Rate
+from fastdrop.stateful import OpLayer, Rate
 
 __all__ = ["Zoneout", "ZoneoutContext", "ZoneoutMeanContext", "zoneout"]
 
@@ -146,7 +146,8 @@ def _mean(previous: npt.NDArray, new: npt.NDArray, p: float) -> npt.NDArray:
     return np.asarray(y, new.dtype)  # of 0-d operands it is a scalar
 
 
-class Zoneout(Layer):
+@dataclass(eq=False)
+class Zoneout(OpLayer):
     """`zoneout` as a layer: ``layer(previous, new)``.
 
     Parameters
@@ -159,30 +160,15 @@ class Zoneout(Layer):
         As in `Dropout`.
     """
 
-    def __init__(
-        self,
-        p: Rate = 0.1,
-        *,
-        expectation: bool = True,
-        rng: RngLike = None,
-        save: str = "bits",
-    ) -> None:
-        super().__init__(rng, p)
-        self.expectation = expectation
-        self.save = gate.choice(save, ("bits", "seed"), "save")
+    op = zoneout
 
-    def __call__(self, previous: npt.ArrayLike, new: npt.ArrayLike) -> npt.NDArray:
+    p: Rate = 0.1
+    _: KW_ONLY
+    expectation: bool = True
+    save: str = "bits"
+
+    def __call__(  # type: ignore[override]
+        self, previous: npt.ArrayLike, new: npt.ArrayLike
+    ) -> npt.NDArray:
         """y, an array like `new`. ``backward`` gives (dprevious, dnew)."""
-        y, self.ctx = zoneout(
-            previous,
-            new,
-            self.rate(),
-            rng=self.rng,
-            training=self.training,
-            expectation=self.expectation,
-            save=self.save,
-        )
-        return y
-
-    def __repr__(self) -> str:
-        return f"Zoneout(p={self.p}, expectation={self.expectation})"
+        return self._run(previous, new)

@@ -5,7 +5,7 @@ Each is `dropout` with `shared_axes` chosen, and draws the same mask; see there 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from fastdrop import _core, cpu, gate
 from fastdrop._core import DROPOUT
 from fastdrop.functional import Context, Region, keep_mask, masked
 from fastdrop.rng import Rng, RngLike, draw_call
-from fastdrop.stateful import Layer, Rate
+from fastdrop.stateful import Layer, OpLayer, Rate
 
 __all__ = [
     "DropPath",
@@ -306,7 +306,8 @@ def _unscaled(p: float) -> tuple[float, float, float]:
     return 1.0, 0.0, 0.0
 
 
-class SpatialDropout(Layer):
+@dataclass(eq=False)
+class SpatialDropout(OpLayer):
     """`spatial_dropout` as a layer.
 
     Parameters
@@ -319,36 +320,16 @@ class SpatialDropout(Layer):
         As in `Dropout`.
     """
 
-    def __init__(
-        self,
-        p: Rate = 0.5,
-        *,
-        channels_last: bool = False,
-        rng: RngLike = None,
-        save: str = "bits",
-    ) -> None:
-        super().__init__(rng, p)
-        self.channels_last = channels_last
-        self.save = gate.choice(save, ("bits", "seed"), "save")
+    op = spatial_dropout
 
-    def __call__(self, x: npt.ArrayLike, out: npt.NDArray | None = None) -> npt.NDArray:
-        """y, an array like x."""
-        y, self.ctx = spatial_dropout(
-            x,
-            self.rate(),
-            channels_last=self.channels_last,
-            rng=self.rng,
-            training=self.training,
-            out=out,
-            save=self.save,
-        )
-        return y
-
-    def __repr__(self) -> str:
-        return f"SpatialDropout(p={self.p}, channels_last={self.channels_last})"
+    p: Rate = 0.5
+    _: KW_ONLY
+    channels_last: bool = False
+    save: str = "bits"
 
 
-class LockedDropout(Layer):
+@dataclass(eq=False)
+class LockedDropout(OpLayer):
     """`locked_dropout` as a layer.
 
     Parameters
@@ -361,28 +342,12 @@ class LockedDropout(Layer):
         As in `Dropout`.
     """
 
-    def __init__(
-        self, p: Rate = 0.5, *, time_axis: int = 1, rng: RngLike = None, save: str = "bits"
-    ) -> None:
-        super().__init__(rng, p)
-        self.time_axis = time_axis
-        self.save = gate.choice(save, ("bits", "seed"), "save")
+    op = locked_dropout
 
-    def __call__(self, x: npt.ArrayLike, out: npt.NDArray | None = None) -> npt.NDArray:
-        """y, an array like x."""
-        y, self.ctx = locked_dropout(
-            x,
-            self.rate(),
-            time_axis=self.time_axis,
-            rng=self.rng,
-            training=self.training,
-            out=out,
-            save=self.save,
-        )
-        return y
-
-    def __repr__(self) -> str:
-        return f"LockedDropout(p={self.p}, time_axis={self.time_axis})"
+    p: Rate = 0.5
+    _: KW_ONLY
+    time_axis: int = 1
+    save: str = "bits"
 
 
 class EmbeddingDropout(Layer):
@@ -421,43 +386,28 @@ class EmbeddingDropout(Layer):
         return f"EmbeddingDropout(weight of {self.weight.shape}, p={self.p})"
 
 
-class DropPath(Layer):
+@dataclass(eq=False)
+class DropPath(OpLayer):
     """`drop_path` as a layer.
 
     Parameters
     ----------
     p : float or callable
         Drop rate in [0, 1], or a function of the step; see `Layer`.
-    mode, scale_by_keep
+    mode, scale_by_keep, save
         As in `drop_path`.
     rng
         As in `Dropout`.
     """
 
-    def __init__(
-        self,
-        p: Rate = 0.5,
-        *,
-        mode: str = "row",
-        scale_by_keep: bool = True,
-        rng: RngLike = None,
-    ) -> None:
-        super().__init__(rng, p)
-        self.mode = gate.choice(mode, ("row", "batch"), "mode")
-        self.scale_by_keep = scale_by_keep
+    op = drop_path
 
-    def __call__(self, x: npt.ArrayLike, out: npt.NDArray | None = None) -> npt.NDArray:
-        """y, an array like x."""
-        y, self.ctx = drop_path(
-            x,
-            self.rate(),
-            mode=self.mode,
-            scale_by_keep=self.scale_by_keep,
-            rng=self.rng,
-            training=self.training,
-            out=out,
-        )
-        return y
+    p: Rate = 0.5
+    _: KW_ONLY
+    mode: str = "row"
+    scale_by_keep: bool = True
+    save: str = "bits"
 
-    def __repr__(self) -> str:
-        return f"DropPath(p={self.p}, mode={self.mode!r}, scale_by_keep={self.scale_by_keep})"
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        gate.choice(self.mode, ("row", "batch"), "mode")

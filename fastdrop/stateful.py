@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from dataclasses import KW_ONLY, dataclass, field, fields
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from fastdrop import gate
 from fastdrop.rng import Rng, RngLike
 
-__all__ = ["Layer", "Rate"]
+__all__ = ["Layer", "OpLayer", "Rate"]
 
 Rate = float | Callable[[int], float]  # a rate, or a function of the step
 
@@ -87,3 +88,36 @@ class Layer:
         inputs = len(grads) - len(self.learned)
         self.gradients = dict(zip(self.learned, grads[inputs:], strict=True))
         return grads[0] if inputs == 1 else grads[:inputs]
+
+
+@dataclass(eq=False)
+class OpLayer(Layer):
+    """A layer that is one op and its arguments, which are its fields and can be assigned.
+
+    Parameters
+    ----------
+    rng : Rng, int, None, SeedSequence, Generator or BitGenerator
+        As in `Layer`.
+    """
+
+    op: ClassVar[Callable[..., tuple[Any, Any]]]
+
+    _: KW_ONLY
+    rng: RngLike = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.rng, getattr(self, "p", None))
+        if hasattr(self, "save"):
+            gate.choice(self.save, ("bits", "seed"), "save")
+
+    def __call__(self, x: npt.ArrayLike, out: npt.NDArray | None = None) -> npt.NDArray:
+        """y, an array like x."""
+        return self._run(x, out=out)
+
+    def _run(self, *inputs: npt.ArrayLike, **more: Any) -> npt.NDArray:
+        """Calls the op with the fields, and keeps its context."""
+        more.update((f.name, getattr(self, f.name)) for f in fields(self))
+        if "p" in more:
+            more["p"] = self.rate()
+        y, self.ctx = type(self).op(*inputs, training=self.training, **more)
+        return y

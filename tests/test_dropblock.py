@@ -313,7 +313,9 @@ def test_layer():
     assert_same_bits(layer.eval()(x), x)
     assert_same_bits(layer.backward(x), x)
     assert layer.rng.call == 3
-    assert repr(layer) == ("DropBlock(p=0.3, block_size=3, channels_last=False, per_channel=True)")
+    assert repr(layer) == (
+        "DropBlock(p=0.3, block_size=3, channels_last=False, per_channel=True, save='bits')"
+    )
     options = {"channels_last": True, "per_channel": False, "save": "seed"}
     layer = fd.layers.DropBlock(lambda step: 0.1 * step, 2, rng=7, **options)
     assert_same_bits(layer(x), x)

@@ -189,7 +189,7 @@ def test_layer():
     y, _ = fd.zoneout(previous, new, 0.2, training=False)
     assert_same_bits(layer.eval()(previous, new), y)
     assert rng.call == layer.rng.call == 2
-    assert repr(layer) == "Zoneout(p=0.2, expectation=True)"
+    assert repr(layer) == "Zoneout(p=0.2, expectation=True, save='seed')"
     layer = fd.layers.Zoneout(0.2, expectation=False).eval()
     assert_same_bits(layer(previous, new), new)
     with pytest.raises(ValueError, match="save must be one of"):

@@ -333,7 +333,12 @@ def test_errors_of_backward():
 @pytest.mark.parametrize(
     ("layer", "op", "options", "shown"),
     [
-        ("SpatialDropout", fd.spatial_dropout, {"channels_last": True, "save": "seed"}, None),
+        (
+            "SpatialDropout",
+            fd.spatial_dropout,
+            {"channels_last": True, "save": "seed"},
+            "channels_last=True",
+        ),
         ("LockedDropout", fd.locked_dropout, {"time_axis": 0, "save": "seed"}, "time_axis=0"),
         ("DropPath", fd.drop_path, {"mode": "batch"}, "mode='batch', scale_by_keep=True"),
         ("DropPath", fd.drop_path, {"scale_by_keep": False}, "mode='row', scale_by_keep=False"),
@@ -351,8 +356,8 @@ def test_layers(layer, op, options, shown):
     assert layer.rng.call == 3
     out = np.empty_like(x)
     assert layer.train()(x, out=out) is out
-    shown = "channels_last=True" if shown is None else shown
-    assert repr(layer) == f"{name}(p=0.4, {shown})"
+    save = options.get("save", "bits")
+    assert repr(layer) == f"{name}(p=0.4, {shown}, save={save!r})"
 
 
 def test_layers_refuse_bad_options():
