@@ -15,8 +15,10 @@
 
 extern const fd_kernels fd_portable, TABLE;
 
-static const char *const op_name[FD_OPS] = {"dropout", "dropout_add", "bias_dropout_add",
-                                            "relu_dropout"};
+static const char *const op_name[FD_OPS] = {"dropout",      "dropout_add",   "bias_dropout_add",
+                                            "relu_dropout", "alpha_dropout", "zoneout"};
+static const char *const noise_op_name[FD_NOISE_OPS] = {
+    "noise_scale", "noise_add", "noise_gradient", "concrete", "concrete_gradient"};
 static const char *const dtype_name[FD_DTYPES] = {"float32", "float64", "float16", "bfloat16"};
 
 static void fail(const char *format, ...)
@@ -252,7 +254,8 @@ static void test_apply(fd_op op, fd_dtype dtype, size_t n, int all)
     const size_t size = fd_itemsize[dtype], bit = below(64), bits_size = (bit + n + 7) / 8;
     const int add = op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD, stream = random64() & 1;
     const int in_place = (int)below(3), dense = (int)below(4); /* y is apart, x, residual */
-    const double scale = some_scale();
+    const int second = add || op == FD_ZONEOUT;
+    const double scale = some_scale(), shift = some_scale(), dropped = -some_scale();
     const size_t skew = random64() & 1 ? 0 : random64() & 1 ? below(64 / size) * size : below(64);
     memory x = take(n * size, 0, 0), residual = take(n * size, 0, 0), bias = take(n * size, 0, 0);
     memory bits = take(bits_size + FD_BITS_PAD, 0, 0);
@@ -269,12 +272,12 @@ static void test_apply(fd_op op, fd_dtype dtype, size_t n, int all)
         const fd_kernels *kernels = i ? &fd_portable : &TABLE;
         y[i] = take(n * size, skew, GUARD);
         active[i] = take((n + 7) / 8, below(64), GUARD);
-        fd_operands o = {(char *)x.at, add ? (char *)residual.at : NULL,
+        fd_operands o = {(char *)x.at, second ? (char *)residual.at : NULL,
                          op == FD_BIAS_DROPOUT_ADD ? (char *)bias.at : NULL, (char *)y[i].at,
-                         op == FD_RELU_DROPOUT ? active[i].at : NULL};
+                         op == FD_RELU_DROPOUT ? active[i].at : NULL, shift, dropped};
         if (in_place == 1)
             o.x = memcpy(y[i].at, x.at, n * size);
-        else if (in_place == 2 && add)
+        else if (in_place == 2 && second)
             o.residual = memcpy(y[i].at, residual.at, n * size);
         kernels->apply[op][dtype](&o, bits.at, bit, n, scale, stream);
     }
@@ -357,6 +360,90 @@ static void test_connect(fd_dtype dtype, int finite)
     free(w.base), free(g.base), free(x.base), free(bits.base);
 }
 
+/* Variates. Counter words overflow where block is a multiple of 2^32. */
+static void test_noise(long cases)
+{
+    static char array[(FD_TILE + 4) * 8];
+    for (long c = 0; c < cases; c++) {
+        const uint64_t word = random64();
+        const fd_noise kind = word & 1 ? FD_NORMAL : FD_LOGISTIC;
+        const fd_stream s = {random64(), random64(), 0};
+        const uint64_t base = UINT64_C(1) << (word >> 1 & 1 ? 32 : 59), back = below(36);
+        const uint64_t block = c % 3 == 0 ? back : c % 3 == 1 ? base - back : random64() >> 4;
+        const size_t n = c % 2 ? 1 + below(300) : 1 + below(FD_TILE + 4);
+        const size_t itemsize = (size_t)(word >> 60) % 5 * 2;
+        memory noise[2];
+        for (int i = 0; i < 2; i++) {
+            noise[i] = take(FD_NOISE_ROOM(n) * sizeof(float), 4 * below(16), GUARD);
+            (i ? &fd_portable : &TABLE)
+                ->noise(kind, &s, block, n, (float *)noise[i].at, array, itemsize);
+        }
+        for (size_t i = 0; i < n; i++) {
+            const uint64_t a = element(FD_FLOAT32, noise[0].at + 4 * i);
+            const uint64_t b = element(FD_FLOAT32, noise[1].at + 4 * i);
+            if (a != b)
+                fail("noise %d, seed %#" PRIx64 ", call %#" PRIx64 ", block %#" PRIx64
+                     ", n %zu: variate %zu is %#" PRIx64 ", not %#" PRIx64,
+                     kind, s.seed, s.call, block, n, i, a, b);
+        }
+        for (int i = 0; i < 2; i++) {
+            if (!guarded(noise[i]))
+                fail("noise %d, n %zu: wrote outside its buffer", kind, n);
+            free(noise[i].base);
+        }
+    }
+}
+
+/* Noise and elements. */
+static void test_apply_noise(fd_noise_op op, fd_dtype dtype, size_t n)
+{
+    const int gradient = op == FD_NOISE_GRADIENT || op == FD_CONCRETE_GRADIENT;
+    const int scaled = op == FD_NOISE_SCALE || op == FD_NOISE_ADD;
+    const int relaxed = op == FD_CONCRETE || op == FD_CONCRETE_GRADIENT;
+    const fd_dtype compute = dtype == FD_FLOAT64 ? FD_FLOAT64 : FD_FLOAT32;
+    const fd_dtype out = gradient ? compute : dtype;
+    const size_t size = fd_itemsize[dtype], wide = fd_itemsize[compute];
+    const int step = random64() & 1, in_place = !gradient && random64() & 1;
+    const size_t sigmas = step ? n : 64;
+    const double logit = (double)below(161) - 80 + (double)below(8) / 8;
+    const double inverse_temperature = ldexp(1 + (double)below(8) / 8, (int)below(12) - 2);
+    memory x = take(n * size, 0, 0), g = take(n * size, 0, 0), sigma = take(sigmas * wide, 0, 0);
+    memory noise = take((FD_NOISE_ROOM(n) + 64) * sizeof(float), 0, 0), y[2];
+    fill(dtype, x.at, n);
+    fill(dtype, g.at, n);
+    fill(compute, sigma.at, sigmas);
+    memset(noise.at, 0, noise.size);
+    fd_portable.noise(relaxed ? FD_LOGISTIC : FD_NORMAL, &(fd_stream){random64(), 0, 0}, 0, n,
+                      (float *)noise.at, NULL, 0);
+    for (int i = 0; i < 2; i++) {
+        y[i] = take(n * fd_itemsize[out], below(64 / size) * size, GUARD);
+        fd_noise_operands o = {(char *)x.at, gradient ? (char *)g.at : NULL,
+                               scaled ? (char *)sigma.at : NULL, (float *)noise.at, (char *)y[i].at,
+                               step, logit, 1 / (1 + exp(-logit)), inverse_temperature,
+                               1 + exp(logit)};
+        if (in_place)
+            o.x = memcpy(y[i].at, x.at, n * size);
+        (i ? &fd_portable : &TABLE)->apply_noise[op][dtype](&o, n);
+    }
+    for (size_t i = 0; i < n; i++) {
+        const uint64_t a = element(out, y[0].at + i * fd_itemsize[out]);
+        const uint64_t b = element(out, y[1].at + i * fd_itemsize[out]);
+        /* Which of two NaNs a product passes on is open, as above. */
+        if (a != b && !(is_nan(out, a) && is_nan(out, b)))
+            fail("%s of %s, n %zu, sigma_step %d, logit %g, 1 / temperature %g, in place %d: element "
+                 "%zu is %#" PRIx64 ", not %#" PRIx64 "; x %#" PRIx64 ", noise %#" PRIx64,
+                 noise_op_name[op], dtype_name[dtype], n, step, logit, inverse_temperature, in_place,
+                 i, a, b, element(dtype, x.at + i * size), element(FD_FLOAT32, noise.at + 4 * i));
+    }
+    for (int i = 0; i < 2; i++) {
+        if (!guarded(y[i]))
+            fail("%s of %s, n %zu: %s wrote outside y", noise_op_name[op], dtype_name[dtype], n,
+                 i ? "portable" : TABLE.name);
+        free(y[i].base);
+    }
+    free(x.base), free(g.base), free(sigma.base), free(noise.base);
+}
+
 int main(int argc, char **argv)
 {
     const long effort = argc > 1 ? strtol(argv[1], NULL, 10) : 100;
@@ -365,7 +452,8 @@ int main(int argc, char **argv)
     test_philox();
     test_exact(20 * effort);
     const long draws = test_draw(200 * effort);
-    long runs = 0;
+    test_noise(20 * effort);
+    long runs = 0, noise_runs = 0;
     for (int op = 0; op < FD_OPS; op++)
         for (int dtype = 0; dtype < FD_DTYPES; dtype++) {
             for (long turn = 0; turn < (effort + 9) / 10; turn++)
@@ -378,7 +466,16 @@ int main(int argc, char **argv)
         }
     for (long c = 0; c < 40 * effort; c++)
         test_connect(c & 1 ? FD_FLOAT64 : FD_FLOAT32, c % 4 > 0);
-    printf("%s equals portable: %d known answers, %ld draws, %ld runs of %d ops x %d dtypes\n",
-           TABLE.name, KNOWN, draws, runs, FD_OPS, FD_DTYPES);
+    for (int op = 0; op < FD_NOISE_OPS; op++)
+        for (int dtype = 0; dtype < FD_DTYPES; dtype++) {
+            for (size_t n = 0; n <= 200; n++, noise_runs++)
+                test_apply_noise((fd_noise_op)op, (fd_dtype)dtype, n);
+            for (long turn = 0; turn < effort; turn++, noise_runs++)
+                test_apply_noise((fd_noise_op)op, (fd_dtype)dtype, 1 + below(FD_TILE));
+        }
+    printf("%s equals portable: %d known answers, %ld draws, %ld runs of %d ops x %d dtypes, "
+           "%ld draws of noise, %ld runs of %d noise ops x %d dtypes\n",
+           TABLE.name, KNOWN, draws, runs, FD_OPS, FD_DTYPES, 20 * effort, noise_runs, FD_NOISE_OPS,
+           FD_DTYPES);
     return 0;
 }

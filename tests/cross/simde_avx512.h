@@ -28,6 +28,21 @@ static inline __m512 whole_of_f32(__m256 low, __m256 high)
     whole_of(_mm256_shuffle_epi32(half_of(v, 0), order), _mm256_shuffle_epi32(half_of(v, 1), order))
 #endif
 
+#ifndef _mm512_srai_epi32
+#define _mm512_srai_epi32(v, n)                                                                   \
+    whole_of(_mm256_srai_epi32(half_of(v, 0), (int)(n)), _mm256_srai_epi32(half_of(v, 1), (int)(n)))
+#endif
+#ifndef _mm512_cvtepi32_ps
+#define _mm512_cvtepi32_ps(v)                                                                     \
+    whole_of_f32(_mm256_cvtepi32_ps(half_of(v, 0)), _mm256_cvtepi32_ps(half_of(v, 1)))
+#endif
+#ifndef _mm512_cvtps_pd
+#define _mm512_cvtps_pd(v)                                                                        \
+    _mm512_castsi512_pd(                                                                          \
+        whole_of(_mm256_castpd_si256(_mm256_cvtps_pd(_mm256_castps256_ps128(v))),                 \
+                 _mm256_castpd_si256(_mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)))))
+#endif
+
 #ifndef _mm512_cvtepu16_epi32
 #define _mm512_cvtepu16_epi32(v)                                                                  \
     whole_of(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(v)),                                    \
