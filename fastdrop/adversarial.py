@@ -193,7 +193,8 @@ def kl_divergence(target: npt.ArrayLike, logits: npt.ArrayLike) -> tuple[float, 
     logits, wanted, log_wanted = _distributions(target, logits)
     log_given = _log_softmax(logits, wanted.dtype)
     batch = max(1, prod(logits.shape[:-1]))
-    value = (wanted * (log_wanted - log_given)).sum(dtype=np.float64) / batch
+    terms = np.subtract(log_wanted, log_given, out=np.zeros_like(wanted), where=wanted > 0)
+    value = (wanted * terms).sum(dtype=np.float64) / batch  # 0 (log 0 - log 0) is 0
     gradient = (np.exp(log_given) - wanted) / wanted.dtype.type(batch)
     return float(value), gradient.astype(logits.dtype)
 
@@ -239,7 +240,7 @@ def _distributions(
 
 def _log_softmax(logits: npt.NDArray, dtype: np.dtype) -> npt.NDArray:
     """Of logits of any dtype, in this one."""
-    z = logits.astype(dtype)
+    z = logits.astype(dtype)  # -inf is a class of probability 0
     z -= z.max(axis=-1, keepdims=True)
     z -= np.log(np.exp(z).sum(axis=-1, keepdims=True))
     return z
@@ -309,7 +310,7 @@ class AdversarialDropout(Layer):
         x, base = self._base
         training = base.seed is not None
         rng = Rng(base.seed, base.call) if training else None
-        y, self.ctx = adversarial_dropout(
+        y, self._ctx = adversarial_dropout(  # not ctx: that would count another step
             x, gradient, self.delta, base.p, rng=rng, training=training
         )
         return y

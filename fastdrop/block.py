@@ -72,6 +72,13 @@ class Block:
             piece.is_run = False
             yield (slice(None),) * axis + (slice(begin, end),), piece
 
+    def __getstate__(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+
     @property
     def size(self) -> int:
         """Elements in the block."""

@@ -12,13 +12,13 @@ import numpy.typing as npt
 from fastdrop import gate
 from fastdrop._core import CONCRETE
 from fastdrop.functional import Region
-from fastdrop.noise import Draw, NoiseContext, forward
+from fastdrop.noise import Draw, NoiseContext, compute_type, forward
 from fastdrop.rng import RngLike, draw_call
 from fastdrop.stateful import Layer
 
 __all__ = ["ConcreteContext", "ConcreteDropout", "concrete_dropout", "concrete_regularizer"]
 
-LOGIT_LIMIT = 80.0  # beyond, 1 / (1 - p) leaves float32
+LOGIT_LIMIT = 40.0  # float32 can tell no more: beyond, exp of 87 is what it clips at
 Real = float | np.floating | npt.NDArray[np.floating]
 
 
@@ -27,7 +27,7 @@ def sigmoid(logit: float) -> float:
     return 1.0 / (1.0 + exp(-logit))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ConcreteContext(NoiseContext):
     """Context of `concrete_dropout`: refers to x, which the rate's gradient needs."""
 
@@ -81,7 +81,7 @@ def concrete_dropout(
     x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64
         The context refers to it: do not change it before the backward pass.
     logit : float or 0-d ndarray
-        ln(p / (1 - p)), within +-80.
+        ln(p / (1 - p)), within +-40.
     temperature : float
         Of the relaxation, above 0: a smaller one is nearer to a mask of zeros and ones.
     rng, training, shared_axes, region
@@ -126,7 +126,7 @@ def concrete_regularizer(
     Parameters
     ----------
     logit : float or 0-d ndarray
-        Within +-80.
+        Within +-40.
     weight : ndarray of float
         The weights that follow the dropout.
     features : int
@@ -147,12 +147,14 @@ def concrete_regularizer(
     logit = gate.real(logit, "logit", -LOGIT_LIMIT, LOGIT_LIMIT)
     weight = gate.array(weight, "weight")
     w = gate.real(weight_regularizer, "weight_regularizer", 0.0)
-    d = gate.real(dropout_regularizer, "dropout_regularizer", 0.0) * features
+    d = gate.real(dropout_regularizer, "dropout_regularizer", 0.0)
+    d *= gate.count(features, "features", 0)
     p, q = sigmoid(logit), sigmoid(-logit)
     norm = w * float(np.sum(np.square(weight, dtype=np.float64))) / q
     log_q = -log1p(exp(logit)) if logit < 0 else -logit - log1p(exp(-logit))
     value = norm + d * (p * (log_q + logit) + q * log_q)
-    return value, norm * p + d * p * q * logit, weight * weight.dtype.type(2.0 * w / q)
+    dweight = weight * compute_type(weight.dtype)(2.0 * w / q)
+    return value, norm * p + d * p * q * logit, dweight.astype(weight.dtype)
 
 
 class ConcreteDropout(Layer):
@@ -194,10 +196,10 @@ class ConcreteDropout(Layer):
         if p in (0.0, 1.0):
             raise ValueError(f"p must be strictly between 0 and 1 to be learned, got {p}")
         self.logit = np.asarray(log(p) - log1p(-p))
-        self.temperature = temperature
+        self.temperature = gate.positive(temperature, "temperature")
         self.shared_axes = shared_axes
-        self.weight_regularizer = weight_regularizer
-        self.dropout_regularizer = dropout_regularizer
+        self.weight_regularizer = gate.real(weight_regularizer, "weight_regularizer", 0.0)
+        self.dropout_regularizer = gate.real(dropout_regularizer, "dropout_regularizer", 0.0)
 
     @property
     def p(self) -> float:  # type: ignore[override]
@@ -231,6 +233,8 @@ class ConcreteDropout(Layer):
             weight_regularizer=self.weight_regularizer,
             dropout_regularizer=self.dropout_regularizer,
         )
+        if "logit" not in self.gradients:
+            raise RuntimeError("regularize needs a backward call of the layer before it")
         self.gradients["logit"] = self.gradients["logit"] + dlogit
         return value, dweight
 

@@ -6,7 +6,6 @@ A mask for each example exists only a few thousand bits at a time, inside the ke
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -326,9 +325,7 @@ def dropconnect_inference(
     algorithm 2.
     """
     x, weight, bias = _operands(x, weight, bias)
-    p, samples = gate.rate(p), operator.index(samples)
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}")
+    p, samples = gate.rate(p), gate.count(samples, "samples")
     examples = _rows(x)
     if p < 1.0:
         mean, sigma = _moments(examples, weight, bias if mask_bias else None, p)
@@ -385,10 +382,9 @@ class DropConnect(Layer):
         super().__init__(rng, p)
         self.mode = gate.choice(mode, tuple(MODES), "mode")
         self.mask_bias = mask_bias
-        shape = operator.index(inputs), operator.index(outputs)
-        if min(shape) < 1:
-            raise ValueError(f"inputs and outputs must be at least 1, got {inputs} and {outputs}")
-        self.bias = _floats(np.zeros(shape[1], dtype), "dtype") if bias else None
+        shape = gate.count(inputs, "inputs"), gate.count(outputs, "outputs")
+        gate.choice(np.dtype(dtype).name, ("float32", "float64"), "dtype")
+        self.bias = np.zeros(shape[1], dtype) if bias else None
         if not bias:
             self.learned = ("weight",)
         init = np.random.default_rng(draw_call(self.rng))

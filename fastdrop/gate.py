@@ -133,7 +133,12 @@ def shape(value: Any) -> tuple[int, ...]:
 
 def block(shape: tuple[int, ...], shared_axes: int | Sequence[int], region: Any = None) -> Block:
     """The block of the mask array that belongs to x of this shape."""
-    axes = normalize_axis_tuple(shared_axes, len(shape), "shared_axes")
+    try:
+        axes = normalize_axis_tuple(shared_axes, len(shape), "shared_axes")
+    except TypeError:
+        raise TypeError(
+            f"shared_axes must be an int or a tuple of ints, got {shared_axes!r}"
+        ) from None
     if region is not None:
         region = _region(region, shape)
     return Block(shape, axes, region)

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class GaussianContext(NoiseContext):
     """Context of `gaussian_dropout` and `gaussian_noise`: holds nothing that grows with x."""
 
@@ -88,12 +88,12 @@ def gaussian_dropout(
     N. Srivastava et al.: Dropout. JMLR 15 (2014) 1929-1958, section 10.
     """
     p = gate.rate(p)
-    if p == 1.0:
+    if p == 1.0 and training:
         raise ValueError(
             "p must be below 1, got 1.0: the noise would have infinite variance; "
             "use fastdrop.dropout to drop everything"
         )
-    sigma = float(np.sqrt(p / (1.0 - p)))
+    sigma = float(np.sqrt(p / (1.0 - p))) if training else 0.0
     return _run(NOISE_SCALE, x, p, sigma, rng, training, shared_axes, region, out)
 
 

@@ -43,7 +43,7 @@ class Draw:
     block : Block
         Part of which noise array is drawn.
     sigma : ndarray or None
-        Standard deviation in the compute type: 0-d, one for each of the last axis, or x's shape.
+        Standard deviation: 0-d, one for each of the last axis, or x's shape.
     relaxed : tuple of float or None
         logit, p, 1 / temperature and scale of CONCRETE.
     """
@@ -57,7 +57,7 @@ class Draw:
 
     def forward(self, x: npt.NDArray, y: npt.NDArray) -> None:
         """y = op(x); both C-contiguous."""
-        sigma, noise, rest = self._operands(x.shape)
+        sigma, noise, rest = self._operands(x)
         _core.noise_forward(self._kind, self.op, x, y, *sigma, noise, *rest)
 
     def backward(self, x: npt.NDArray, dy: npt.NDArray, group: int | None) -> tuple:
@@ -72,7 +72,7 @@ class Draw:
             terms = np.empty(x.shape, compute_type(x.dtype))
         else:  # a single sum is gathered in many columns, so that it is a vector operation
             sums = np.zeros((PARTS, group if group > 1 else 512))
-        sigma, noise, rest = self._operands(x.shape)
+        sigma, noise, rest = self._operands(x)
         _core.noise_backward(self._kind, self.op, x, dy, dx, terms, sums, *sigma, noise, *rest)
         if sums is None:
             return dx, terms
@@ -82,22 +82,24 @@ class Draw:
     def _kind(self) -> int:
         return LOGISTIC if self.op == CONCRETE else NORMAL
 
-    def _operands(self, shape: tuple[int, ...]) -> tuple[tuple, npt.NDArray | None, tuple]:
+    def _operands(self, x: npt.NDArray) -> tuple[tuple, npt.NDArray | None, tuple]:
         """((sigma, its length), noise if the kernel cannot draw it, the rest) for the kernels."""
-        sigma: tuple[Any, int] = (None, 0)
-        if self.sigma is not None and self.sigma.ndim == 0:
-            sigma = np.full(64, self.sigma), 0
-        elif self.sigma is not None and self.sigma.shape == shape:
-            sigma = np.ascontiguousarray(self.sigma), max(self.sigma.size, 1)
-        elif self.sigma is not None:
-            sigma = np.resize(self.sigma, self.sigma.size + BIAS_ROOM), max(self.sigma.size, 1)
+        shape, operand, length = x.shape, None, 0
+        if self.sigma is not None:
+            operand = np.ascontiguousarray(self.sigma, compute_type(x.dtype))
+            if self.sigma.ndim == 0:
+                operand = np.full(64, operand)
+            else:
+                length = max(self.sigma.size, 1)
+                if self.sigma.shape != shape:  # repeats; longer, so that a tile finds one piece
+                    operand = np.resize(operand, self.sigma.size + BIAS_ROOM)
         noise = None
         if not self.block.is_run:
             drawn = np.empty(self.block.shape, np.float32)
             _core.draw_noise(self._kind, self.seed, self.call, self.block, drawn)
             noise = np.zeros(prod(shape) + NOISE_PAD, np.float32)
             noise[:-NOISE_PAD].reshape(shape)[...] = drawn
-        return sigma, noise, (self.relaxed, self.seed, self.call, self.block.start)
+        return (operand, length), noise, (self.relaxed, self.seed, self.call, self.block.start)
 
 
 class NoiseContext:

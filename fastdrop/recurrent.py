@@ -73,8 +73,11 @@ class ZoneoutMeanContext:
         """
         dy = gate.array(dy, "dy")
         gate.like(dy, "dy", self.shape)
-        zero = np.zeros_like(dy)
-        return _mean(dy, zero, self.p), _mean(zero, dy, self.p)
+        kind = compute_type(dy.dtype)
+        wide = dy.astype(kind, copy=False)
+        weights, zero = (kind(self.p), kind(1.0 - self.p)), np.zeros_like(dy)
+        dprevious, dnew = (np.asarray(wide * w if w else zero, dy.dtype) for w in weights)
+        return dprevious, dnew
 
 
 def zoneout(
@@ -142,8 +145,9 @@ def _mean(previous: npt.NDArray, new: npt.NDArray, p: float) -> npt.NDArray:
     if p in (0.0, 1.0):
         return (previous if p else new).copy()
     kind = compute_type(new.dtype)
-    y = previous.astype(kind) * kind(p) + new.astype(kind) * kind(1.0 - p)
-    return np.asarray(y, new.dtype)  # of 0-d operands it is a scalar
+    y = np.asarray(previous.astype(kind, copy=False) * kind(p))  # of 0-d operands it is a scalar
+    y += new.astype(kind, copy=False) * kind(1.0 - p)
+    return y.astype(new.dtype, copy=False)
 
 
 @dataclass(eq=False)

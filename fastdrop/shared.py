@@ -133,7 +133,7 @@ def locked_dropout(
     return masked(DROPOUT, x, p, rng, training, axis, region, out, save)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class EmbeddingContext:
     """Context of `embedding_dropout` with ids.
 
@@ -236,7 +236,7 @@ def embedding_dropout(
         axes = tuple(range(1, weight.ndim))
         return masked(DROPOUT, weight, p, rng, training, axes, None, None, "bits")
     ids = np.asarray(ids)
-    if ids.dtype.kind not in "iu":
+    if ids.dtype.kind not in "iu" and ids.size:
         raise TypeError(f"ids must be integers, got {ids.dtype}")
     if ids.size and not 0 <= ids.min() <= ids.max() < len(weight):
         raise IndexError(f"ids must be in 0 ... {len(weight) - 1}, got {ids.min()} ... {ids.max()}")

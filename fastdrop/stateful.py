@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field, fields
+from inspect import signature
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from fastdrop import gate
-from fastdrop.rng import Rng, RngLike
+from fastdrop.rng import Rng, RngLike, draw_call
 
 __all__ = ["Layer", "OpLayer", "Rate"]
 
 Rate = float | Callable[[int], float]  # a rate, or a function of the step
+NO_RATE: Any = object()
 
 
 class Layer:
@@ -23,11 +25,11 @@ class Layer:
     Parameters
     ----------
     rng : Rng, int, None, SeedSequence, Generator or BitGenerator
-        An int seeds an `Rng` of the layer's own, so successive calls draw different masks; an `Rng`
-        or a NumPy Generator is used as it is and may be shared by many layers.
+        An `Rng` or a NumPy Generator is used as it is and may be shared by many layers; anything
+        else seeds an `Rng` of the layer's own, so that successive calls draw different masks.
     p : float or callable
         Rate in [0, 1], or a function of the step, such as those of `fastdrop.schedules`. Can be
-        assigned between calls. None for a layer without.
+        assigned between calls.
 
     Attributes
     ----------
@@ -36,8 +38,6 @@ class Layer:
     step : int
         What a rate that is a function is called with; counts the calls in training mode. Assign it
         where a step is not a call.
-    ctx
-        Context of the last call; None before it.
     gradients : dict of str to ndarray
         Those of the learned parameters, after `backward`.
     """
@@ -45,15 +45,25 @@ class Layer:
     learned: tuple[str, ...] = ()
     """Attributes that are learned, in the order of what ``ctx.backward`` returns behind dx."""
 
-    def __init__(self, rng: RngLike = None, p: Rate | None = None) -> None:
-        own = rng is None or isinstance(rng, int | np.integer)
-        self.rng: RngLike = Rng(rng) if own else rng
-        if p is not None:
+    def __init__(self, rng: RngLike = None, p: Rate = NO_RATE) -> None:
+        shared = isinstance(rng, Rng | np.random.Generator | np.random.BitGenerator)
+        self.rng: RngLike = rng if shared else Rng(*draw_call(rng))
+        if p is not NO_RATE:
             self.p: Rate = p if callable(p) else gate.rate(p)
         self.step = 0
         self.training = True
-        self.ctx: Any = None
+        self._ctx: Any = None
         self.gradients: dict[str, npt.NDArray] = {}
+
+    @property
+    def ctx(self) -> Any:
+        """Context of the last call; None before it."""
+        return self._ctx
+
+    @ctx.setter
+    def ctx(self, ctx: Any) -> None:
+        self._ctx = ctx
+        self.step += self.training  # here, as a call that fails is no step
 
     @property
     def parameters(self) -> dict[str, npt.NDArray]:
@@ -70,10 +80,8 @@ class Layer:
         return self.train(False)
 
     def rate(self) -> float:
-        """The rate of this call; in training mode the step is counted."""
-        p = self.p(self.step) if callable(self.p) else self.p
-        self.step += self.training
-        return p
+        """The rate of this step."""
+        return self.p(self.step) if callable(self.p) else self.p
 
     def backward(self, dy: npt.ArrayLike, out: npt.NDArray | None = None) -> Any:
         """Gradient with respect to the input of the last call (a tuple if there were several).
@@ -82,6 +90,8 @@ class Layer:
         """
         if self.ctx is None:
             raise RuntimeError("backward needs a forward call of the layer before it")
+        if out is not None and "out" not in signature(self.ctx.backward).parameters:
+            raise TypeError(f"out is not taken by the backward pass of {type(self).__name__}")
         grads = self.ctx.backward(dy) if out is None else self.ctx.backward(dy, out)
         if not self.learned:
             return grads
@@ -106,7 +116,7 @@ class OpLayer(Layer):
     rng: RngLike = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        super().__init__(self.rng, getattr(self, "p", None))
+        super().__init__(self.rng, getattr(self, "p", NO_RATE))
         if hasattr(self, "save"):
             gate.choice(self.save, ("bits", "seed"), "save")
 

@@ -172,11 +172,11 @@ class Ramp:
     def __post_init__(self) -> None:
         gate.rate(self.final, "final")
         gate.rate(self.share, "share")
-        if not self.steps > 0:
-            raise ValueError(f"steps must be positive, got {self.steps!r}")
+        gate.count(self.steps, "steps")
 
     def __call__(self, step: int) -> float:
         """The rate at this step."""
+        step = gate.count(step, "step", 0)
         first = min(step / self.steps, 1.0)
         second = min(max(step / self.steps - 1.0, 0.0), 1.0)
         return self.final * (self.share * first + (1.0 - self.share) * second)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +26,12 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class VariationalContext(NoiseContext):
-    """Context of `variational_dropout`: refers to x and log_alpha."""
+    """Context of `variational_dropout`: refers to x."""
 
     x: npt.NDArray
-    log_alpha: npt.NDArray
+    log_alpha: npt.NDArray  # its own copy: an optimiser changes the other in place
     draw: Draw | None
 
     @property
@@ -101,7 +102,9 @@ def variational_dropout(
     trick. NeurIPS 2015, section 3.
     """
     x = np.asarray(gate.array(x), order="C")
-    log_alpha = gate.array(log_alpha, "log_alpha")
+    log_alpha = gate.array(log_alpha, "log_alpha").copy()
+    if np.isnan(log_alpha).any():
+        raise ValueError(f"log_alpha must not be NaN, got {log_alpha!r:.200}")
     if log_alpha.shape not in ((), x.shape[-1:], x.shape):
         raise ValueError(
             f"log_alpha must have shape (), {x.shape[-1:]} or {x.shape}, got {log_alpha.shape}"
@@ -189,7 +192,7 @@ _PRUNE = 3.0  # log_alpha from which on a weight is noise: p > 0.95
 _K1, _K2, _K3 = 0.63576, 1.87320, 1.48695
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class SparseVariationalContext:
     """Context of `sparse_variational_linear`: refers to its arguments, draws the noise again."""
 
@@ -221,10 +224,10 @@ class SparseVariationalContext:
         dy = gate.array(dy, "dy")
         shape = (*self.x.shape[:-1], self.weight.shape[1])
         gate.like(dy, "dy", shape, self.x.dtype)
-        x, g = self.x.reshape(-1, self.x.shape[-1]), dy.reshape(-1, shape[-1])
+        x, g = _rows(self.x), _rows(dy)
         if self.deviation is None:
-            kept = _pruned(self.weight, self.log_variance)
-            dx, dweight = g @ kept.T, np.where(kept == 0, 0, x.T @ g)
+            kept = _kept(self.weight, self.log_variance)
+            dx, dweight = g @ (kept * self.weight).T, kept * (x.T @ g)
             dlog_variance = np.zeros_like(self.log_variance)
         else:
             noise = normals(g.shape, self.seed, self.call).astype(x.dtype, copy=False)
@@ -286,7 +289,7 @@ def sparse_variational_linear(
     if bias is not None:
         bias = gate.array(bias, "bias")
         gate.like(bias, "bias", weight.shape[1:], x.dtype)
-    rows = x.reshape(-1, x.shape[-1])
+    rows = _rows(x)
     if training:
         seed, call = draw_call(rng)
         y = rows @ weight
@@ -294,7 +297,7 @@ def sparse_variational_linear(
         y += deviation * normals(y.shape, seed, call)
     else:
         seed = call = deviation = None
-        y = rows @ _pruned(weight, log_variance)
+        y = rows @ (_kept(weight, log_variance) * weight)
     if bias is not None:
         y += bias
     ctx = SparseVariationalContext(x, weight, log_variance, bias, deviation, seed, call)
@@ -307,8 +310,14 @@ def _log_alpha(weight: npt.NDArray, log_variance: npt.NDArray) -> npt.NDArray:
     return np.clip(log_alpha, -_LOG_ALPHA_LIMIT, _LOG_ALPHA_LIMIT)
 
 
-def _pruned(weight: npt.NDArray, log_variance: npt.NDArray) -> npt.NDArray:
-    return np.where(_log_alpha(weight, log_variance) < _PRUNE, weight, weight.dtype.type(0))
+def _kept(weight: npt.NDArray, log_variance: npt.NDArray) -> npt.NDArray[np.bool_]:
+    """Which weights evaluation uses."""
+    return _log_alpha(weight, log_variance) < _PRUNE
+
+
+def _rows(x: npt.NDArray) -> npt.NDArray:
+    """x of shape (..., features) as (examples, features)."""
+    return x.reshape(prod(x.shape[:-1]), x.shape[-1])
 
 
 def sparse_variational_kl(
@@ -336,12 +345,17 @@ def sparse_variational_kl(
     weight, log_variance = gate.array(weight, "weight"), gate.array(log_variance, "log_variance")
     gate.like(log_variance, "log_variance", weight.shape, weight.dtype)
     kl, size = 0.0, 16384  # at a time, so that what is between stays in the cache
-    w, v = weight.reshape(-1), log_variance.reshape(-1)
-    dweight, dlog_variance = np.empty_like(w), np.empty_like(v)
-    for i in range(0, w.size, size):
+    dweight, dlog_variance = (
+        np.empty(weight.size, weight.dtype),
+        np.empty(weight.size, weight.dtype),
+    )
+    kind = compute_type(weight.dtype)
+    for i in range(0, weight.size, size):
         part = slice(i, i + size)
-        square = w[part] * w[part] + w.dtype.type(_TINY)
-        free = v[part] - np.log(square)
+        w = weight.reshape(-1)[part].astype(kind, copy=False)
+        v = log_variance.reshape(-1)[part].astype(kind, copy=False)
+        square = w * w + kind(_TINY)
+        free = v - np.log(square)
         log_alpha = np.clip(free, -_LOG_ALPHA_LIMIT, _LOG_ALPHA_LIMIT)
         u = 1 / (1 + np.exp(-_K3 * log_alpha - _K2))
         odds = np.exp(-log_alpha)
@@ -349,7 +363,7 @@ def sparse_variational_kl(
         gradient = _K1 * _K3 * u * (u - 1) - 0.5 * odds / (1 + odds)
         gradient *= free == log_alpha
         dlog_variance[part] = gradient
-        dweight[part] = -2 * gradient * w[part] / square
+        dweight[part] = -2 * gradient * w / square
     return float(kl), dweight.reshape(weight.shape), dlog_variance.reshape(weight.shape)
 
 
@@ -379,7 +393,8 @@ class SparseVariationalLinear(Layer):
         rng: RngLike = None,
     ) -> None:
         super().__init__(rng)
-        inputs, outputs = gate.shape((inputs, outputs))
+        inputs, outputs = gate.count(inputs, "inputs", 0), gate.count(outputs, "outputs", 0)
+        gate.choice(np.dtype(dtype).name, ("float32", "float64"), "dtype")
         scale = np.sqrt(2.0 / max(inputs, 1))
         self.weight = (normals((inputs, outputs), *draw_call(self.rng)) * scale).astype(dtype)
         self.log_variance = np.full((inputs, outputs), -10.0, dtype)
@@ -400,7 +415,8 @@ class SparseVariationalLinear(Layer):
     @property
     def sparsity(self) -> float:
         """Fraction of the weights that evaluation leaves out."""
-        return float(np.mean(_log_alpha(self.weight, self.log_variance) >= _PRUNE))
+        pruned = ~_kept(self.weight, self.log_variance)
+        return float(pruned.mean()) if pruned.size else 0.0
 
     def __repr__(self) -> str:
         inputs, outputs = self.weight.shape

@@ -333,3 +333,13 @@ def test_the_training_loop_in_the_docstring():
         exec(example.source, names)
     after, _ = kl_divergence(labels, np.maximum(x @ W1, 0) @ W2)
     assert after < 0.1 * before
+
+
+def test_classes_of_probability_0():
+    """Logits of -inf, as masked classes have."""
+    logits = np.array([[1.0, -np.inf, 0.5]])
+    for target in (np.array([0]), np.array([[0.2, -np.inf, 0.1]])):
+        value, gradient = kl_divergence(target, logits)
+        assert np.isfinite(value)
+        assert gradient[0, 1] == 0
+        assert np.isfinite(gradient).all()

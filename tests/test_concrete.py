@@ -103,7 +103,7 @@ def test_regularizer():
     np.testing.assert_allclose(value, 0.3 * (weight**2).sum() / (1 - p) + 0.2 * 7 * entropy)
     assert_gradient(loss, logit, np.asarray(dlogit))
     assert_gradient(loss, weight, dweight)
-    for extreme in (-80.0, 80.0):
+    for extreme in (-40.0, 40.0):
         assert np.isfinite(fd.concrete_regularizer(extreme, weight, 7)[:2]).all()
 
 
@@ -116,7 +116,7 @@ def test_edges():
     assert_same_bits(dx, x)
     assert dlogit == 0
     assert (rng.call, ctx.seed, ctx.p, ctx.nbytes) == (0, None, 0.0, 0)
-    for logit in (-80.0, 80.0):
+    for logit in (-40.0, 40.0):
         for temperature in (1e-3, 0.1, 1e30):
             y, ctx = fd.concrete_dropout(np.ones(1000, np.float32), logit, temperature, rng=1)
             assert np.isfinite(y).all()
@@ -126,7 +126,7 @@ def test_edges():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda x: fd.concrete_dropout(x, 81.0), ValueError, r"logit must be in \[-80, 80\]"),
+        (lambda x: fd.concrete_dropout(x, 41.0), ValueError, r"logit must be in \[-40, 40\]"),
         (lambda x: fd.concrete_dropout(x, np.nan), ValueError, "logit must be in"),
         (lambda x: fd.concrete_dropout(x, "a"), TypeError, "logit must be a real number"),
         (lambda x: fd.concrete_dropout(x, 0.0, 0.0), ValueError, "temperature must be positive"),

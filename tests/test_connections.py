@@ -364,9 +364,9 @@ def test_errors():
         dataclasses.replace(ctx, weight=weight.reshape(2, 10)).backward(dy)
     with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
         fd.dropconnect_inference(x, weight, bias, 0.5, np.tanh, 0)
-    with pytest.raises(ValueError, match="inputs and outputs must be at least 1, got 0 and 3"):
+    with pytest.raises(ValueError, match="inputs must be at least 1, got 0"):
         fd.layers.DropConnect(0, 3)
-    with pytest.raises(TypeError, match="dtype must be float32 or float64, got float16"):
+    with pytest.raises(ValueError, match="dtype must be one of"):
         fd.layers.DropConnect(3, 3, dtype=np.float16)
     with pytest.raises(ValueError, match="mode must be one of"):
         fd.layers.DropConnect(3, 3, mode="x")

@@ -67,7 +67,7 @@ def test_axes():
     for axes, words in [((2,), "axis 2 is out of bounds"), (-3, "axis -3 is out of bounds")]:
         refuses(np.exceptions.AxisError, words, shared_axes=axes)
     refuses(ValueError, "repeated axis in `shared_axes`", shared_axes=(0, 0))
-    refuses(TypeError, "cannot be interpreted as an integer", shared_axes="no")
+    refuses(TypeError, "shared_axes must be an int or a tuple of ints, got 'no'", shared_axes="no")
 
 
 def test_region():

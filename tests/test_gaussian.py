@@ -34,6 +34,18 @@ def test_against_the_reference(isa, any_dtype, op):
         assert (ctx.seed, ctx.call, ctx.shape, ctx.nbytes) == (5, 3, shape, 0)
 
 
+@pytest.mark.parametrize("other", [np.float16, np.float32, np.float64])
+def test_dy_of_another_dtype(dtype, other):
+    """Noise and sigma are those of x, whatever dy's dtype is."""
+    x, dy = array((40, 50), dtype), array((40, 50), other, 1)
+    _, ctx = fd.gaussian_dropout(x, 0.3, rng=5)
+    noise = reference.normals(reference.element_index(x.shape), 5, 0)
+    sigma = np.sqrt(0.3 / 0.7).astype(dtype)
+    dx = ctx.backward(dy)
+    assert dx.dtype == other
+    assert_same_bits(dx, reference.noise_scale(dy, sigma, noise))
+
+
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize(
     ("shared_axes", "region"),
@@ -104,6 +116,8 @@ def test_edges():
         assert_same_bits(ctx.backward(x), x)
         assert (ctx.seed, ctx.call, ctx.p) == (None, None, 0.0)
     assert rng.call == 1
+    y, _ = fd.gaussian_dropout(x, 1.0, training=False)
+    assert_same_bits(y, x)
 
 
 @pytest.mark.parametrize(

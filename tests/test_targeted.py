@@ -207,7 +207,7 @@ def test_ramp_is_the_authors():
     for arguments, words in [
         ((1.5, 10), "final must be in"),
         ((0.5, 10, -1), "share must be in"),
-        ((0.5, 0), "steps must be positive, got 0"),
+        ((0.5, 0), "steps must be at least 1, got 0"),
     ]:
         with pytest.raises(ValueError, match=words):
             Ramp(*arguments)

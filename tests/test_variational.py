@@ -225,3 +225,38 @@ def test_layers():
     assert len(layer.kl()) == 3
     assert repr(layer) == "SparseVariationalLinear(6, 3, bias=True)"
     assert fd.layers.SparseVariationalLinear(6, 3, False, rng=7)(x).shape == (8, 3)
+
+
+def test_no_inputs_or_outputs():
+    for shape in ((0, 3), (3, 0), (0, 0)):
+        layer = fd.layers.SparseVariationalLinear(*shape, rng=1)
+        for mode in (True, False):
+            y = layer.train(mode)(np.ones((2, shape[0]), np.float32))
+            assert y.shape == (2, shape[1])
+            assert layer.backward(y).shape == (2, shape[0])
+        assert layer.sparsity == 0.0
+
+
+def test_an_optimiser_may_change_log_alpha():
+    x, log_alpha = array((3, 4)), np.array(-1.0)
+    _, ctx = fd.variational_dropout(x, log_alpha, rng=1)
+    before = ctx.backward(x)[1]
+    log_alpha[...] = 0.5
+    assert ctx.backward(x)[1] == before
+
+
+def test_a_weight_of_0_that_is_kept_has_a_gradient():
+    weight = np.zeros((2, 1))
+    _, ctx = fd.sparse_variational_linear(np.ones((1, 2)), weight, weight - 30, training=False)
+    assert (ctx.backward(np.ones((1, 1)))[1] == 1).all()
+
+
+def test_sparse_kl_of_16_bits():
+    weight = np.array([0.0, 1e-4, 1e-3, 0.01, 0.1], np.float16)
+    log_variance = np.full(5, -10, np.float16)
+    value, dweight, dlog_variance = fd.sparse_variational_kl(weight, log_variance)
+    wide = fd.sparse_variational_kl(*(a.astype(np.float64) for a in (weight, log_variance)))
+    assert value == pytest.approx(wide[0], rel=1e-3)
+    for actual, expected in zip((dweight, dlog_variance), wide[1:], strict=True):
+        assert actual.dtype == np.float16
+        np.testing.assert_allclose(actual, expected, rtol=2e-3, atol=1e-3)
