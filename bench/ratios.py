@@ -6,6 +6,7 @@ are for AVX2 and two CPUs: run it with FASTDROP_ISA=avx2, and on a quiet machine
 """
 
 import argparse
+import math
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 
@@ -174,6 +175,49 @@ def dropconnect(threads):
             yield f"einsums over stored masks / {case}, backward", "at least 3", measured
 
 
+def variants():
+    """1 Mi elements on one thread; y is allocated, since NumPy's expressions do that."""
+    p, rng, generator = 0.2, fd.Rng(1), np.random.default_rng(0)
+    (x,) = arrays(20, 1)
+    ids = generator.integers(0, 4096, 4096)
+
+    def case(op, shape, **options):
+        return lambda: op(x.reshape(shape), p, rng=rng, **options)
+
+    last = {"channels_last": True}
+    functions = {
+        "dropout": case(fd.dropout, -1),
+        "spatial_dropout of (16, 64, 32, 32)": case(fd.spatial_dropout, (16, 64, 32, 32)),
+        "the same, channels last": case(fd.spatial_dropout, (16, 32, 32, 64), **last),
+        "locked_dropout of (32, 64, 512)": case(fd.locked_dropout, (32, 64, 512)),
+        "embedding_dropout of (4096, 256)": case(fd.embedding_dropout, (4096, 256)),
+        "the same, 4096 ids": case(fd.embedding_dropout, (4096, 256), ids=ids),
+        "drop_path of (64, 16384)": case(fd.drop_path, (64, 16384)),
+        "alpha_dropout": case(fd.alpha_dropout, -1),
+    }
+    functions = {name: on(1, function) for name, function in functions.items()}
+    for name in list(functions)[1:]:
+        bound = 1.3 if name == "alpha_dropout" else 1.2
+        yield f"{name} / dropout, p = {p}, 1 Mi", bound, ratio(functions, name, ["dropout"])
+
+    sigma, logit, temperature = math.sqrt(p / (1 - p)), math.log(p / (1 - p)), 0.1
+
+    def concrete():
+        u = generator.random(x.shape, np.float32)
+        z = (np.log(u + 1e-7) - np.log(1 - u + 1e-7) + logit) * (-1 / temperature)
+        return x / (1 + np.exp(-z)) / (1 - p)  # 1 - sigmoid(a) is sigmoid(-a)
+
+    def gaussian():
+        return x * (1 + sigma * generator.standard_normal(x.shape, np.float32))
+
+    for op, value, numpy in [
+        (fd.gaussian_dropout, p, gaussian),
+        (fd.concrete_dropout, logit, concrete),
+    ]:
+        functions = {"NumPy": numpy, "op": on(1, lambda op=op, v=value: op(x, v, rng=rng))}
+        yield f"{op.__name__} / NumPy, p = {p}, 1 Mi", 0.25, ratio(functions, "op", ["NumPy"])
+
+
 def main():
     threads = fd.get_num_threads()
     groups = {
@@ -184,6 +228,7 @@ def main():
         "calls": calls,
         "fused": lambda: fused(threads),
         "dropconnect": lambda: dropconnect(threads),
+        "variants": variants,
     }
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(groups)}; all")

@@ -97,9 +97,10 @@ static inline void NAME(apply, SUFFIX)(fd_op op, const fd_operands *operands, co
 {
     const fd_operands o = *operands;
     const VEC s = SET(scale);
-    /* Begin with what is before y's first cache line: a store across two lines costs two. Not with
-     * relu, whose own bits would begin inside a byte then. */
-    size_t i = n < 256 || op == FD_RELU_DROPOUT ? 0 : to_line(o.y) / SIZE;
+    /* Begin with what is before y's first cache line: a store across two lines costs two. Up to 8 KiB
+     * that is cheaper than two parts. Not with relu, whose own bits would begin inside a byte then. */
+    const int few = n < 256 || (!stream && n * SIZE < 8192);
+    size_t i = few || op == FD_RELU_DROPOUT ? 0 : to_line(o.y) / SIZE;
     if (i)
         NAME(part, SUFFIX)(op, &o, 0, bits, bit, i, s);
     stream = stream && (uintptr_t)(o.y + i * SIZE) % 64 == 0;

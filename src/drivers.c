@@ -492,11 +492,15 @@ static void look_up(const void *job, uint64_t first, uint64_t last)
 {
     const Lookup *l = job;
     const size_t size = l->row * fd_itemsize[l->e.dtype];
+    const size_t ahead = 1 + 4096 / size; /* rows: where they are, no hardware would guess */
     uint8_t ones[FD_TILE / 8 + FD_BITS_PAD];
     memset(ones, 0xff, sizeof ones);
     for (; first < last; first++) {
         const uint64_t id = (uint64_t)l->ids[first];
         Elements e = l->e;
+        if (first + ahead < last)
+            for (size_t b = 0; b < size && b < 4096; b += 64)
+                prefetch(e.at.x + (uint64_t)l->ids[first + ahead] * size + b);
         e.at.x += id * size, e.at.y += first * size;
         if (!(l->bits[id / 8] >> id % 8 & 1))
             memset(e.at.y, 0, size);
