@@ -12,13 +12,16 @@ uint64 for float64, else uint32.
 from __future__ import annotations
 
 from functools import cache
+from math import factorial
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from fastdrop import rng
+from fastdrop._core import PARTS
 from fastdrop.cuda_targets import target
+from fastdrop.reference import noise
 
 U32, U64 = np.uint32, np.uint64
 
@@ -589,34 +592,658 @@ def dropout_kernel(
     return p.kernel(dropout)
 
 
-# Parameters of the kernels: name, type, and length where it is a tuple. "real" is the compute type,
-# "axes" the number of axes.
-_DRAW = [("keys", "u32", 14), ("call", "u64", None), ("t", "u32", None), ("f", "u32", None)]
-_ADDRESSES = [(name, "u64", None) for name in ("x", "residual", "bias", "y", "given", "saved")]
-_NUMBERS = [(name, "u64", None) for name in ("n", "row", "start")]
-_REALS = [(name, "real", None) for name in ("scale", "shift", "dropped")]
+@cache
+def positions(where: str, axes: int, small: bool) -> Any:
+    """``f(i, shape, strides)``, the dot product of element i's C-order coordinates with the strides,
+    and ``g(i, length)``, how many elements of its row of the last axis begin with it.
 
-KERNELS: dict[str, tuple[Any, list]] = {
-    "dropout": (dropout_kernel, [*_ADDRESSES, *_NUMBERS, *_DRAW, *_REALS]),
-}
-DEFAULTS = {
-    "dropout": {
-        "op": "dropout",
-        "source": "bytes",
-        "shifted": False,
-        "save": True,
-        "vector": True,
-    },
+    small: i and all lengths are below 2^32, so that the divisions are of 32 bits.
+    """
+    device = target(where).device
+
+    def behind(outer: Any, d: int) -> Any:
+        @device
+        def position(i, shape, strides):
+            q = U64(U32(U32(i) // U32(shape[d]))) if small else U64(i // shape[d])
+            own = U64(U64(i - U64(q * shape[d])) * strides[d])
+            return U64(outer(q, shape, strides) + own)
+
+        return position
+
+    @device
+    def outermost(i, shape, strides):
+        return U64(i * strides[0])
+
+    @device
+    def left(i, length):
+        if small:
+            return U64(U32(length) - U32(U32(i) % U32(length)))
+        return U64(length - U64(i % length))
+
+    position = outermost
+    for d in range(1, axes):
+        position = behind(position, d)
+    return position, left
+
+
+@cache
+def draw_kernel(where: str, dtype: str, source: str, shifted: bool, axes: int, small: bool) -> Any:
+    """Packed keep bits of n elements: element i's stream index is `start` plus i, or with axes > 0
+    plus its position. dtype is ignored.
+    """
+    p = target(where)
+    first, step, store_u16 = p.first, p.step, p.store_u16
+    aligned, anywhere = philox(where).draws[source], philox(where).any_start[source]
+    run = anywhere if shifted else aligned
+
+    if axes:
+        position, left_of = positions(where, axes, small)
+        last = axes - 1
+
+        @p.device
+        def keep16(i, n, start, shape, strides, keys, call, t, f):
+            m = U64(n - i)
+            m = U64(16) if m > U64(16) else m
+            index = U64(start + position(i, shape, strides))
+            left = left_of(i, shape[last])
+            if left >= m and strides[last] == U64(1):
+                return anywhere(index, t, f, keys, call)
+            k = U32(0)
+            j = U64(0)
+            while j < m:
+                index = U64(start + position(U64(i + j), shape, strides))
+                group = aligned(U64(index & U64(0xFFFFFFFFFFFFFFF0)), t, f, keys, call)
+                k = U32(k | U32(U32(U32(group >> U32(U32(index) & U32(15))) & U32(1)) << U32(j)))
+                j = U64(j + U64(1))
+            return k
+
+    else:
+
+        @p.device
+        def keep16(i, n, start, shape, strides, keys, call, t, f):
+            return run(U64(start + i), t, f, keys, call)
+
+    def draw(saved, n, start, shape, strides, keys, call, t, f):
+        group = first()
+        groups = U64(U64(n + U64(15)) >> U64(4))
+        while group < groups:
+            i = U64(group << U64(4))
+            k = keep16(i, n, start, shape, strides, keys, call, t, f)
+            if U64(n - i) < U64(16):
+                k = U32(k & U32(U32(U32(1) << U32(n - i)) - U32(1)))
+            store_u16(U64(saved + U64(group << U64(1))), k)
+            group = U64(group + step())
+
+    return p.kernel(draw)
+
+
+@cache
+def spread_kernel(where: str, dtype: str, axes: int, small: bool) -> Any:
+    """Packed bits from packed bits: bit i of n is the one at i's position. dtype is ignored."""
+    p = target(where)
+    first, step, store_u16, load_u8 = p.first, p.step, p.store_u16, p.load_u8
+    position, left_of = positions(where, axes, small)
+    last = axes - 1
+
+    @p.device
+    def bit_at(given, b):
+        return U32(U32(load_u8(U64(given + U64(b >> U64(3)))) >> U32(U32(b) & U32(7))) & U32(1))
+
+    @p.device
+    def bits16(given, i, n, shape, strides):
+        m = U64(n - i)
+        m = U64(16) if m > U64(16) else m
+        left = left_of(i, shape[last])
+        b = position(i, shape, strides)
+        k = U32(0)
+        if left >= m and strides[last] == U64(0):
+            k = U32(U32(0) - bit_at(given, b))
+        elif left >= U64(16) and strides[last] == U64(1):
+            byte = U64(given + U64(b >> U64(3)))
+            end = U64(given + U64(U64(b + U64(15)) >> U64(3)))
+            k = U32(load_u8(byte) | U32(load_u8(U64(byte + U64(1))) << U32(8)))
+            k = U32(U32(k | U32(load_u8(end) << U32(16))) >> U32(U32(b) & U32(7)))
+        else:
+            j = U64(0)
+            while j < m:
+                b = position(U64(i + j), shape, strides)
+                k = U32(k | U32(bit_at(given, b) << U32(j)))
+                j = U64(j + U64(1))
+        return U32(k & U32(U32(U32(1) << U32(m)) - U32(1)))
+
+    def spread(given, saved, n, shape, strides):
+        group = first()
+        groups = U64(U64(n + U64(15)) >> U64(4))
+        while group < groups:
+            i = U64(group << U64(4))
+            store_u16(U64(saved + U64(group << U64(1))), bits16(given, i, n, shape, strides))
+            group = U64(group + step())
+
+    return p.kernel(spread)
+
+
+@cache
+def unpack_kernel(where: str, dtype: str) -> Any:
+    """Packed bits to n bytes of 0 or 1, at a multiple of 16. dtype is ignored."""
+    p = target(where)
+    first, step, load_u16, store16, store_u8 = p.first, p.step, p.load_u16, p.store16, p.store_u8
+
+    @p.device
+    def bytes_of(k):
+        """Bits 0 ... 3 to the lowest bits of four bytes."""
+        return U32(U32(U32(k & U32(15)) * U32(0x00204081)) & U32(0x01010101))
+
+    def unpack(given, y, n):
+        group = first()
+        groups = U64(U64(n + U64(15)) >> U64(4))
+        while group < groups:
+            i = U64(group << U64(4))
+            k = load_u16(U64(given + U64(group << U64(1))))
+            if U64(n - i) >= U64(16):
+                a, b = bytes_of(k), bytes_of(U32(k >> U32(4)))
+                c, d = bytes_of(U32(k >> U32(8))), bytes_of(U32(k >> U32(12)))
+                store16(U64(y + i), a, b, c, d)
+            else:
+                while i < n:
+                    store_u8(U64(y + i), U32(k & U32(1)))
+                    k = U32(k >> U32(1))
+                    i = U64(i + U64(1))
+            group = U64(group + step())
+
+    return p.kernel(unpack)
+
+
+@cache
+def variates(where: str) -> SimpleNamespace:
+    """Continuous noise as `fastdrop.reference.noise` defines it, step by step, in float32."""
+    t = target(where)
+    device = t.device
+    add, sub, mul, div, sqrt = t.add32, t.sub32, t.mul32, t.div32, t.sqrt32
+    f32, b32, float_of = t.f32, t.b32, t.float_of
+    block = philox(where).block
+    F32 = np.float32
+    one, half, ln2, two_ln2 = F32(1), F32(0.5), noise.LN2, F32(noise.LN2 + noise.LN2)
+    quarter_turn, two24 = F32(np.pi / 4 * 2.0**-31), F32(2**24)
+    normals, uniforms = U32(rng.NORMALS << 28), U32(rng.UNIFORMS << 28)
+
+    def polynomial(coefficients: list) -> Any:
+        highest = F32(coefficients[-1])
+
+        def constant(x):
+            return highest
+
+        def then(f: Any, c: np.float32) -> Any:
+            @device
+            def g(x):
+                return add(mul(f(x), x), c)
+
+            return g
+
+        f = device(constant)
+        for c in reversed(coefficients[:-1]):
+            f = then(f, F32(c))
+        return f
+
+    log_series, sin_series, cos_series = map(polynomial, (noise.LOG, noise.SIN, noise.COS))
+
+    @device
+    def arithmetic_shift_23(x):
+        """As int32."""
+        up = U32(x >> U32(23))
+        return U32(up | U32(0xFFFFFE00)) if U32(up & U32(0x100)) != U32(0) else up
+
+    @device
+    def log(x):
+        bits = b32(x)
+        e = arithmetic_shift_23(U32(bits - U32(0x3F3504F3)))
+        f = sub(f32(U32(bits - U32(e << U32(23)))), one)
+        return e, mul(f, log_series(f))
+
+    @device
+    def pair(radius, angle):
+        """Radius times cosine, radius times sine."""
+        u = add(float_of(U32(radius >> U32(1))), half)
+        e, ln = log(u)
+        r = sqrt(sub(mul(float_of(U32(U32(31) - e)), two_ln2), add(ln, ln)))
+        x = mul(float_of(U32(angle << U32(2))), quarter_turn)
+        square = mul(x, x)
+        s = mul(x, sin_series(square))
+        c = f32(U32(b32(cos_series(square)) ^ U32(U32(angle << U32(1)) & U32(0x80000000))))
+        swapped = U32(angle >> U32(31)) != U32(0)
+        return mul(r, s if swapped else c), mul(r, c if swapped else s)
+
+    @device
+    def normal4(number, keys, call):
+        """The four variates of a block."""
+        w0, w1, w2, w3 = block(number, normals, keys, call)
+        a, c = pair(w0, w2)
+        b, d = pair(w1, w3)
+        return a, b, c, d
+
+    @device
+    def logistic(w):
+        k = U32(w >> U32(9))
+        odd = float_of(U32(U32(k + k) + U32(1)))
+        e, ln = log(div(odd, sub(two24, odd)))
+        return add(mul(float_of(e), ln2), ln)
+
+    @device
+    def logistic4(number, keys, call):
+        w0, w1, w2, w3 = block(number, uniforms, keys, call)
+        return logistic(w0), logistic(w1), logistic(w2), logistic(w3)
+
+    return SimpleNamespace(normal=normal4, logistic=logistic4)
+
+
+@cache
+def noisy(where: str, dtype: str, op: str) -> Any:
+    """``f(x, g, e, sigma, logit, p, inverse, scale)``: a noise op on one element and its noise e.
+
+    "scale": x (1 + sigma e); "add": x + sigma e; "concrete": x w; "gradient": what x, with dy in g,
+    adds to the gradient of concrete dropout's logit. See ``fd_noise_op`` in src/fastdrop.h.
+    """
+    t = target(where)
+    device = t.device
+    e = elements(where, dtype)
+    wide = dtype == "float64"
+    real, bits, value = (np.float64 if wide else np.float32), e.bits, e.value
+    word, mantissa = (U64, U64(52)) if wide else (U32, U32(23))
+    add, sub, mul, div = e.exact.add, e.exact.sub, e.exact.mul, e.exact.div
+    careful_add, careful_mul = e.add, e.mul
+    one = real(1)
+    one_bits = word(0x3FF0000000000000 if wide else 0x3F800000)
+    magic, most, log2e = (
+        real(1.5 * 2.0 ** int(mantissa)),
+        real(700 if wide else 87),
+        real(1 / np.log(2)),
+    )
+    high = real(0.69314718036912381649 if wide else 0.693145751953125)
+    low = real(1.90821492927058770002e-10 if wide else 1.4286068202862268e-06)
+
+    def series() -> Any:
+        count = 14 if wide else 8
+        highest = real(1 / factorial(count - 1))
+
+        def constant(x):
+            return highest
+
+        def then(f: Any, c: Any) -> Any:
+            @device
+            def g(x):
+                return add(mul(f(x), x), c)
+
+            return g
+
+        f = device(constant)
+        for k in reversed(range(count - 1)):
+            f = then(f, real(1 / factorial(k)))
+        return f
+
+    taylor = series()
+
+    @device
+    def exp(x):
+        shifted = add(mul(x, log2e), magic)
+        n = sub(shifted, magic)
+        r = sub(sub(x, mul(n, high)), mul(n, low))
+        return mul(taylor(r), value(word(word(bits(shifted) << mantissa) + one_bits)))
+
+    @device
+    def odds_of(noise, logit, inverse):
+        a = mul(add(logit, noise), inverse)
+        a = a if a > -most else -most
+        return exp(a if a < most else most)
+
+    if op == "scale":
+
+        @device
+        def element(x, g, noise, sigma, logit, p, inverse, scale):
+            return careful_mul(x, add(one, mul(sigma, noise)))
+
+    elif op == "add":
+
+        @device
+        def element(x, g, noise, sigma, logit, p, inverse, scale):
+            return careful_add(x, mul(sigma, noise))
+
+    elif op == "concrete":
+
+        @device
+        def element(x, g, noise, sigma, logit, p, inverse, scale):
+            return careful_mul(x, div(scale, add(one, odds_of(noise, logit, inverse))))
+
+    else:  # gradient
+
+        @device
+        def element(x, g, noise, sigma, logit, p, inverse, scale):
+            odds = odds_of(noise, logit, inverse)
+            total = add(one, odds)
+            w = div(scale, total)
+            rest = sub(p, mul(div(odds, total), inverse))
+            return careful_mul(careful_mul(x, g), mul(w, rest))
+
+    return element
+
+
+@cache
+def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool, vector: bool) -> Any:
+    """A noise op on n contiguous elements, whose indices are as in `draw_kernel`.
+
+    axes = 0: `start` is a multiple of 4. op "gradient" writes the compute type, and reads g.
+    """
+    p = target(where)
+    e = elements(where, dtype)
+    wide, real_item = dtype == "float64", U64(8 if dtype == "float64" else 4)
+    decode, encode, encode2, load, store = e.decode, e.encode, e.encode2, e.load, e.store
+    item, first, step, zero = e.item, p.first, p.step, e.zero
+    load16, store16, load_u64, store_u64 = p.load16, p.store16, p.load_u64, p.store_u64
+    gradient = op == "gradient"
+    element = noisy(where, dtype, op)
+    kind = "logistic" if op in ("concrete", "gradient") else "normal"
+    four = getattr(variates(where), kind)
+    vector = vector and not gradient
+    itemsize = ITEMSIZE[dtype]
+    wide_of = p.wide
+    store_real, bits = (p.store_u64 if wide else p.store_u32), e.bits
+
+    if wide:
+
+        @p.device
+        def real(noise):
+            return wide_of(noise)
+
+    else:
+
+        @p.device
+        def real(noise):
+            return noise
+
+    @p.device
+    def one(x, g, y, i, noise, sigma, logit, rate, inverse, scale):
+        """Element i."""
+        at = U64(i * item)
+        dy = decode(load(U64(g + at))) if gradient else zero
+        v = decode(load(U64(x + at)))
+        v = element(v, dy, real(noise), sigma, logit, rate, inverse, scale)
+        if gradient:
+            store_real(U64(y + U64(i * real_item)), bits(v))
+        else:
+            store(U64(y + at), encode(v))
+
+    if itemsize == 4:
+
+        @p.device
+        def together(x, y, e0, e1, e2, e3, sigma, logit, rate, inverse, scale):
+            a = load16(x)
+            v0 = element(decode(a[0]), zero, e0, sigma, logit, rate, inverse, scale)
+            v1 = element(decode(a[1]), zero, e1, sigma, logit, rate, inverse, scale)
+            v2 = element(decode(a[2]), zero, e2, sigma, logit, rate, inverse, scale)
+            v3 = element(decode(a[3]), zero, e3, sigma, logit, rate, inverse, scale)
+            store16(y, encode(v0), encode(v1), encode(v2), encode(v3))
+
+    elif itemsize == 2:
+
+        @p.device
+        def together(x, y, e0, e1, e2, e3, sigma, logit, rate, inverse, scale):
+            a = load_u64(x)
+            low, high, mask = U32(a), U32(a >> U64(32)), U32(0xFFFF)
+            v0 = element(decode(U32(low & mask)), zero, e0, sigma, logit, rate, inverse, scale)
+            v1 = element(decode(U32(low >> U32(16))), zero, e1, sigma, logit, rate, inverse, scale)
+            v2 = element(decode(U32(high & mask)), zero, e2, sigma, logit, rate, inverse, scale)
+            v3 = element(decode(U32(high >> U32(16))), zero, e3, sigma, logit, rate, inverse, scale)
+            store_u64(y, U64(U64(encode2(v0, v1)) | U64(U64(encode2(v2, v3)) << U64(32))))
+
+    else:
+
+        @p.device
+        def two(x, y, e0, e1, sigma, logit, rate, inverse, scale):
+            a = load16(x)
+            x0 = decode(U64(U64(a[0]) | U64(U64(a[1]) << U64(32))))
+            x1 = decode(U64(U64(a[2]) | U64(U64(a[3]) << U64(32))))
+            y0 = encode(element(x0, zero, wide_of(e0), sigma, logit, rate, inverse, scale))
+            y1 = encode(element(x1, zero, wide_of(e1), sigma, logit, rate, inverse, scale))
+            store16(y, U32(y0), U32(y0 >> U64(32)), U32(y1), U32(y1 >> U64(32)))
+
+        @p.device
+        def together(x, y, e0, e1, e2, e3, sigma, logit, rate, inverse, scale):
+            two(x, y, e0, e1, sigma, logit, rate, inverse, scale)
+            two(U64(x + U64(16)), U64(y + U64(16)), e2, e3, sigma, logit, rate, inverse, scale)
+
+    if axes:
+        position, _ = positions(where, axes, small)
+
+        def noise(
+            x, g, y, n, start, shape, strides, keys, call, sigma, logit, rate, inverse, scale
+        ):
+            i = first()
+            while i < n:
+                index = U64(start + position(i, shape, strides))
+                e0, e1, e2, e3 = four(U64(index >> U64(2)), keys, call)
+                lower = e1 if U32(U32(index) & U32(1)) != U32(0) else e0
+                upper = e3 if U32(U32(index) & U32(1)) != U32(0) else e2
+                own = upper if U32(U32(index) & U32(2)) != U32(0) else lower
+                one(x, g, y, i, own, sigma, logit, rate, inverse, scale)
+                i = U64(i + step())
+
+    else:
+
+        def noise(
+            x, g, y, n, start, shape, strides, keys, call, sigma, logit, rate, inverse, scale
+        ):
+            group = first()
+            groups = U64(U64(n + U64(3)) >> U64(2))
+            while group < groups:
+                i = U64(group << U64(2))
+                e0, e1, e2, e3 = four(U64(U64(start + i) >> U64(2)), keys, call)
+                left = U64(n - i)
+                if vector and left >= U64(4):
+                    at = U64(i * item)
+                    together(
+                        U64(x + at), U64(y + at), e0, e1, e2, e3, sigma, logit, rate, inverse, scale
+                    )
+                else:
+                    one(x, g, y, i, e0, sigma, logit, rate, inverse, scale)
+                    if left > U64(1):
+                        one(x, g, y, U64(i + U64(1)), e1, sigma, logit, rate, inverse, scale)
+                    if left > U64(2):
+                        one(x, g, y, U64(i + U64(2)), e2, sigma, logit, rate, inverse, scale)
+                    if left > U64(3):
+                        one(x, g, y, U64(i + U64(3)), e3, sigma, logit, rate, inverse, scale)
+                group = U64(group + step())
+
+    return p.kernel(noise)
+
+
+@cache
+def sums_kernel(where: str, dtype: str, by: str) -> Any:
+    """Sums of n elements over the columns of `row` elements, float64, a part of them each.
+
+    by: "rows" or "tiles", of which each part has as many as any other, but for rounding. sums: one
+    row for each of PARTS parts. The order of additions is that of ``fd_backward_sums`` with "rows",
+    where n is a multiple of `row`, and of ``fd_noise_backward`` with "tiles".
+    """
+    p = target(where)
+    e = elements(where, dtype)
+    first, step, decode, load, item = p.first, p.step, e.decode, e.load, e.item
+    store_u64, b64, add, wide_of = p.store_u64, p.b64, p.add64, p.wide
+    tiled, parts, nothing = by == "tiles", U64(PARTS), np.float64(0)
+
+    if dtype == "float64":
+
+        @p.device
+        def number(x):
+            return decode(x)
+
+    else:
+
+        @p.device
+        def number(x):
+            return wide_of(decode(x))
+
+    def sums_of(x, sums, n, row):
+        i = first()
+        unit = U64(4096) if tiled else row
+        units = U64(U64(n + U64(unit - U64(1))) // unit)
+        while i < U64(parts * row):
+            part = U64(i // row)
+            column = U64(i - U64(part * row))
+            begin = U64(U64(U64(units * part) // parts) * unit)
+            end = U64(U64(U64(units * U64(part + U64(1))) // parts) * unit)
+            end = n if end > n else end
+            at = U64(U64(begin // row) * row + column)
+            at = U64(at + row) if at < begin else at
+            total = nothing
+            while at < end:
+                total = add(total, number(load(U64(x + U64(at * item)))))
+                at = U64(at + row)
+            store_u64(U64(sums + U64(i * U64(8))), b64(total))
+            i = U64(i + step())
+
+    return p.kernel(sums_of)
+
+
+@cache
+def total_kernel(where: str, dtype: str, single: bool) -> Any:
+    """What `sums_kernel` has left, to one sum: of each column, in dtype, or of all, in float64.
+
+    single: the columns are 512, and added up in the order of NumPy's pairwise summation.
+    """
+    p = target(where)
+    e = elements(where, dtype)
+    first, step, encode, store, item = p.first, p.step, e.encode, e.store, e.item
+    load_u64, store_u64, f64, b64, add = p.load_u64, p.store_u64, p.f64, p.b64, p.add64
+    narrow, wide_of, f32, b32 = p.narrow, p.wide, p.f32, p.b32
+    parts, eight = U64(PARTS), U64(8)
+
+    @p.device
+    def column(sums, i, row):
+        total = f64(load_u64(U64(sums + U64(i * eight))))
+        part = U64(1)
+        while part < parts:
+            at = U64(U64(U64(part * row) + i) * eight)
+            total = add(total, f64(load_u64(U64(sums + at))))
+            part = U64(part + U64(1))
+        return total
+
+    if dtype == "float64":
+
+        @p.device
+        def rounded(v):
+            return v
+
+    elif dtype == "float16":
+
+        @p.device
+        def rounded(v):
+            """To odd, so that the next rounding is the only one."""
+            r = narrow(v)
+            back = wide_of(r)
+            if back != v and v == v:
+                bits = b32(r)
+                if (back > v) == (v > np.float64(0)):
+                    bits = U32(bits - U32(1))
+                r = f32(U32(bits | U32(1)))
+            return r
+
+    else:
+
+        @p.device
+        def rounded(v):
+            return narrow(v)
+
+    @p.device
+    def strand(sums, begin, row):
+        """Every eighth of 128 columns."""
+        total = column(sums, begin, row)
+        j = U64(8)
+        while j < U64(128):
+            total = add(total, column(sums, U64(begin + j), row))
+            j = U64(j + U64(8))
+        return total
+
+    @p.device
+    def pairs(sums, begin, row):
+        a, b = strand(sums, begin, row), strand(sums, U64(begin + U64(1)), row)
+        c = strand(sums, U64(begin + U64(2)), row)
+        d = strand(sums, U64(begin + U64(3)), row)
+        return add(add(a, b), add(c, d))
+
+    @p.device
+    def block128(sums, begin, row):
+        return add(pairs(sums, begin, row), pairs(sums, U64(begin + U64(4)), row))
+
+    def total_of(sums, y, row):
+        i = first()
+        if single:
+            if i == U64(0):
+                low = add(block128(sums, U64(0), row), block128(sums, U64(128), row))
+                high = add(block128(sums, U64(256), row), block128(sums, U64(384), row))
+                store_u64(y, b64(add(low, high)))
+        else:
+            while i < row:
+                store(U64(y + U64(i * item)), encode(rounded(column(sums, i, row))))
+                i = U64(i + step())
+
+    return p.kernel(total_of)
+
+
+# Parameters of the kernels: name, type, and length where it is a tuple. "real" is the compute type,
+# "axes" the number of axes, at least one. Addresses are of global memory.
+_KEYS = [("keys", "u32", 14), ("call", "u64", None)]
+_RATE = [("t", "u32", None), ("f", "u32", None)]
+_AXES = [("shape", "u64", "axes"), ("strides", "u64", "axes")]
+
+
+def _each(kind: str, names: str) -> list:
+    return [(name, kind, None) for name in names.split()]
+
+
+# Each kernel's function, its options' defaults, and its parameters.
+KERNELS: dict[str, tuple[Any, dict[str, Any], list]] = {
+    "dropout": (
+        dropout_kernel,
+        {"op": "dropout", "source": "bytes", "shifted": False, "save": True, "vector": True},
+        [
+            *_each("u64", "x residual bias y given saved n row start"),
+            *_KEYS,
+            *_RATE,
+            *_each("real", "scale shift dropped"),
+        ],
+    ),
+    "draw": (
+        draw_kernel,
+        {"source": "bytes", "shifted": False, "axes": 0, "small": True},
+        [*_each("u64", "saved n start"), *_AXES, *_KEYS, *_RATE],
+    ),
+    "spread": (
+        spread_kernel,
+        {"axes": 1, "small": True},
+        [*_each("u64", "given saved n"), *_AXES],
+    ),
+    "unpack": (unpack_kernel, {}, _each("u64", "given y n")),
+    "noise": (
+        noise_kernel,
+        {"op": "scale", "axes": 0, "small": True, "vector": True},
+        [
+            *_each("u64", "x g y n start"),
+            *_AXES,
+            *_KEYS,
+            *_each("real", "sigma logit rate inverse scale"),
+        ],
+    ),
+    "sums": (sums_kernel, {"by": "rows"}, _each("u64", "x sums n row")),
+    "total": (total_kernel, {"single": False}, _each("u64", "sums y row")),
 }
 
 
 def kernel(where: str, name: str, dtype: str, **options: Any) -> tuple[Any, list]:
     """A kernel by name, and its parameters: (name, type, length of a tuple or None) each."""
-    build, parameters = KERNELS[name]
-    options = DEFAULTS[name] | options
+    build, defaults, parameters = KERNELS[name]
+    options = defaults | options
     real = "f64" if dtype == "float64" else "f32"
+    axes = max(options.get("axes", 0), 1)
     given = [
-        (n, real if kind == "real" else kind, options["axes"] if length == "axes" else length)
+        (n, real if kind == "real" else kind, axes if length == "axes" else length)
         for n, kind, length in parameters
     ]
     return build(where, dtype, **options), given
