@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import numpy.typing as npt
 
 from fastdrop import gate
 from fastdrop._core import ALPHA_DROPOUT
+from fastdrop.device import on_device
 from fastdrop.functional import Context, Region, masked
 from fastdrop.rng import RngLike
 from fastdrop.shared import spatial_axes
@@ -93,8 +93,8 @@ def feature_alpha_dropout(
     y : ndarray
     ctx : Context
     """
-    x = gate.array(x)
-    axes = spatial_axes(np.ndim(x), channels_last)
+    x = x if on_device(x) else gate.array(x)
+    axes = spatial_axes(x.ndim, channels_last)
     return alpha_dropout(
         x, p, rng=rng, training=training, shared_axes=axes, region=region, out=out, save=save
     )

@@ -316,6 +316,13 @@ def operation(where: str, dtype: str, op: str) -> Any:
             v = add(times(x, scale), shift)
             return (v if keep else dropped), no
 
+    elif op == "mean":
+        mul = e.mul
+
+        @device
+        def element(x, residual, bias, keep, scale, shift, dropped):
+            return add(mul(residual, shift), mul(x, scale)), no
+
     else:  # zoneout
 
         @device
@@ -454,8 +461,10 @@ def dropout_kernel(
 
     Parameters
     ----------
-    source : {"bytes", "bits", "given"}
-        Whether keep bits are drawn, at any rate but 1/2 or at 1/2, or read from `given`.
+    op : str
+        One of `OPS`, or "mean": x * scale + residual * shift.
+    source : {"bytes", "bits", "given", "all"}
+        Whether keep bits are drawn, at any rate but 1/2 or at 1/2, or read from `given`, or set.
     shifted : bool
         Whether `start`, the index of element 0, may be no multiple of 16.
     save : bool
@@ -475,7 +484,7 @@ def dropout_kernel(
     first, step, load16, store16 = p.first, p.step, p.load16, p.store16
     load_u16, store_u16, load, store = p.load_u16, p.store_u16, e.load, e.store
     item, zero, active_bits = e.item, e.zero, op == "relu_dropout"
-    has_residual = op in ("dropout_add", "bias_dropout_add", "zoneout")
+    has_residual = op in ("dropout_add", "bias_dropout_add", "zoneout", "mean")
     has_bias = op == "bias_dropout_add"
     nothing = (U32(0), U32(0), U32(0), U32(0))
     half = U64(16)
@@ -485,6 +494,12 @@ def dropout_kernel(
         @p.device
         def keep16(given, group, start, t, f, keys, call):
             return U32(load_u16(U64(given + U64(group << U64(1)))) ^ t)
+
+    elif source == "all":
+
+        @p.device
+        def keep16(given, group, start, t, f, keys, call):
+            return U32(0xFFFF)
 
     else:
         draw = (philox(where).any_start if shifted else philox(where).draws)[source]
@@ -594,7 +609,7 @@ def dropout_kernel(
 
 @cache
 def positions(where: str, axes: int, small: bool) -> Any:
-    """``f(i, shape, strides)``, the dot product of element i's C-order coordinates with the strides,
+    """``f(i, shape, strides)``, the dot product of element i's C-order coordinates and the strides,
     and ``g(i, length)``, how many elements of its row of the last axis begin with it.
 
     small: i and all lengths are below 2^32, so that the divisions are of 32 bits.
@@ -720,6 +735,24 @@ def spread_kernel(where: str, dtype: str, axes: int, small: bool) -> Any:
             group = U64(group + step())
 
     return p.kernel(spread)
+
+
+@cache
+def copy_kernel(where: str, dtype: str, axes: int, small: bool) -> Any:
+    """n elements from any layout to any other; `strides` and `to` are in bytes."""
+    p = target(where)
+    e = elements(where, dtype)
+    first, step, load, store = p.first, p.step, e.load, e.store
+    position, _ = positions(where, axes, small)
+
+    def copy(x, y, n, shape, strides, to):
+        i = first()
+        while i < n:
+            at = U64(y + position(i, shape, to))
+            store(at, load(U64(x + position(i, shape, strides))))
+            i = U64(i + step())
+
+    return p.kernel(copy)
 
 
 @cache
@@ -1065,7 +1098,8 @@ def sums_kernel(where: str, dtype: str, by: str) -> Any:
     p = target(where)
     e = elements(where, dtype)
     first, step, decode, load, item = p.first, p.step, e.decode, e.load, e.item
-    store_u64, b64, add, wide_of = p.store_u64, p.b64, p.add64, p.wide
+    store_u64, f64, b64, bits, wide_of = p.store_u64, p.f64, p.b64, e.bits, p.wide
+    add = elements(where, "float64").add
     tiled, parts, nothing = by == "tiles", U64(PARTS), np.float64(0)
 
     if dtype == "float64":
@@ -1078,7 +1112,14 @@ def sums_kernel(where: str, dtype: str, by: str) -> Any:
 
         @p.device
         def number(x):
-            return wide_of(decode(x))
+            v = decode(x)
+            r = wide_of(v)
+            if v != v:
+                u = bits(v)
+                payload = U64(U64(u & U32(0x003FFFFF)) << U64(29))
+                sign = U64(U64(u & U32(0x80000000)) << U64(32))
+                r = f64(U64(U64(payload | sign) | U64(0x7FF8000000000000)))
+            return r
 
     def sums_of(x, sums, n, row):
         i = first()
@@ -1111,7 +1152,8 @@ def total_kernel(where: str, dtype: str, single: bool) -> Any:
     p = target(where)
     e = elements(where, dtype)
     first, step, encode, store, item = p.first, p.step, e.encode, e.store, e.item
-    load_u64, store_u64, f64, b64, add = p.load_u64, p.store_u64, p.f64, p.b64, p.add64
+    load_u64, store_u64, f64, b64 = p.load_u64, p.store_u64, p.f64, p.b64
+    add = elements(where, "float64").add
     narrow, wide_of, f32, b32 = p.narrow, p.wide, p.f32, p.b32
     parts, eight = U64(PARTS), U64(8)
 
@@ -1131,25 +1173,28 @@ def total_kernel(where: str, dtype: str, single: bool) -> Any:
         def rounded(v):
             return v
 
-    elif dtype == "float16":
-
-        @p.device
-        def rounded(v):
-            """To odd, so that the next rounding is the only one."""
-            r = narrow(v)
-            back = wide_of(r)
-            if back != v and v == v:
-                bits = b32(r)
-                if (back > v) == (v > np.float64(0)):
-                    bits = U32(bits - U32(1))
-                r = f32(U32(bits | U32(1)))
-            return r
-
     else:
+        # NumPy goes to float16 in one step, ml_dtypes to bfloat16 in two, and loses NaN payloads.
+        to_odd = dtype == "float16"
+        payload_of = U32(0 if dtype == "bfloat16" else 0x003FFFFF)
 
         @p.device
         def rounded(v):
-            return narrow(v)
+            """To float32; to odd, if then to float16, so that the next rounding is the only one."""
+            r = narrow(v)
+            if v != v:
+                u = b64(v)
+                payload = U32(U32(u >> U64(29)) & payload_of)
+                sign = U32(U32(u >> U64(32)) & U32(0x80000000))
+                r = f32(U32(U32(payload | sign) | U32(0x7FC00000)))
+            elif to_odd:
+                back = wide_of(r)
+                if back != v:
+                    bits = b32(r)
+                    if (back > v) == (v > np.float64(0)):
+                        bits = U32(bits - U32(1))
+                    r = f32(U32(bits | U32(1)))
+            return r
 
     @p.device
     def strand(sums, begin, row):
@@ -1219,6 +1264,11 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], list]] = {
         spread_kernel,
         {"axes": 1, "small": True},
         [*_each("u64", "given saved n"), *_AXES],
+    ),
+    "copy": (
+        copy_kernel,
+        {"axes": 1, "small": True},
+        [*_each("u64", "x y n"), *_AXES, ("to", "u64", "axes")],
     ),
     "unpack": (unpack_kernel, {}, _each("u64", "given y n")),
     "noise": (

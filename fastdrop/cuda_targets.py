@@ -21,6 +21,8 @@ U32, U64 = np.uint32, np.uint64
 # Names of primitives that read and write 1, 2, 4, 8 bytes of memory.
 _WIDTHS = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 
+cuda: Any = None  # during a launch, the simulator puts here what knows of the threads
+
 
 @cache
 def target(name: str) -> SimpleNamespace:
@@ -40,12 +42,17 @@ def target(name: str) -> SimpleNamespace:
 
 
 def _python() -> SimpleNamespace:
+    global cuda
     from numba import cuda
 
     kinds = {8: ctypes.c_uint8, 16: ctypes.c_uint16, 32: ctypes.c_uint32, 64: ctypes.c_uint64}
 
-    def quiet(f: Any) -> Any:
-        return np.errstate(all="ignore")(f)
+    def kernel(f: Any) -> Any:
+        def simulated(*args: Any) -> None:
+            with np.errstate(all="ignore"):
+                f(*args)
+
+        return cuda.jit(simulated)
 
     def load16(address: Any) -> tuple:
         assert address % 16 == 0
@@ -83,8 +90,8 @@ def _python() -> SimpleNamespace:
 
     t = SimpleNamespace(
         name="python",
-        device=quiet,
-        kernel=lambda f: cuda.jit(quiet(f)),
+        device=lambda f: f,
+        kernel=kernel,
         first=lambda: U64(cuda.grid(1)),
         step=lambda: U64(cuda.gridsize(1)),
         load16=load16,

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from fastdrop import cpu, gate
 from fastdrop._core import ZONEOUT
+from fastdrop.device import cuda, on_device
 from fastdrop.functional import Context, Region
 from fastdrop.rng import RngLike, draw_call
 from fastdrop.stateful import Layer, Rate
@@ -32,6 +33,8 @@ class ZoneoutContext(Context):
         ----------
         dy : array_like of a floating dtype, shape of y
         """
+        if on_device(dy):
+            return cuda().backward_zoneout(self, dy)
         dy = gate.array(dy, "dy")
         gate.like(dy, "dy", self.shape)
         bits = self._bits
@@ -53,6 +56,8 @@ class ZoneoutMeanContext(Context):
         self, dy: npt.ArrayLike, out: None = None
     ) -> tuple[npt.NDArray, npt.NDArray]:
         """(dprevious, dnew): p * dy and (1 - p) * dy."""
+        if on_device(dy):
+            return cuda().backward_zoneout_mean(self, dy)
         dy = gate.array(dy, "dy")
         gate.like(dy, "dy", self.shape)
         return _mean(dy, np.zeros_like(dy), self.p), _mean(np.zeros_like(dy), dy, self.p)
@@ -97,6 +102,8 @@ def zoneout(
     2017, equations 3 to 5.
     """
     gate.choice(save, ("bits", "seed"), "save")
+    if on_device(previous):
+        return cuda().run_zoneout(previous, new, p, rng, training, expectation, region, save)
     previous, new = gate.array(previous, "previous"), gate.array(new, "new")
     gate.like(new, "new", previous.shape, previous.dtype)
     p = gate.rate(p)
