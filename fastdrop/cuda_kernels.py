@@ -799,25 +799,27 @@ def variates(where: str) -> SimpleNamespace:
     quarter_turn, two24 = F32(np.pi / 4 * 2.0**-31), F32(2**24)
     normals, uniforms = U32(rng.NORMALS << 28), U32(rng.UNIFORMS << 28)
 
-    def polynomial(coefficients: list) -> Any:
-        highest = F32(coefficients[-1])
+    logs, sins, cosines = (tuple(map(F32, c)) for c in (noise.LOG, noise.SIN, noise.COS))
 
-        def constant(x):
-            return highest
+    @device
+    def horner4(v, x, c3, c2, c1, c0):
+        """Four steps of Horner's rule."""
+        v = add(mul(add(mul(v, x), c3), x), c2)
+        return add(mul(add(mul(v, x), c1), x), c0)
 
-        def then(f: Any, c: np.float32) -> Any:
-            @device
-            def g(x):
-                return add(mul(f(x), x), c)
+    @device
+    def log_series(x):
+        v = horner4(logs[8], x, logs[7], logs[6], logs[5], logs[4])
+        return horner4(v, x, logs[3], logs[2], logs[1], logs[0])
 
-            return g
+    @device
+    def sin_series(x):
+        v = add(mul(sins[3], x), sins[2])
+        return add(mul(add(mul(v, x), sins[1]), x), sins[0])
 
-        f = device(constant)
-        for c in reversed(coefficients[:-1]):
-            f = then(f, F32(c))
-        return f
-
-    log_series, sin_series, cos_series = map(polynomial, (noise.LOG, noise.SIN, noise.COS))
+    @device
+    def cos_series(x):
+        return horner4(cosines[4], x, cosines[3], cosines[2], cosines[1], cosines[0])
 
     @device
     def arithmetic_shift_23(x):
@@ -893,26 +895,27 @@ def noisy(where: str, dtype: str, op: str) -> Any:
     high = real(0.69314718036912381649 if wide else 0.693145751953125)
     low = real(1.90821492927058770002e-10 if wide else 1.4286068202862268e-06)
 
-    def series() -> Any:
-        count = 14 if wide else 8
-        highest = real(1 / factorial(count - 1))
+    terms = tuple(real(1 / factorial(k)) for k in range(14 if wide else 8))
 
-        def constant(x):
-            return highest
+    @device
+    def two_steps(v, x, c1, c0):
+        return add(mul(add(mul(v, x), c1), x), c0)
 
-        def then(f: Any, c: Any) -> Any:
-            @device
-            def g(x):
-                return add(mul(f(x), x), c)
+    if wide:
 
-            return g
+        @device
+        def taylor(x):
+            v = two_steps(add(mul(terms[13], x), terms[12]), x, terms[11], terms[10])
+            v = two_steps(two_steps(v, x, terms[9], terms[8]), x, terms[7], terms[6])
+            v = two_steps(two_steps(v, x, terms[5], terms[4]), x, terms[3], terms[2])
+            return two_steps(v, x, terms[1], terms[0])
 
-        f = device(constant)
-        for k in reversed(range(count - 1)):
-            f = then(f, real(1 / factorial(k)))
-        return f
+    else:
 
-    taylor = series()
+        @device
+        def taylor(x):
+            v = two_steps(add(mul(terms[7], x), terms[6]), x, terms[5], terms[4])
+            return two_steps(two_steps(v, x, terms[3], terms[2]), x, terms[1], terms[0])
 
     @device
     def exp(x):

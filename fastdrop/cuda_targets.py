@@ -342,8 +342,9 @@ def _numba(gpu: bool) -> SimpleNamespace:
     else:
         from numba import njit
 
-        t.device = njit
-        t.kernel = njit(nogil=True)
+        # Numba would spend a fifth of its time on how Python and C call these.
+        t.device = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+        t.kernel = njit(nogil=True, no_cfunc_wrapper=True)
 
         @t.device
         def first():
