@@ -1,13 +1,15 @@
 """Arrays in a GPU's memory, whoever made them, and launching kernels on them.
 
-CuPy, PyTorch and Numba arrays are known; what else has ``__cuda_array_interface__`` is taken as it
-is, and gets Numba arrays back. Importing this module imports none of them.
+CuPy, PyTorch and Numba arrays are known. What else has ``__cuda_array_interface__`` is taken as it
+is, and gets Numba arrays back. What has ``__dlpack__`` instead goes through CuPy and gets its own
+kind back, without a copy. Importing this module imports none of them.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
 from math import prod
@@ -23,6 +25,8 @@ ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 THREADS = 128  # of a block
 MAX_BLOCKS = 8192  # of a grid: some for each multiprocessor; threads take several turns then
 
+DLPACK_CUDA = 2  # kDLCUDA
+
 INSTALL = "pip install 'fastdrop[numba]'"
 
 
@@ -34,7 +38,9 @@ def on_device(x: Any) -> bool:
     if isinstance(is_cuda, bool):
         return is_cuda
     try:
-        return hasattr(x, "__cuda_array_interface__")
+        if hasattr(x, "__cuda_array_interface__"):
+            return True
+        return hasattr(x, "__dlpack_device__") and int(x.__dlpack_device__()[0]) == DLPACK_CUDA
     except Exception:  # an array library's own words on an array it cannot export
         return False
 
@@ -65,6 +71,10 @@ class Numba:
         """The stream that x is used on, as CUDA's handle."""
         return self.interface(x).get("stream") or 0
 
+    def device(self, x: Any) -> int | None:
+        """Number of the device that x lives on; None: the present one."""
+        return None
+
     def fetch(self, x: Any) -> np.ndarray:
         """A copy in the host's memory."""
         return x.copy_to_host()
@@ -86,6 +96,9 @@ class CuPy(Numba):
 
     def stream(self, x: Any) -> int:
         return sys.modules["cupy"].cuda.get_current_stream().ptr
+
+    def device(self, x: Any) -> int | None:
+        return x.device.id
 
     def fetch(self, x: Any) -> np.ndarray:
         return x.get()
@@ -115,11 +128,37 @@ class PyTorch(Numba):
     def stream(self, x: Any) -> int:
         return sys.modules["torch"].cuda.current_stream(x.device).cuda_stream
 
+    def device(self, x: Any) -> int | None:
+        return x.device.index
+
     def fetch(self, x: Any) -> np.ndarray:
         return x.cpu().numpy()
 
     def send(self, like: Any, data: np.ndarray) -> Any:
         return sys.modules["torch"].from_numpy(data).to(like.device)
+
+
+class DLPack(CuPy):
+    """What exchanges arrays by DLPack alone: CuPy sees the same memory."""
+
+    def _seen(self, x: Any) -> Any:
+        return import_module("cupy").from_dlpack(x)
+
+    def empty(self, like: Any, shape: tuple, dtype: str, strides: tuple) -> Any:
+        made = super().empty(self._seen(like), shape, dtype, strides)
+        return like.__array_namespace__().from_dlpack(made)
+
+    def interface(self, x: Any) -> dict:
+        return self._seen(x).__cuda_array_interface__
+
+    def device(self, x: Any) -> int | None:
+        return int(x.__dlpack_device__()[1])
+
+    def fetch(self, x: Any) -> np.ndarray:
+        return self._seen(x).get()
+
+    def send(self, like: Any, data: np.ndarray) -> Any:
+        return like.__array_namespace__().from_dlpack(super().send(self._seen(like), data))
 
 
 KINDS: dict[str, Numba] = {"numba": Numba(), "cupy": CuPy(), "torch": PyTorch()}
@@ -142,7 +181,10 @@ class DeviceArray:
 
     def __init__(self, array: Any) -> None:
         self.array = array
-        self.kind = KINDS.get(type(array).__module__.partition(".")[0], KINDS["numba"])
+        kind = KINDS.get(type(array).__module__.partition(".")[0])
+        if kind is None:
+            kind = KINDS["numba"] if hasattr(array, "__cuda_array_interface__") else DLPack()
+        self.kind = kind
         known = self.kind.interface(array)
         self.address, readonly = known["data"]
         self.writeable = not readonly
@@ -290,7 +332,7 @@ def why_not() -> str | None:
         error = getattr(cuda, "cuda_error", lambda: None)()
     except Exception as raised:
         error = raised
-    return f"Numba finds no CUDA device or driver ({error or 'no device'})"
+    return f"Numba finds no CUDA device or driver ({' '.join(str(error or 'no device').split())})"
 
 
 @cache
@@ -338,7 +380,10 @@ def launch(
     blocks = min(max(1, (threads + THREADS - 1) // THREADS), MAX_BLOCKS)
     stream = like.stream
     queue = cuda.external_stream(stream) if stream and target == "cuda" else 0
-    kernel[blocks, THREADS, queue](*values)
+    number = like.kind.device(like.array) if target == "cuda" else None
+    present = number is None or number == cuda.get_current_device().id
+    with nullcontext() if present else cuda.gpus[number]:
+        kernel[blocks, THREADS, queue](*values)
 
 
 def copy(x: DeviceArray, y: DeviceArray) -> None:

@@ -3,6 +3,9 @@ with NUMBA_ENABLE_CUDASIM=1 in the environment.
 """
 
 import pickle
+import sys
+from contextlib import nullcontext
+from types import ModuleType, SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -360,6 +363,34 @@ def test_errors():
     with pytest.raises(ValueError, match="region"):
         fd.dropout(x, 0.3, rng=call, region=((0,), (3,)))
     assert call.call == 0
+
+
+def test_dlpack(monkeypatch):
+    """An array that has __dlpack__ alone is seen by CuPy and comes back as what it was."""
+
+    class Other:
+        def __init__(self, fake):
+            self.fake = fake
+
+        def __dlpack_device__(self):
+            return 2, 0
+
+        def __array_namespace__(self):
+            return SimpleNamespace(from_dlpack=Other)
+
+    class CuPyArray(FakeArray):
+        device = nullcontext()
+
+    cupy = ModuleType("cupy")
+    cupy.from_dlpack = lambda other: CuPyArray(other.fake.host)
+    cupy.cuda = SimpleNamespace(alloc=lambda n: bytearray(n))
+    cupy.ndarray = lambda *layout: to_fake(np.ndarray(*layout[:3]))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(device.DLPack, "stream", lambda self, x: 0)
+    x = numbers(50, np.float32)
+    y, _ = fd.dropout(Other(to_fake(x)), 0.3, rng=rng())
+    assert isinstance(y, Other)
+    assert_same_bits(y.fake.host, fd.dropout(x, 0.3, rng=rng())[0])
 
 
 def test_available():
