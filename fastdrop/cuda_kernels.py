@@ -334,8 +334,9 @@ def operation(where: str, dtype: str, op: str) -> Any:
 
 @cache
 def quads(where: str, dtype: str, op: str) -> Any:
-    """`operation` on the words of 16 bytes: ``f(x, residual, bias, k, scale, shift, dropped)`` to
-    (y, active), where x, residual, bias and y are four words each, and k and active bit 0 and up.
+    """`operation` on 16 bytes: ``f(x, residual, bias, k, scale, shift, dropped)`` to (y, active),
+    where x, residual, bias and y are four words each, or two uint64 with float64, and k and active
+    are bit 0 and up.
     """
     device = target(where).device
     e = elements(where, dtype)
@@ -351,32 +352,12 @@ def quads(where: str, dtype: str, op: str) -> Any:
     if item == 8:
 
         @device
-        def pair(low, high):
-            return decode(U64(U64(low) | U64(U64(high) << U64(32))))
-
-        @device
         def quad(x, r, b, k, scale, shift, dropped):
-            v0, a0 = element(
-                pair(x[0], x[1]),
-                pair(r[0], r[1]),
-                pair(b[0], b[1]),
-                is_set(k, U32(0)),
-                scale,
-                shift,
-                dropped,
-            )
-            v1, a1 = element(
-                pair(x[2], x[3]),
-                pair(r[2], r[3]),
-                pair(b[2], b[3]),
-                is_set(k, U32(1)),
-                scale,
-                shift,
-                dropped,
-            )
-            y0, y1 = encode(v0), encode(v1)
-            y = U32(y0), U32(y0 >> U64(32)), U32(y1), U32(y1 >> U64(32))
-            return y, U32(a0 | U32(a1 << U32(1)))
+            x0, r0, b0 = decode(x[0]), decode(r[0]), decode(b[0])
+            x1, r1, b1 = decode(x[1]), decode(r[1]), decode(b[1])
+            v0, a0 = element(x0, r0, b0, is_set(k, U32(0)), scale, shift, dropped)
+            v1, a1 = element(x1, r1, b1, is_set(k, U32(1)), scale, shift, dropped)
+            return (encode(v0), encode(v1)), U32(a0 | U32(a1 << U32(1)))
 
         return quad
 
@@ -481,13 +462,26 @@ def dropout_kernel(
     e = elements(where, dtype)
     element, quad = operation(where, dtype, op), quads(where, dtype, op)
     decode, encode = e.decode, e.encode
-    first, step, load16, store16 = p.first, p.step, p.load16, p.store16
+    first, step = p.first, p.step
     load_u16, store_u16, load, store = p.load_u16, p.store_u16, e.load, e.store
     item, zero, active_bits = e.item, e.zero, op == "relu_dropout"
     has_residual = op in ("dropout_add", "bias_dropout_add", "zoneout", "mean")
     has_bias = op == "bias_dropout_add"
-    nothing = (U32(0), U32(0), U32(0), U32(0))
     half = U64(16)
+
+    if dtype == "float64":
+        nothing, load16, store16d = (U64(0), U64(0)), p.load16d, p.store16d
+
+        @p.device
+        def put(y, v):
+            store16d(y, v[0], v[1])
+
+    else:
+        nothing, load16, store16 = (U32(0), U32(0), U32(0), U32(0)), p.load16, p.store16
+
+        @p.device
+        def put(y, v):
+            store16(y, v[0], v[1], v[2], v[3])
 
     if source == "given":
 
@@ -536,8 +530,8 @@ def dropout_kernel(
         x1, r1, b1 = operands(U64(x + half), U64(r + half), U64(b + half))
         y0, a0 = quad(x0, r0, b0, k, scale, shift, dropped)
         y1, a1 = quad(x1, r1, b1, U32(k >> s1), scale, shift, dropped)
-        store16(y, y0[0], y0[1], y0[2], y0[3])
-        store16(U64(y + half), y1[0], y1[1], y1[2], y1[3])
+        put(y, y0)
+        put(U64(y + half), y1)
         return U32(a0 | U32(a1 << s1))
 
     def twice(f: Any, elements: int) -> Any:
@@ -973,6 +967,7 @@ def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool, vector
     decode, encode, encode2, load, store = e.decode, e.encode, e.encode2, e.load, e.store
     item, first, step, zero = e.item, p.first, p.step, e.zero
     load16, store16, load_u64, store_u64 = p.load16, p.store16, p.load_u64, p.store_u64
+    load16d, store16d = p.load16d, p.store16d
     gradient = op == "gradient"
     element = noisy(where, dtype, op)
     kind = "logistic" if op in ("concrete", "gradient") else "normal"
@@ -1033,12 +1028,10 @@ def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool, vector
 
         @p.device
         def two(x, y, e0, e1, sigma, logit, rate, inverse, scale):
-            a = load16(x)
-            x0 = decode(U64(U64(a[0]) | U64(U64(a[1]) << U64(32))))
-            x1 = decode(U64(U64(a[2]) | U64(U64(a[3]) << U64(32))))
-            y0 = encode(element(x0, zero, wide_of(e0), sigma, logit, rate, inverse, scale))
-            y1 = encode(element(x1, zero, wide_of(e1), sigma, logit, rate, inverse, scale))
-            store16(y, U32(y0), U32(y0 >> U64(32)), U32(y1), U32(y1 >> U64(32)))
+            a = load16d(x)
+            y0 = element(decode(a[0]), zero, wide_of(e0), sigma, logit, rate, inverse, scale)
+            y1 = element(decode(a[1]), zero, wide_of(e1), sigma, logit, rate, inverse, scale)
+            store16d(y, encode(y0), encode(y1))
 
         @p.device
         def together(x, y, e0, e1, e2, e3, sigma, logit, rate, inverse, scale):

@@ -29,7 +29,8 @@ def target(name: str) -> SimpleNamespace:
     """The primitives of one target.
 
     ``kernel(f)``, ``device(f)``: decorators. ``first()``, ``step()``: this thread, and how many
-    there are. ``load16``, ``store16``: four words; ``load_u8`` ... ``store_u64``: one integer.
+    there are. ``load16``, ``store16``: four words; ``load16d``, ``store16d``: two uint64;
+    ``load_u8`` ... ``store_u64``: one integer.
     ``f32``, ``b32``, ``f64``, ``b64``: bits to float and back. ``half``: float16 bits to float32;
     ``halves``, ``bfloats``: two float32 to a word of two of those types, to nearest even.
     ``add32`` ... ``div32``, ``sqrt32``, ``add64`` ... ``div64``: rounded once, never contracted.
@@ -62,6 +63,14 @@ def _python() -> SimpleNamespace:
         assert address % 16 == 0
         (ctypes.c_uint32 * 4).from_address(int(address))[:] = [int(w) for w in words]
 
+    def load16d(address: Any) -> tuple:
+        assert address % 16 == 0
+        return tuple(map(U64, (ctypes.c_uint64 * 2).from_address(int(address))))
+
+    def store16d(address: Any, *words: Any) -> None:
+        assert address % 16 == 0
+        (ctypes.c_uint64 * 2).from_address(int(address))[:] = [int(w) for w in words]
+
     def loader(bits: int) -> Any:
         def load(address: Any) -> Any:
             assert address % (bits // 8) == 0
@@ -80,13 +89,23 @@ def _python() -> SimpleNamespace:
     def view(kind: type) -> Any:
         return lambda value: value.view(kind)
 
+    def gpu_nan(value: Any) -> Any:
+        """As on a GPU: one NaN for all."""
+        if value == value:
+            return value
+        wide = value.dtype == np.float64
+        return (U64(2**63 - 1) if wide else U32(2**31 - 1)).view(value.dtype)
+
     def halves(low: Any, high: Any) -> Any:
-        low, high = (U32(np.float16(v).view(np.uint16)) for v in (low, high))
+        low, high = (U32(np.float16(v).view(np.uint16) if v == v else 0x7FFF) for v in (low, high))
         return U32(low | high << U32(16))
 
+    def bfloat(v: Any) -> Any:
+        u = v.view(U32)
+        return u + U32(0x7FFF) + (u >> U32(16) & U32(1)) >> U32(16) if v == v else U32(0x7FFF)
+
     def bfloats(low: Any, high: Any) -> Any:
-        low, high = (v.view(U32) + U32(0x7FFF) + (v.view(U32) >> 16 & 1) >> 16 for v in (low, high))
-        return U32(low | high << U32(16))
+        return U32(bfloat(low) | bfloat(high) << U32(16))
 
     t = SimpleNamespace(
         name="python",
@@ -96,28 +115,30 @@ def _python() -> SimpleNamespace:
         step=lambda: U64(cuda.gridsize(1)),
         load16=load16,
         store16=store16,
+        load16d=load16d,
+        store16d=store16d,
         f32=view(np.float32),
         b32=view(np.uint32),
         f64=view(np.float64),
         b64=view(np.uint64),
-        half=lambda bits: np.float32(np.uint16(bits).view(np.float16)),
+        half=lambda bits: gpu_nan(np.float32(np.uint16(bits).view(np.float16))),
         halves=halves,
         bfloats=bfloats,
         clz=lambda value: U32(32 - int(value).bit_length()),
         float_of=lambda value: np.float32(value.view(np.int32)),
         high=lambda a, b: U32(U64(a) * U64(b) >> U64(32)),
-        wide=np.float64,
-        narrow=np.float32,
+        wide=lambda value: gpu_nan(np.float64(value)),
+        narrow=lambda value: gpu_nan(np.float32(value)),
         sqrt32=np.sqrt,
     )
     for bits in _WIDTHS:
         setattr(t, f"load_u{bits}", loader(bits))
         setattr(t, f"store_u{bits}", storer(bits))
     for kind, suffix in ((np.float32, "32"), (np.float64, "64")):
-        setattr(t, f"add{suffix}", lambda a, b, kind=kind: kind(a + b))
-        setattr(t, f"sub{suffix}", lambda a, b, kind=kind: kind(a - b))
-        setattr(t, f"mul{suffix}", lambda a, b, kind=kind: kind(a * b))
-        setattr(t, f"div{suffix}", lambda a, b, kind=kind: kind(a / b))
+        setattr(t, f"add{suffix}", lambda a, b, kind=kind: gpu_nan(kind(a + b)))
+        setattr(t, f"sub{suffix}", lambda a, b, kind=kind: gpu_nan(kind(a - b)))
+        setattr(t, f"mul{suffix}", lambda a, b, kind=kind: gpu_nan(kind(a * b)))
+        setattr(t, f"div{suffix}", lambda a, b, kind=kind: gpu_nan(kind(a / b)))
     return t
 
 
@@ -137,7 +158,6 @@ def _numba(gpu: bool) -> SimpleNamespace:
 
     ints = {bits: ir.IntType(bits) for bits in _WIDTHS}
     i32 = ints[32]
-    quad = ir.VectorType(i32, 4)
     space = 1 if gpu else 0  # global memory
     u32, u64, f32, f64 = types.uint32, types.uint64, types.float32, types.float64
     of_bits = {8: u32, 16: u32, 32: u32, 64: u64}
@@ -145,29 +165,40 @@ def _numba(gpu: bool) -> SimpleNamespace:
     def pointer(builder: Any, address: Any, to: Any) -> Any:
         return builder.inttoptr(address, ir.PointerType(to, space))
 
-    @intrinsic
-    def load16(typing, address):
-        signature = types.UniTuple(u32, 4)(u64)
+    def vector(of: Any, bits: int, n: int) -> tuple[Any, Any]:
+        """Load and store of 16 bytes as n integers: one access, whatever they are used for."""
+        kind = ir.VectorType(ints[bits], n)
 
-        def generate(context, builder, sig, args):
-            words = builder.load(pointer(builder, args[0], quad), align=16)
-            parts = [builder.extract_element(words, ir.Constant(i32, k)) for k in range(4)]
-            return context.make_tuple(builder, sig.return_type, parts)
+        @intrinsic
+        def load(typing, address):
+            signature = types.UniTuple(of, n)(u64)
 
-        return signature, generate
+            def generate(context, builder, sig, args):
+                words = builder.load(pointer(builder, args[0], kind), align=16)
+                parts = [builder.extract_element(words, ir.Constant(i32, k)) for k in range(n)]
+                return context.make_tuple(builder, sig.return_type, parts)
+
+            return signature, generate
+
+        def store(context, builder, sig, args):
+            words = ir.Constant(kind, ir.Undefined)
+            for k in range(n):
+                words = builder.insert_element(words, args[1 + k], ir.Constant(i32, k))
+            builder.store(words, pointer(builder, args[0], kind), align=16)
+            return context.get_dummy_value()
+
+        return load, store
+
+    load16, store_words = vector(u32, 32, 4)
+    load16d, store_pair = vector(u64, 64, 2)
 
     @intrinsic
     def store16(typing, address, a, b, c, d):
-        signature = types.void(u64, u32, u32, u32, u32)
+        return types.void(u64, u32, u32, u32, u32), store_words
 
-        def generate(context, builder, sig, args):
-            words = ir.Constant(quad, ir.Undefined)
-            for k in range(4):
-                words = builder.insert_element(words, args[1 + k], ir.Constant(i32, k))
-            builder.store(words, pointer(builder, args[0], quad), align=16)
-            return context.get_dummy_value()
-
-        return signature, generate
+    @intrinsic
+    def store16d(typing, address, a, b):
+        return types.void(u64, u64, u64), store_pair
 
     def loader(bits: int) -> Any:
         @intrinsic
@@ -308,6 +339,8 @@ def _numba(gpu: bool) -> SimpleNamespace:
         name="cuda" if gpu else "njit",
         load16=load16,
         store16=store16,
+        load16d=load16d,
+        store16d=store16d,
         f32=cast(f32, u32),
         b32=cast(u32, f32),
         f64=cast(f64, u64),

@@ -42,6 +42,9 @@ def numbers(shape, dtype, seed=0):
         flat[3 : 3 + len(special)] = special
         unsigned = flat.view(f"u{x.dtype.itemsize}")
         unsigned[20] = unsigned[3] | 5  # a NaN with a payload
+        quiet = {2: 0x200, 4: 2**22, 8: 2**51}[x.dtype.itemsize]
+        quiet = 0x40 if x.dtype.name == "bfloat16" else quiet
+        unsigned[21:23] = unsigned[5] | 1, unsigned[6] | (quiet - 1)  # signaling ones
     return x
 
 
@@ -87,10 +90,13 @@ def test_dropout(dtype, p, save):
         *(ctx_cpu.shape, ctx_cpu.nbytes),
     )
     np.testing.assert_array_equal(ctx.mask(), ctx_cpu.mask())
-    backward(ctx, ctx_cpu, dy)
+    if dtype == np.float32 or save == "seed":
+        backward(ctx, ctx_cpu, dy)
+    else:
+        same(ctx.backward(to_fake(dy)), ctx_cpu.backward(dy))
 
 
-@pytest.mark.parametrize("n", [0, 1, 7, 8, 15, 16, 17, 31, 32, 33, 95, 96, 97])
+@pytest.mark.parametrize("n", [0, 1, 8, 15, 16, 17, 33, 96, 97])
 @EACH_DTYPE
 def test_tails(n, dtype):
     x = numbers(n, dtype)
@@ -203,7 +209,8 @@ def test_zoneout(dtype, expectation):
         _, ctx, _, ctx_cpu = both(fd.zoneout, previous, new, p, expectation=expectation)
         backward(ctx, ctx_cpu, dy)
         # The mean in NumPy gives bfloat16 NaN no payload, and its context has no pickle.
-        a, b, c = (np.where(np.isfinite(v), v, dtype(4)) for v in (previous, new, dy))
+        with np.errstate(invalid="ignore"):
+            a, b, c = (np.where(np.isfinite(v), v, dtype(4)) for v in (previous, new, dy))
         kwargs = {"training": False, "expectation": expectation}
         _, ctx, _, ctx_cpu = both(fd.zoneout, a, b, p, **kwargs)
         same(ctx.backward(to_fake(c)), ctx_cpu.backward(c))
