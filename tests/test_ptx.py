@@ -10,7 +10,11 @@ import pytest
 from bitwise import assert_same_bits
 from ptx import Fault, Kernel, Memory
 from ptx.kernel import Launch
+from sass import assemble, tool
 
+needs_ptxas = pytest.mark.skipif(
+    not (tool("ptxas") and tool("nvdisasm")), reason="no ptxas: pip install 'fastdrop[test-cuda]'"
+)
 NAN32 = np.array([0x7FFFFFFF], np.uint32).view(np.float32)[0]
 
 
@@ -185,11 +189,15 @@ INTEGER = [
        lambda a, b, c, table=table: sum((table >> ((a >> k & 1) << 2 | (b >> k & 1) << 1
                                                    | c >> k & 1) & 1) << k for k in range(32)))
       for table in (0x96, 0xE8, 0xCA, 0x6A)],
-    *[(f"bfe.{t}{w} %y, %a, %b, %c;", f"{k}{w // 8}", f"{k}{w // 8}" + U32 * 2,
-       lambda a, b, c, d=f"{k}{w // 8}": field(a, b, c, d))
-      for t, k in (("u", "u"), ("s", "i")) for w in (32, 64)],
-    *[(f"bfi.b{w} %y, %a, %b, %c, %d;", f"u{w // 8}", f"u{w // 8}" * 2 + U32 * 2,
-       lambda a, b, c, d, w=w: inserted(a, b, c, d, w)) for w in (32, 64)],
+    *[(f"bfe.{t}32 %y, %a, %b, %c;", k, k + U32 * 2,
+       lambda a, b, c, k=k: field(a, b, c, k)) for t, k in (("u", U32), ("s", S32))],
+    *[(f"and.b32 %b, %b, 127; and.b32 %c, %c, 127; bfe.{t}64 %y, %a, %b, %c;", k, k + U32 * 2,
+       lambda a, b, c, k=k: field(a, b & 127, c & 127, k)) for t, k in (("u", U64), ("s", S64))],
+    ("bfi.b32 %y, %a, %b, %c, %d;", U32, U32 * 4,
+     lambda a, b, c, d: inserted(a, b, c, d, 32)),
+    ("and.b32 %c, %c, 127; and.b32 %d, %d, 127; bfi.b64 %y, %a, %b, %c, %d;",
+     U64, U64 * 2 + U32 * 2,
+     lambda a, b, c, d: inserted(a, b, c & 127, d & 127, 64)),
     ("popc.b64 %y, %a;", U32, U64, lambda a: a.bit_count()),
     ("clz.b32 %y, %a;", U32, U32, lambda a: 32 - a.bit_length()),
     ("clz.b64 %y, %a;", U32, U64, lambda a: 64 - a.bit_length()),
@@ -399,7 +407,7 @@ def test_float_instructions_round_exactly(instruction, out, sources, definition)
     with np.errstate(all="ignore"):
         rows = [definition(*row) for row in zip(*columns, strict=True)]
         expected = np.array(rows, "f8" if out[0] == "f" else out).astype(out)
-    if out == F32:
+    if out == F32 and not instruction.startswith("neg"):
         expected[np.isnan(expected)] = NAN32
     elif out == F64:  # any NaN: the manual promises no payload, nor do the kernels rely on one
         assert (np.isnan(actual) == np.isnan(expected)).all()
@@ -614,3 +622,98 @@ def test_a_loop_without_end_fails(monkeypatch):
 def test_arguments_are_counted():
     with pytest.raises(Fault, match="1 parameters, 0 arguments"):
         Kernel(module("", "y")).launch(Memory(1 << 20), 1, 1)
+
+
+# Against NVIDIA's own assembler ------------------------------------------------------------------
+
+
+def snippets():
+    for instruction, out, sources, _ in [*INTEGER, *DIVISION, *(f.values for f in FLOAT)]:
+        yield instruction, out, split(sources)
+
+
+def entries(texts):
+    """One module of many kernels."""
+    head, _ = texts[0].split(".visible", 1)
+    bodies = (
+        t.split(".visible", 1)[1].replace("kernel", f"kernel{k}", 1) for k, t in enumerate(texts)
+    )
+    return head + "".join(f".visible{b}" for b in bodies)
+
+
+@needs_ptxas
+def test_ptxas_accepts_what_the_interpreter_does():
+    assemble(entries([around(*parts[:2], *parts[2]) for parts in snippets()]), 90)
+
+
+ROWS = 12
+
+
+def constants_stored(sass):
+    """Of each kernel the constants that it stores, by offset, where ptxas has computed them."""
+    stored = {}
+    for section in sass.split("\n.text.kernel")[1:]:
+        name, lines = section.split(":", 1)
+        known = {"RZ": 0}
+        for line in lines.splitlines():
+            if re.search(r"\b(BRA|CALL|BSYNC|@)", line):
+                known = {"RZ": 0}  # what is known on one way only
+            m = re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(\S.*?)\s*;", line)
+            if not m:
+                continue
+            op, *operands = re.split(r"[,\s]+", m[1].replace(".reuse", ""))
+            if op.startswith("STG"):
+                address, source = operands[-2:]
+                offset = int((re.search(r"\+(0x\w+)\]", address) or [0, "0"])[1], 0)
+                low = known.get(source)
+                if ".64" in op and low is not None:
+                    high = known.get(f"R{int(source[1:]) + 1}") if source != "RZ" else 0
+                    low = None if high is None else low | high << 32
+                mask = 0xFFFF if ".U16" in op else 0xFFFFFFFFFFFFFFFF
+                stored[int(name), offset] = None if low is None else low & mask
+                continue
+            value = None
+            if re.fullmatch(r"U?MOV|IMAD\.MOV\.U32|IMAD\.U32", op):
+                value = known.get(operands[-1])
+                if re.fullmatch(r"-?0x\w+", operands[-1]):
+                    value = int(operands[-1], 0) % 2**32
+            elif op.startswith("HFMA2") and operands[1:3] == ["-RZ", "RZ"]:
+                halves = np.array([operands[4], operands[3]]).astype("f8").astype("f2")
+                value = int(halves.view("u4")[0])
+            elif op == "CS2R" and operands[1] == "SRZ":
+                known[f"R{int(operands[0][1:]) + 1}"] = value = 0
+            known[operands[0] if operands else ""] = value
+            if re.search(r"WIDE|\.64|^CS2R|^D", op) and value is None and operands[0][1:].isdigit():
+                known[f"R{int(operands[0][1:]) + 1}"] = None
+    return stored
+
+
+@needs_ptxas
+def test_ptxas_computes_the_same_constants():
+    """ptxas evaluates what it can when it compiles: NVIDIA's own word on what PTX means."""
+    rng = np.random.default_rng(5)
+    texts, expected = [], {}
+    for k, (instruction, out, sources) in enumerate(snippets()):
+        make = {"f": some_floats}
+        columns = [make.get(s[0], some_integers)(s, ROWS, rng) for s in sources]
+        if re.match(r"div\.[us]|rem", instruction):
+            columns[1][columns[1] == 0] = 3
+        y = execute(instruction, out, *columns)
+        body = ["ld.param.u64 %d0, [y];"]
+        for row in range(ROWS):
+            body.append("{")
+            for name, column in zip("abcd", columns, strict=False):
+                word = column[row : row + 1].view(f"u{column.itemsize}")[0]
+                body.append(f".reg .b{8 * column.itemsize} %{name};")
+                body.append(f"mov.b{8 * column.itemsize} %{name}, {word};")
+            kind = f"b{8 * y.itemsize}"
+            body.append(f".reg .{kind} %y; {instruction} st.global.{kind} [%d0+{16 * row}], %y; }}")
+            expected[k, 16 * row] = int(y[row : row + 1].view(f"u{y.itemsize}")[0])
+        texts.append(module("\n".join(body), "y"))
+    stored = constants_stored(assemble(entries(texts), 90)[0])
+    assert stored.keys() == expected.keys()
+    known = {k: v for k, v in stored.items() if v is not None}
+    names = [instruction for instruction, _, _ in snippets()]
+    wrong = [(names[k], row) for (k, row), v in known.items() if v != expected[k, row]]
+    assert not wrong
+    assert len(known) > 0.5 * len(expected)
