@@ -2,6 +2,7 @@
 every bit of every result is the CPU's."""
 
 from functools import cache
+from math import prod
 
 import ml_dtypes
 import numpy as np
@@ -10,7 +11,7 @@ from bitwise import assert_same_bits
 from ptx import Kernel, Memory
 
 import fastdrop as fd
-from fastdrop import rng
+from fastdrop import _core, gate, noise, rng
 from fastdrop.alpha import affine
 
 pytest.importorskip("numba_cuda", reason="pip install 'fastdrop[test-cuda]'")
@@ -27,9 +28,46 @@ GRID, BLOCK = 3, 32  # 6,007 elements are four turns of the loop, the last for s
 
 
 @cache
-def compiled(cc, dtype, **options):
-    made = compile_ptx("dropout", dtype, cc, **options)
-    return Kernel(made.ptx, made.entry), [name for name, _ in made.parameters]
+def _compiled(name, cc, dtype, options):
+    made = compile_ptx(name, dtype, cc, **dict(options))
+    return Kernel(made.ptx, made.entry), [parameter for parameter, _ in made.parameters]
+
+
+def compiled(name, cc, dtype, **options):
+    return _compiled(name, cc, dtype, tuple(sorted(options.items())))
+
+
+def run(kernel, arrays, *, offset=0, **numbers):
+    """One launch of what `compiled` gives; the arrays as it left them, by name.
+
+    offset: in elements, how far from aligned addresses all but the packed bits begin.
+    numbers: the other arguments, 0 where not given; a tuple for ``shape[0]``, ``shape[1]``, ....
+    """
+    kernel, names = kernel
+    memory = Memory(1 << 21)
+    addresses = {
+        name: memory.put(a, 0 if name in ("given", "saved") else offset * a.itemsize)
+        for name, a in arrays.items()
+    }
+    numbers["keys"] = round_keys(SEED)
+    values = dict.fromkeys(names, 0) | {"call": CALL} | numbers | addresses
+    for name, value in numbers.items():
+        if isinstance(value, tuple):
+            values |= {f"{name}[{k}]": v for k, v in enumerate(value)}
+    kernel.launch(memory, GRID, BLOCK, *(values[name] for name in names))
+    return {name: memory.get(a) for name, a in addresses.items()}
+
+
+def rate(p):
+    """Of a draw's kernel, the options and the parameters that depend on the rate."""
+    threshold = round(p * 2.0**32)
+    source = "bits" if threshold == 2**31 else "bytes"
+    return source, {"t": threshold >> 24, "f": threshold & 0xFFFFFF}
+
+
+def room(n):
+    """For n packed bits."""
+    return np.full(2 * -(-n // 16), 0xA5, np.uint8)
 
 
 def some(dtype, n, seed=0, quiet=False):
@@ -50,39 +88,32 @@ def some(dtype, n, seed=0, quiet=False):
     )
 
 
-def launch(cc, dtype, p, arrays, *, offset=0, start=0, given=None, saves=True, scale, **more):
-    """y and the saved bits of one launch; arrays: x, residual, bias by name."""
-    threshold = round(p * 2.0**32)
-    source = "given" if given is not None else "bits" if threshold == 2**31 else "bytes"
-    kernel, names = compiled(
-        cc, dtype, op=more.pop("op", "dropout"), source=source, shifted=start % 16 != 0,
-        save=saves, vector=offset == 0,
+def launch(cc, dtype, p, arrays, *, op="dropout", offset=0, start=0, saves=True, **numbers):
+    """y and the saved bits of the kernel "dropout"; with `given` among the arrays, from bits."""
+    source, threshold = rate(p)
+    if "given" in arrays:
+        source, threshold = "given", {}
+    kernel = compiled(
+        "dropout", cc, dtype, op=op, source=source, shifted=start % 16 != 0, save=saves,
+        vector=offset == 0,
     )  # fmt: skip
     x = arrays["x"]
-    memory = Memory(1 << 21)
-    values = dict.fromkeys(names, 0)
-    values |= {name: memory.put(a, offset * x.itemsize) for name, a in arrays.items()}
-    y = values["y"] = memory.put(np.full(x.shape, 7, x.dtype), offset * x.itemsize)
-    words = -(-x.size // 16)
-    if given is not None:
-        values["given"] = memory.put(np.resize(given, 2 * words))
-    if saves:
-        values["saved"] = memory.put(np.full(2 * words, 0xA5, np.uint8))
-    values |= {f"keys[{k}]": int(key) for k, key in enumerate(round_keys(SEED))}
-    values |= {"n": x.size, "row": arrays["bias"].size if "bias" in arrays else 1, "start": start}
-    values |= {"call": CALL, "scale": scale} | more
-    if given is None:
-        values |= {"t": threshold >> 24, "f": threshold & 0xFFFFFF}
-    kernel.launch(memory, GRID, BLOCK, *(values[name] for name in names))
-    return memory.get(y), memory.get(values["saved"]) if saves else None
+    arrays = {"y": np.full_like(x, 7)} | arrays | ({"saved": room(x.size)} if saves else {})
+    row = arrays["bias"].size if "bias" in arrays else 1
+    after = run(
+        kernel, arrays, offset=offset, n=x.size, row=row, start=start, **threshold, **numbers
+    )
+    return after["y"], after.get("saved")
 
 
 def packed(n, p, start=0):
     """The CPU's mask of these elements, and zeros up to a multiple of 16."""
     mask = fd.keep_mask(n, p, rng=fd.Rng(SEED, CALL), region=((start,), (start + n,)))
-    return np.packbits(
-        np.resize(np.append(mask, np.zeros(-n % 16, bool)), n + -n % 16), bitorder="little"
-    )
+    return in_words(mask)
+
+
+def in_words(mask):
+    return np.packbits(np.append(mask, np.zeros(-mask.size % 16, bool)), bitorder="little")
 
 
 @pytest.fixture(params=CAPABILITIES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
@@ -140,26 +171,21 @@ def test_backward_from_the_seed(cc, dtype, p):
 def test_backward_from_bits(cc, dtype, n):
     x, dy = some(dtype, n), some(dtype, n, seed=1)
     _, ctx = fd.dropout(x, 0.2, rng=fd.Rng(SEED, CALL))
-    dx, _ = launch(
-        cc, dtype, 0.2, {"x": dy}, scale=ctx.scale, given=packed(n, 0.2), saves=False, t=0, f=0
-    )
+    arrays = {"x": dy, "given": packed(n, 0.2)}
+    dx, _ = launch(cc, dtype, 0.2, arrays, scale=ctx.scale, saves=False)
     assert_same_bits(dx, ctx.backward(dy))
 
 
 def test_in_place(cc):
     x = some("float32", 6007)
     y, ctx = fd.dropout(x, 0.2, rng=fd.Rng(SEED, CALL))
-    kernel, names = compiled(
-        cc, "float32", op="dropout", source="bytes", shifted=False, save=False, vector=True
-    )
-    memory = Memory(1 << 21)
-    address = memory.put(x)
-    threshold = round(0.2 * 2**32)
-    values = dict.fromkeys(names, 0) | {"x": address, "y": address, "n": x.size, "row": 1}
-    values |= {f"keys[{k}]": int(key) for k, key in enumerate(round_keys(SEED))}
-    values |= {"call": CALL, "t": threshold >> 24, "f": threshold & 0xFFFFFF, "scale": ctx.scale}
-    kernel.launch(memory, GRID, BLOCK, *(values[name] for name in names))
-    assert_same_bits(memory.get(address), y)
+    source, threshold = rate(0.2)
+    options = {"op": "dropout", "source": source, "shifted": False, "save": True, "vector": True}
+    kernel, names = compiled("dropout", cc, "float32", **options)
+    same = kernel, ["x" if name == "y" else name for name in names]
+    arrays = {"x": x, "saved": room(x.size)}
+    after = run(same, arrays, n=x.size, row=1, scale=ctx.scale, **threshold)
+    assert_same_bits(after["x"], y)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +194,8 @@ def test_in_place(cc):
 def test_other_ops(dtype, op):
     cc, p, n = (9, 0), 0.2, 96 * 63
     x, residual = some(dtype, n), some(dtype, n, seed=1)
-    residual[np.isnan(x)] = 1  # of two NaN either may go on
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        residual[np.isnan(x)] = 1  # of two NaN either may go on
     arrays, more = {"x": x}, {}
     draw = fd.Rng(SEED, CALL)
     if op == "dropout_add":
@@ -201,10 +228,124 @@ def test_other_ops(dtype, op):
 def test_every_instruction_is_executed(cc, dtype):
     """Of the two kernels; the rates are such that there is a tie in the tail."""
     words = rng.words_at(SEED, CALL, rng.BYTES, np.array([4], np.uint64))  # elements 16 ... 19
-    for p in (0.5, *((int(words[0] & 0xFF) + f) / 256 for f in (1e-6, 1 - 1e-6))):
+    for p in (0.5, 0.25, *((int(words[0] & 0xFF) + f) / 256 for f in (1e-6, 1 - 1e-6))):
         check_dropout(cc, dtype, 6007, p)
         check_dropout(cc, dtype, 17, p)
     for source in ("bytes", "bits"):
         options = {"op": "dropout", "shifted": False, "save": True, "vector": True}
-        kernel, _ = compiled(cc, dtype, source=source, **options)
+        kernel, _ = compiled("dropout", cc, dtype, source=source, **options)
         assert kernel.unexecuted() == []
+
+
+@pytest.mark.parametrize("p", [0.2, 0.5])
+@pytest.mark.parametrize("small", [True, False])
+def test_keep_mask(cc, p, small):
+    source, threshold = rate(p)
+    for shape, shared, region in [
+        ((6007,), (), None),
+        ((31,), (), ((5,), (99,))),
+        ((7, 9, 33), (), ((1, 2, 3), (9, 12, 40))),
+        ((40, 21), (0,), None),
+        ((5, 40, 3), (2,), None),
+        ((5, 6, 40), (), ((3, 0, 0), (8, 6, 40))),
+    ]:
+        block = gate.block(shape, shared, region)
+        axes = 0 if block.is_run else len(block.shape)
+        kernel = compiled(
+            "draw", cc, "float32", source=source, shifted=block.start % 16 != 0, axes=axes,
+            small=small,
+        )  # fmt: skip
+        n = prod(block.shape)
+        numbers = {"start": block.start, "shape": block.shape, "strides": block.strides}
+        after = run(kernel, {"saved": room(n)}, n=n, **numbers, **threshold)
+        mask = fd.keep_mask(shape, p, rng=fd.Rng(SEED, CALL), shared_axes=shared, region=region)
+        for axis in shared:
+            mask = mask.take([0], axis)
+        assert_same_bits(after["saved"], in_words(mask))
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_bits_become_bytes(cc, n):
+    given = packed(n, 0.2)
+    arrays = {"given": given, "y": np.full(n, 7, np.uint8)}
+    after = run(compiled("unpack", cc, "float32"), arrays, n=n)
+    assert_same_bits(after["y"], np.unpackbits(given, count=n, bitorder="little"))
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_bits_of_a_shared_mask_are_spread(cc, small):
+    for drawn, shape in [((40, 1), (40, 21)), ((1, 50), (21, 50)), ((3, 1, 50), (3, 7, 50))]:
+        mask = fd.keep_mask(drawn, 0.2, rng=fd.Rng(SEED, CALL))
+        steps = np.array([prod(drawn[d + 1 :]) for d in range(len(drawn))])
+        steps = tuple(int(s) for s in np.where(np.array(drawn) == 1, 0, steps))
+        kernel = compiled("spread", cc, "float32", axes=len(shape), small=small)
+        arrays = {"given": in_words(mask), "saved": room(prod(shape))}
+        after = run(kernel, arrays, n=prod(shape), shape=shape, strides=steps)
+        assert_same_bits(after["saved"], in_words(np.broadcast_to(mask, shape)))
+
+
+LOGIT, TEMPERATURE = -1.25, 0.125
+
+
+def noise_draw(op, block, dtype):
+    """The CPU's op, and the numbers that the kernel takes."""
+    p = 1 / (1 + np.exp(-LOGIT))
+    real = noise.compute_type(np.dtype(dtype) if dtype != "bfloat16" else None)
+    if op in ("scale", "add"):
+        code = _core.NOISE_SCALE if op == "scale" else _core.NOISE_ADD
+        return noise.Draw(code, SEED, CALL, block, sigma=np.array(0.5, real)), {"sigma": 0.5}
+    relaxed = LOGIT, p, 1 / TEMPERATURE, 1 / (1 - p)
+    names = ("logit", "rate", "inverse", "scale")
+    return noise.Draw(_core.CONCRETE, SEED, CALL, block, relaxed=relaxed), dict(
+        zip(names, relaxed, strict=True)
+    )
+
+
+@pytest.mark.parametrize("op", ["scale", "add", "concrete", "gradient"])
+def test_noise(dtype, op):
+    cc = (9, 0)
+    cases = [((6007,), None), ((2,), ((4,), (9,))), ((7, 9, 33), ((1, 2, 3), (9, 12, 40)))]
+    for shape, region in cases:
+        x, dy = (some(dtype, prod(shape), seed, quiet=True).reshape(shape) for seed in (0, 1))
+        block = gate.block(shape, (), region)
+        draw, numbers = noise_draw(op, block, dtype)
+        if op == "gradient":
+            _, expected = draw.backward(x, dy, None)
+        else:
+            expected = np.empty_like(x)
+            draw.forward(x, expected)
+        numbers |= {"start": block.start, "shape": block.shape, "strides": block.strides}
+        axes = 0 if block.is_run else len(shape)
+        kernel = compiled("noise", cc, dtype, op=op, axes=axes, small=True, vector=True)
+        arrays = {"x": x, "g": dy, "y": np.full_like(expected, 7)}
+        after = run(kernel, arrays, n=x.size, **numbers)
+        assert_same_bits(after["y"], expected)
+
+
+def test_sums_of_columns(dtype):
+    cc, row = (9, 0), 24
+    dy = some(dtype, 41 * row, quiet=True)
+    zeros = np.zeros_like(dy)
+    _, ctx = fd.bias_dropout_add(
+        zeros.reshape(-1, row), zeros[:row], zeros.reshape(-1, row), 0.0, rng=1
+    )
+    _, expected, _ = ctx.backward(dy.reshape(-1, row))
+    sums = np.zeros((_core.PARTS, row))
+    after = run(compiled("sums", cc, dtype, by="rows"), {"x": dy, "sums": sums}, n=dy.size, row=row)
+    arrays = {"sums": after["sums"], "y": np.full_like(expected, 7)}
+    after = run(compiled("total", cc, dtype, single=False), arrays, row=row)
+    assert_same_bits(after["y"], expected)
+
+
+@pytest.mark.slow  # one thread adds all
+def test_sum_of_all(dtype="float32"):
+    cc, n = (9, 0), 9001
+    x, dy = (some(dtype, n, seed, quiet=True) for seed in (0, 1))
+    draw, _ = noise_draw("gradient", gate.block((n,), (), None), dtype)
+    _, terms = draw.backward(x, dy, None)
+    _, expected = draw.backward(x, dy, 1)
+    arrays = {"x": terms, "sums": np.zeros((_core.PARTS, 512))}
+    after = run(compiled("sums", cc, dtype, by="tiles"), arrays, n=n, row=512)
+    arrays = {"sums": after["sums"], "y": np.full(1, 7.0)}
+    after = run(compiled("total", cc, dtype, single=True), arrays, row=512)
+    assert_same_bits(after["y"], np.array([expected]))
