@@ -98,3 +98,33 @@ class Function:
                         to_do += new
                     found.append(sorted(inside))
         return found
+
+    def main_loop(self) -> list[int]:
+        """The largest loop, of those with 128-bit stores if there is one."""
+        loops = sorted(self.loops(), key=len)
+        return next((x for x in reversed(loops) if any(map(self.stores, x))), loops[-1])
+
+    def stores(self, k: int) -> bool:
+        return bool(re.match(r"STG\.E\S*\.128", self.code[k]))
+
+    def loads(self, k: int) -> bool:
+        return bool(re.match(r"LDG\.E\S*\.128", self.code[k]))
+
+    def shortest(self, loop: list[int]) -> int:
+        """Instructions on the shortest way through a loop that meets all its 128-bit stores."""
+        inside, count = set(loop), sum(map(self.stores, loop))
+        tails = {k for k in loop if loop[0] in self.follow[k]}
+        states, length = {(loop[0], int(self.stores(loop[0])))}, 1
+        seen = set(states)
+        while not any(k in tails and met == count for k, met in states):
+            states = {
+                (j, met + self.stores(j))
+                for k, met in states
+                for j in self.follow[k]
+                if j in inside and j != loop[0]
+            } - seen
+            if not states:
+                raise RuntimeError("no way through the loop meets all its stores")
+            seen |= states
+            length += 1
+        return length

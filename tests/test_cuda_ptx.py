@@ -126,9 +126,10 @@ def dtype(request):
     return request.param
 
 
-def check_dropout(cc, dtype, n, p, **where):
+def check_dropout(cc, dtype, n, p, x=None, **where):
     start = where.get("start", 0)
-    x = some(dtype, n, quiet=p == 0)  # at rate 0 the CPU copies, and any NaN with it
+    if x is None:
+        x = some(dtype, n, quiet=p == 0)  # at rate 0 the CPU copies, and any NaN with it
     y, ctx = fd.dropout(x, p, rng=fd.Rng(SEED, CALL), region=((start,), (start + n,)))
     scale = ctx.scale
     actual, saved = launch(cc, dtype, p, {"x": x}, scale=scale, **where)
@@ -226,11 +227,16 @@ def test_other_ops(dtype, op):
 
 
 def test_every_instruction_is_executed(cc, dtype):
-    """Of the two kernels; the rates are such that there is a tie in the tail."""
-    words = rng.words_at(SEED, CALL, rng.BYTES, np.array([4], np.uint64))  # elements 16 ... 19
-    for p in (0.5, 0.25, *((int(words[0] & 0xFF) + f) / 256 for f in (1e-6, 1 - 1e-6))):
+    """Of the kernels of both kinds of draw: with two ties in one thread's elements, and NaN."""
+    groups = rng.words_at(SEED, CALL, rng.BYTES, np.arange(400, dtype=np.uint64)).view(np.uint8)
+    groups = groups.reshape(-1, 16)[:, :15]
+    at, tie = next((k, t) for k, g in enumerate(groups) for t in g.tolist() if (g == t).sum() > 1)
+    numbers = some(dtype, 6007)
+    nan = numbers[np.argsort(numbers == numbers, kind="stable")]  # these first
+    for p in (0.5, 0.25, (tie + 1e-6) / 256, (tie + 1 - 1e-6) / 256):
         check_dropout(cc, dtype, 6007, p)
-        check_dropout(cc, dtype, 17, p)
+        for n in (15, 16):
+            check_dropout(cc, dtype, n, p, start=16 * at, x=nan[:n])
     for source in ("bytes", "bits"):
         options = {"op": "dropout", "shifted": False, "save": True, "vector": True}
         kernel, _ = compiled("dropout", cc, dtype, source=source, **options)
@@ -338,8 +344,8 @@ def test_sums_of_columns(dtype):
 
 
 @pytest.mark.slow  # one thread adds all
-def test_sum_of_all(dtype="float32"):
-    cc, n = (9, 0), 9001
+def test_sum_of_all():
+    cc, dtype, n = (9, 0), "float32", 9001
     x, dy = (some(dtype, n, seed, quiet=True) for seed in (0, 1))
     draw, _ = noise_draw("gradient", gate.block((n,), (), None), dtype)
     _, terms = draw.backward(x, dy, None)
