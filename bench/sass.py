@@ -1,19 +1,22 @@
 """What the compiler makes of the GPU kernels, read without a GPU: ``python bench/sass.py``.
 
 Each kernel is compiled for each architecture, assembled by ptxas and disassembled by nvdisasm. The
-table has registers, spills and local memory as ptxas reports them, and of the main loop (the
-largest) the 128-bit loads and stores and the instructions an element: on the shortest way through
-it, where no thread of a warp has a tie to resolve, and of the whole loop.
+table has registers, spills and local memory in bytes as ptxas reports them, and of the main loop
+its 128-bit loads and stores and its instructions an element: all, and those on the shortest way
+through, where no thread of a warp has a tie (one turn in seven; most go through all once). Beside
+them stands the memory floor of an H100: bytes an element, and how many instructions an element may
+be issued in the time that these take.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -54,8 +57,8 @@ def run(name: str, *arguments) -> str:
 class Function:
     """Instructions of a kernel, and which may follow which."""
 
-    code: list[str] = field(default_factory=list)  # without the predicate
-    follow: list[set[int]] = field(default_factory=list)
+    code: list[str]  # without the predicate
+    follow: list[set[int]]
 
     @classmethod
     def parse(cls, sass: str) -> Function:
@@ -100,31 +103,141 @@ class Function:
         return found
 
     def main_loop(self) -> list[int]:
-        """The largest loop, of those with 128-bit stores if there is one."""
-        loops = sorted(self.loops(), key=len)
-        return next((x for x in reversed(loops) if any(map(self.stores, x))), loops[-1])
+        """The largest of the loops with the widest stores."""
+        return max(self.loops(), key=lambda loop: (max(map(self.stored, loop)), len(loop)))
 
-    def stores(self, k: int) -> bool:
-        return bool(re.match(r"STG\.E\S*\.128", self.code[k]))
+    def stored(self, k: int) -> int:
+        """Bytes that an instruction stores."""
+        m = re.match(r"STG\.E(?:\.\w+)*", self.code[k])
+        widths = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+        return next((w for s, w in widths.items() if s in m[0].split(".")), 4) if m else 0
 
-    def loads(self, k: int) -> bool:
-        return bool(re.match(r"LDG\.E\S*\.128", self.code[k]))
+    def loads_16(self, k: int) -> bool:
+        return bool(re.match(r"LDG\.E(\.\w+)*\.128", self.code[k]))
 
     def shortest(self, loop: list[int]) -> int:
-        """Instructions on the shortest way through a loop that meets all its 128-bit stores."""
-        inside, count = set(loop), sum(map(self.stores, loop))
-        tails = {k for k in loop if loop[0] in self.follow[k]}
-        states, length = {(loop[0], int(self.stores(loop[0])))}, 1
+        """Instructions on the shortest way through a loop that meets all its widest stores."""
+        widest = max(map(self.stored, loop))
+        inside, main = set(loop), {k for k in loop if self.stored(k) == widest}
+        states, length = {(loop[0], len(main & {loop[0]}))}, 1  # instruction, stores met so far
         seen = set(states)
-        while not any(k in tails and met == count for k, met in states):
+        while not any(loop[0] in self.follow[k] and met == len(main) for k, met in states):
             states = {
-                (j, met + self.stores(j))
+                (j, met + (j in main))
                 for k, met in states
-                for j in self.follow[k]
-                if j in inside and j != loop[0]
+                for j in self.follow[k] & inside - {loop[0]}
             } - seen
             if not states:
                 raise RuntimeError("no way through the loop meets all its stores")
             seen |= states
             length += 1
         return length
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel of `fastdrop.cuda_kernels` and what one turn of its main loop does."""
+
+    title: str
+    name: str
+    dtype: str
+    options: tuple[tuple[str, object], ...]
+    elements: int
+    nbytes: float  # moved, an element
+
+    @property
+    def slots(self) -> float:
+        """Instructions an element that an H100 can issue while its memory moves the bytes."""
+        return self.nbytes * 132 * 128 * 1.755e9 / 3.35e12
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What stands in the SASS of a case."""
+
+    registers: int
+    spilled: int  # bytes
+    local: int  # bytes
+    loads: int  # of 128 bits, in the main loop
+    stores: int
+    loop: float  # instructions an element
+    shortest: float
+
+
+ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
+
+
+def cases() -> list[Case]:
+    found = []
+
+    def case(title: str, name: str, dtype: str, elements: int, nbytes: float, **options) -> None:
+        found.append(Case(title, name, dtype, tuple(options.items()), elements, nbytes))
+
+    for dtype, size in ITEMSIZE.items():
+        bits = 1 / 8
+        case("forward, bits kept", "dropout", dtype, 16, 2 * size + bits, save=True)
+        case("forward or backward, seed", "dropout", dtype, 16, 2 * size, save=False)
+        case("forward, p = 1/2", "dropout", dtype, 16, 2 * size + bits, source="bits")
+        case("backward, bits", "dropout", dtype, 16, 2 * size + bits, source="given", save=False)
+        for op, arrays in (
+            ("dropout_add", 3),
+            ("bias_dropout_add", 3),
+            ("relu_dropout", 2),
+            ("alpha_dropout", 2),
+            ("zoneout", 3),
+        ):
+            case(op, "dropout", dtype, 16, arrays * size + bits, op=op)
+        case("gaussian_dropout", "noise", dtype, 4, 2 * size, op="scale")
+        case("concrete_dropout", "noise", dtype, 4, 2 * size, op="concrete")
+    case("keep_mask, packed", "draw", "float32", 16, 1 / 8)
+    case("packed to bool", "unpack", "float32", 16, 1 + 1 / 8)
+    return found
+
+
+def read(case: Case, arch: int) -> Reading:
+    from fastdrop.cuda_compile import compile_ptx
+
+    ptx = compile_ptx(case.name, case.dtype, divmod(arch, 10), **dict(case.options)).ptx
+    sass, report = assemble(ptx, arch)
+    function = Function.parse(sass)
+    loop = function.main_loop()
+
+    def number(pattern: str) -> int:
+        return sum(map(int, re.findall(pattern, report)))
+
+    return Reading(
+        registers=number(r"Used (\d+) registers"),
+        spilled=number(r"(\d+) bytes spill"),
+        local=number(r"(\d+) bytes stack frame"),
+        loads=sum(map(function.loads_16, loop)),
+        stores=sum(function.stored(k) == 16 for k in loop),
+        loop=len(loop) / case.elements,
+        shortest=function.shortest(loop) / case.elements,
+    )
+
+
+def main() -> None:
+    from tabulate import tabulate
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], metavar="80")
+    parser.add_argument("--dtype", nargs="+", default=list(ITEMSIZE), choices=list(ITEMSIZE))
+    options = parser.parse_args()
+    rows = []
+    for case in cases():
+        if case.dtype in options.dtype:
+            for arch in options.arch:
+                r = read(case, arch)
+                own = [r.registers, r.spilled, r.local, f"{r.loads}/{r.stores}", r.loop, r.shortest]
+                floor = [case.nbytes, case.slots]
+                rows.append([case.title, case.dtype, f"sm_{arch}", *own, *floor])
+    headers = ["kernel", "dtype", "arch", "registers", "spilled", "local", "128-bit ld/st"]
+    headers += ["instr./elem., loop", "shortest", "bytes/elem.", "H100 slots/elem."]
+    formats = [*[""] * 7, ".1f", ".1f", ".3f", ".0f"]
+    print(tabulate(rows, headers, tablefmt="github", floatfmt=formats))
+
+
+if __name__ == "__main__":
+    main()
