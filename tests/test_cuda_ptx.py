@@ -79,9 +79,9 @@ def some(dtype, n, seed=0, quiet=False):
     anything = generator.integers(0, 1 << 8 * kind.itemsize, n, np.uint64).astype(unsigned)
     if quiet:
         anything &= ~np.zeros((), unsigned) >> 2  # neither infinite nor NaN
-    special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1.0], kind)
-    special = special[:2] if quiet else special
-    chosen = generator.choice(special.view(unsigned), n)
+    special = np.array([0.0, -0.0, 1.0, np.inf, -np.inf, np.nan], kind).view(unsigned)
+    special = np.append(special, special[3:5] + 1).astype(unsigned)  # the least of all NaN
+    chosen = generator.choice(special[:3] if quiet else special, n)
     pick = generator.integers(0, 8, n)
     return np.where(pick == 0, anything, np.where(pick == 1, chosen, plain.view(unsigned))).view(
         kind
@@ -226,11 +226,22 @@ def test_other_ops(dtype, op):
         assert_same_bits(saved, packed(n, p))
 
 
-def test_every_instruction_is_executed(cc, dtype):
-    """Of the kernels of both kinds of draw: with two ties in one thread's elements, and NaN."""
+def two_ties():
+    """A group of 16 elements, and a byte that two of its first 15 have."""
     groups = rng.words_at(SEED, CALL, rng.BYTES, np.arange(400, dtype=np.uint64)).view(np.uint8)
     groups = groups.reshape(-1, 16)[:, :15]
-    at, tie = next((k, t) for k, g in enumerate(groups) for t in g.tolist() if (g == t).sum() > 1)
+    return next((k, t) for k, g in enumerate(groups) for t in g.tolist() if (g == t).sum() > 1)
+
+
+def test_two_ties_in_one_group(cc, dtype):
+    at, tie = two_ties()
+    for refined in (1e-6, 1 - 1e-6):  # nearly all are kept, nearly all are dropped
+        check_dropout(cc, dtype, 16, (tie + refined) / 256, start=16 * at)
+
+
+def test_every_instruction_is_executed(cc, dtype):
+    """Of the kernels of both kinds of draw: with two ties in one thread's elements, and NaN."""
+    at, tie = two_ties()
     numbers = some(dtype, 6007)
     with np.errstate(invalid="ignore"):  # signalling NaN
         nan = numbers[np.argsort(numbers == numbers, kind="stable")]  # these first
