@@ -5,7 +5,7 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("fastdrop is not built; in a source tree run: pip install -e .") from error
 
-from fastdrop import layers, mc, reference, schedules
+from fastdrop import cuda, layers, mc, reference, schedules
 from fastdrop.adversarial import adversarial_dropout, kl_divergence, squared_divergence
 from fastdrop.alpha import alpha_dropout, feature_alpha_dropout
 from fastdrop.concrete import concrete_dropout, concrete_regularizer
@@ -39,6 +39,7 @@ __all__ = [
     "concrete_dropout",
     "concrete_regularizer",
     "cpu_features",
+    "cuda",
     "drop_block",
     "drop_path",
     "dropconnect",

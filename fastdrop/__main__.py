@@ -20,6 +20,7 @@ def info(args: argparse.Namespace) -> None:
     print(f"machine         {platform.machine()} {platform.system()}")
     print(f"kernels         {features['isa']} (available: {', '.join(features['available'])})")
     print(f"threads         {fd.get_num_threads()}")
+    print(f"CUDA            {fd.cuda.why_not() or 'available'}")
 
 
 def train(args: argparse.Namespace) -> None:

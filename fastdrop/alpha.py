@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from fastdrop import gate
 from fastdrop._core import ALPHA_DROPOUT
+from fastdrop.device import on_device
 from fastdrop.functional import Context, Region, masked
 from fastdrop.rng import RngLike
 from fastdrop.shared import spatial_axes
@@ -101,7 +102,7 @@ def feature_alpha_dropout(
     ValueError
         x has no spatial axis, or more than 3.
     """
-    x = gate.array(x)
+    x = x if on_device(x) else gate.array(x)
     axes = spatial_axes(x.ndim, channels_last)
     return alpha_dropout(
         x, p, rng=rng, training=training, shared_axes=axes, region=region, out=out, save=save

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fastdrop import gate
 from fastdrop._core import CONCRETE
+from fastdrop.device import cuda, on_device
 from fastdrop.functional import Region
 from fastdrop.noise import Draw, NoiseContext, compute_type, forward
 from fastdrop.rng import RngLike, draw_call
@@ -38,7 +39,7 @@ class ConcreteContext(NoiseContext):
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of x."""
-        return self.x.shape
+        return tuple(self.x.shape)
 
     @property
     def nbytes(self) -> int:
@@ -52,6 +53,8 @@ class ConcreteContext(NoiseContext):
         ----------
         dy : array_like, shape and dtype of x
         """
+        if on_device(dy):
+            return cuda().backward_concrete(self, dy)
         dy = gate.array(dy, "dy")
         gate.like(dy, "dy", self.x.shape, self.x.dtype)
         if self.draw is None:
@@ -98,10 +101,12 @@ def concrete_dropout(
     Y. Gal, J. Hron, A. Kendall: Concrete dropout. NeurIPS 2017, equation 5. The authors' code adds
     1e-7 inside the logarithms; here u is never 0 or 1.
     """
-    x = np.asarray(gate.array(x), order="C")
+    there = on_device(x)
+    x = x if there else np.asarray(gate.array(x), order="C")
+    shape = cuda().described(x, None)[0] if there else x.shape
     logit = gate.real(logit, "logit", -LOGIT_LIMIT, LOGIT_LIMIT)
     temperature = gate.positive(temperature, "temperature")
-    block = gate.block(x.shape, shared_axes, region)
+    block = gate.block(shape, shared_axes, region)
     if not training:
         return forward(None, x, None), ConcreteContext(x, 0.0, None)
     p = sigmoid(logit)

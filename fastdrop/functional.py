@@ -16,6 +16,7 @@ import numpy.typing as npt
 from fastdrop import _core, cpu, gate
 from fastdrop._core import BITS_PAD, DROPOUT, Saved
 from fastdrop.block import Block
+from fastdrop.device import cuda, on_device
 from fastdrop.rng import RngLike, draw_call, uint64
 from fastdrop.stateful import OpLayer, Rate
 
@@ -48,7 +49,10 @@ class Context(Saved):
     @property
     def nbytes(self) -> int:
         """What is held for the backward pass, in bytes."""
-        return 0 if self._bits is None else len(self._bits) - BITS_PAD
+        held = self._held
+        if held is None:
+            return 0
+        return len(held) - BITS_PAD if type(held) is bytes else held.nbytes
 
     def mask(self) -> npt.NDArray[np.bool_]:
         """The keep mask: bool array of x's shape, True where the element was kept."""
@@ -75,6 +79,8 @@ class Context(Saved):
             dy * scale where the element was kept, +0 where it was dropped; dtype of `dy`.
         """
         if not _core.admits(dy, self.p, out):
+            if on_device(dy):
+                return cuda().backward(self, dy, out)
             dy = gate.array(dy, "dy")
             dy, out = gate.output(dy, out)
         if dy.shape != self.shape:
@@ -192,6 +198,9 @@ def masked(
     """
     gate.choice(save, ("bits", "seed"), "save")
     if not _core.admits(x, p, out):
+        if on_device(x):
+            arguments = x, p, rng, training, shared_axes, region, out, save, constants
+            return cuda().masked(op, *arguments)
         x, p = gate.array(x), gate.rate(p)
         x, out = gate.output(x, out)
     plain = region is None and shared_axes == ()

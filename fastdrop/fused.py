@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fastdrop import _core, cpu, gate
 from fastdrop._core import BIAS_DROPOUT_ADD, BIAS_ROOM, DROPOUT_ADD, PARTS, RELU_DROPOUT
+from fastdrop.device import cuda, on_device
 from fastdrop.functional import Context, Region
 from fastdrop.rng import RngLike, draw_call
 
@@ -29,6 +30,8 @@ class AddContext(Context):
         self, dy: npt.ArrayLike, out: npt.NDArray | None = None
     ) -> tuple[npt.NDArray, npt.NDArray]:
         """(dx, dresidual); dx goes to `out` if given, dresidual is dy itself."""
+        if on_device(dy):
+            return cuda().backward_add(self, dy, out)
         dy = _own(dy, out)
         return super().backward(dy, out), dy
 
@@ -45,6 +48,8 @@ class BiasAddContext(Context):
 
         dbias is summed in float64 in an order that does not depend on the number of threads.
         """
+        if on_device(dy):
+            return cuda().backward_bias(self, dy, out)
         dy = _own(dy, out)
         row = self.shape[-1]
         sums = np.zeros((PARTS, row))
@@ -187,6 +192,9 @@ def _run(
     save: str,
 ) -> tuple[npt.NDArray, Any]:
     """Check, draw and call the kernel of one op."""
+    if on_device(x):
+        arguments = x, residual, bias, p, rng, training, shared_axes, region, out, save
+        return cuda().run_fused(op, kind, *arguments)
     x, p = gate.array(x), gate.rate(p)
     if residual is not None:
         residual = gate.array(residual, "residual")

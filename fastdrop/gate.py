@@ -17,6 +17,7 @@ from numpy.lib.array_utils import normalize_axis_tuple
 
 from fastdrop import _core
 from fastdrop.block import Block, Region
+from fastdrop.device import on_device
 
 MAX_INDEX = 2**62  # element indices the stream can address
 
@@ -71,6 +72,11 @@ def _real(value: Any, words: str) -> float:
 def array(x: Any, name: str = "x") -> npt.NDArray:
     """A floating-point array that the kernels can read, copied only if they could not."""
     if type(x) is not np.ndarray:
+        if on_device(x):
+            raise TypeError(
+                f"{name} is a CUDA array, for which this operation has no kernels, or of which it "
+                "has others in the host's memory; copy it to the host"
+            )
         x = np.asarray(x)
     if _core.has_kernels(x):
         return x

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fastdrop import gate
 from fastdrop._core import NOISE_ADD, NOISE_SCALE
+from fastdrop.device import cuda, on_device
 from fastdrop.functional import Region
 from fastdrop.noise import Draw, NoiseContext, compute_type, forward
 from fastdrop.rng import RngLike, draw_call
@@ -46,7 +47,8 @@ class GaussianContext(NoiseContext):
         out : ndarray, optional
             Where to write; shape and dtype of `dy`. May be `dy` itself.
         """
-        dy = gate.array(dy, "dy")
+        if not on_device(dy):
+            dy = gate.array(dy, "dy")
         gate.like(dy, "dy", self.shape)
         draw = self.draw if self.draw is not None and self.draw.op == NOISE_SCALE else None
         return forward(draw, dy, out)
@@ -143,13 +145,15 @@ def _run(
     region: Region | None,
     out: npt.NDArray | None,
 ) -> tuple[npt.NDArray, GaussianContext]:
-    x = gate.array(x)
-    x, out = gate.output(x, out)
-    block = gate.block(x.shape, shared_axes, region)
+    if not on_device(x):
+        x = gate.array(x)
+        x, out = gate.output(x, out)
+    shape, dtype = (tuple(x.shape), x.dtype) if not on_device(x) else cuda().described(x, out)
+    block = gate.block(shape, shared_axes, region)
     if not training:
-        return forward(None, x, out), GaussianContext(x.shape, 0.0, None)
-    draw = Draw(op, *draw_call(rng), block, np.asarray(sigma, compute_type(x.dtype)))
-    return forward(draw, x, out), GaussianContext(x.shape, p, draw)
+        return forward(None, x, out), GaussianContext(shape, 0.0, None)
+    draw = Draw(op, *draw_call(rng), block, np.asarray(sigma, compute_type(dtype)))
+    return forward(draw, x, out), GaussianContext(shape, p, draw)
 
 
 @dataclass(eq=False)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from fastdrop import _core, gate
 from fastdrop._core import BIAS_ROOM, CONCRETE, LOGISTIC, NOISE_PAD, NORMAL, PARTS
 from fastdrop.block import Block
+from fastdrop.device import cuda, on_device
 
 __all__ = ["Draw", "NoiseContext", "compute_type", "forward", "normals"]
 
@@ -119,13 +120,15 @@ class NoiseContext:
         return self.draw and self.draw.call
 
 
-def compute_type(dtype: np.dtype) -> type[np.floating]:
+def compute_type(dtype: np.dtype | str) -> type[np.floating]:
     """float64 for float64, float32 for all others."""
-    return np.float64 if dtype == np.float64 else np.float32
+    return np.float64 if dtype == "float64" else np.float32
 
 
 def forward(draw: Draw | None, x: npt.NDArray, out: npt.NDArray | None) -> npt.NDArray:
     """The op of the draw on any x, or a copy without one; to `out` if given."""
+    if on_device(x):
+        return cuda().run_noise(draw, x, out)
     x, out = gate.output(x, out)
     if draw is None:
         y = _core.empty_like(x) if out is None else out

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fastdrop import cpu, gate
 from fastdrop._core import ZONEOUT
+from fastdrop.device import cuda, on_device
 from fastdrop.functional import Context, Region
 from fastdrop.noise import compute_type
 from fastdrop.rng import RngLike, draw_call
@@ -35,6 +36,8 @@ class ZoneoutContext(Context):
         ----------
         dy : array_like of a floating dtype, shape of y
         """
+        if on_device(dy):
+            return cuda().backward_zoneout(self, dy)
         dy = gate.array(dy, "dy")
         gate.like(dy, "dy", self.shape)
         bits = self._bits
@@ -71,6 +74,8 @@ class ZoneoutMeanContext:
         ----------
         dy : array_like of a floating dtype, shape of y
         """
+        if on_device(dy):
+            return cuda().backward_zoneout_mean(self, dy)
         dy = gate.array(dy, "dy")
         gate.like(dy, "dy", self.shape)
         kind = compute_type(dy.dtype)
@@ -125,6 +130,8 @@ def zoneout(
     2017, equations 3 to 5.
     """
     gate.choice(save, ("bits", "seed"), "save")
+    if on_device(previous):
+        return cuda().run_zoneout(previous, new, p, rng, training, expectation, region, save)
     previous, new = gate.array(previous, "previous"), gate.array(new, "new")
     gate.like(new, "new", previous.shape, previous.dtype, "previous")
     p = gate.rate(p)

@@ -13,6 +13,7 @@ from numpy.lib.array_utils import normalize_axis_index
 
 from fastdrop import _core, cpu, gate
 from fastdrop._core import DROPOUT
+from fastdrop.device import on_device
 from fastdrop.functional import Context, Region, keep_mask, masked
 from fastdrop.rng import Rng, RngLike, draw_call
 from fastdrop.stateful import Layer, OpLayer, Rate
@@ -81,7 +82,7 @@ def spatial_dropout(
     J. Tompson, R. Goroshin, A. Jain, Y. LeCun, C. Bregler: Efficient object localization using
     convolutional networks. CVPR 2015, section 3.2.
     """
-    x = gate.array(x)
+    x = x if on_device(x) else gate.array(x)
     axes = spatial_axes(x.ndim, channels_last)
     return masked(DROPOUT, x, p, rng, training, axes, region, out, save)
 
@@ -294,7 +295,7 @@ def drop_path(
     2016, section 3. G. Larsson, M. Maire, G. Shakhnarovich: FractalNet. ICLR 2017.
     """
     gate.choice(mode, ("row", "batch"), "mode")
-    x = gate.array(x)
+    x = x if on_device(x) else gate.array(x)
     if not x.ndim:
         raise ValueError("x must have a batch axis, got a 0-d array")
     axes = tuple(range(mode == "row", x.ndim))

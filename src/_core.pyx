@@ -604,10 +604,16 @@ cdef class Saved:
     cdef readonly double p, scale
     cdef readonly object seed, call
     cdef readonly object _block
-    cdef readonly bytes _bits
+    cdef readonly object _held  # None, bytes, or a fastdrop.device.DeviceBits
 
-    def __init__(self, tuple shape, double p, seed, call, block, bytes bits,
-                 double scale=-1):
+    def __init__(self, tuple shape, double p, seed, call, block, bits, double scale=-1):
         self.scale = fd_scale(p) if scale < 0 else scale
         self.shape, self.p, self.seed, self.call = shape, p, seed, call
-        self._block, self._bits = block, bits
+        self._block, self._held = block, bits
+
+    @property
+    def _bits(self):
+        """The packed mask in the host's memory."""
+        if self._held is None or type(self._held) is bytes:
+            return self._held
+        return self._held.fetch()

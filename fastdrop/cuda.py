@@ -1,0 +1,578 @@
+"""The operations on arrays in a GPU's memory: CuPy, PyTorch, Numba, and what else has
+``__cuda_array_interface__``.
+
+The functions here have the signatures, the errors and the random stream of those of the same names
+in `fastdrop`, which find their way here by themselves if x lives on the device: the same bits as on
+a CPU, whatever the GPU and the grid. y is an array of x's kind and device. Kernels go to the stream
+that is the caller's present one, and nothing waits for them. A context can be used for backward on
+either side, whichever made it; what it holds is copied then.
+
+Needs Numba and a driver: see `is_available` and `why_not`. Kernels are compiled at their first use
+in a process, for about a second each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from math import prod
+from typing import Any
+
+from fastdrop import (
+    _core,
+    alpha,
+    concrete,
+    functional,
+    fused,
+    gate,
+    gaussian,
+    shared,
+)
+from fastdrop._core import (
+    ALPHA_DROPOUT,
+    BIAS_DROPOUT_ADD,
+    CONCRETE,
+    DROPOUT,
+    DROPOUT_ADD,
+    NOISE_ADD,
+    NOISE_SCALE,
+    PARTS,
+    RELU_DROPOUT,
+    ZONEOUT,
+)
+from fastdrop.block import Block, c_strides
+from fastdrop.device import (
+    KINDS,
+    DeviceArray,
+    DeviceBits,
+    array,
+    collapsed,
+    contiguous,
+    copy,
+    launch,
+    on_device,
+    output,
+    overlap,
+    where,
+    why_not,
+)
+from fastdrop.noise import Draw
+from fastdrop.rng import RngLike, draw_call
+from fastdrop.zoneout import ZoneoutContext, ZoneoutMeanContext
+from fastdrop.zoneout import zoneout as _zoneout
+
+__all__ = [
+    "alpha_dropout",
+    "bias_dropout_add",
+    "concrete_dropout",
+    "drop_path",
+    "dropout",
+    "dropout_add",
+    "feature_alpha_dropout",
+    "gaussian_dropout",
+    "gaussian_noise",
+    "is_available",
+    "keep_mask",
+    "locked_dropout",
+    "relu_dropout",
+    "spatial_dropout",
+    "why_not",
+    "zoneout",
+]
+
+OPS = {
+    DROPOUT: "dropout",
+    DROPOUT_ADD: "dropout_add",
+    BIAS_DROPOUT_ADD: "bias_dropout_add",
+    RELU_DROPOUT: "relu_dropout",
+    ALPHA_DROPOUT: "alpha_dropout",
+    ZONEOUT: "zoneout",
+}
+NOISE_OPS = {NOISE_SCALE: "scale", NOISE_ADD: "add", CONCRETE: "concrete"}
+
+
+def is_available() -> bool:
+    """Whether kernels can run here; `why_not` tells what is missing."""
+    return why_not() is None
+
+
+def _on_device(op: Callable) -> Callable:
+    """The op for device arrays only: nothing is copied over the bus unasked."""
+
+    @wraps(op)
+    def checked(x: Any, *args: Any, **kwargs: Any) -> Any:
+        where()
+        if not on_device(x):
+            kind = f"{type(x).__module__}.{type(x).__qualname__}"
+            raise TypeError(
+                f"fastdrop.cuda.{op.__name__} takes CUDA arrays, got {kind}: call "
+                f"fastdrop.{op.__name__} for arrays in the host's memory, or copy it to the device "
+                "(cupy.asarray, torch.Tensor.cuda, numba.cuda.to_device)"
+            )
+        return op(x, *args, **kwargs)
+
+    return checked
+
+
+dropout = _on_device(functional.dropout)
+dropout_add = _on_device(fused.dropout_add)
+bias_dropout_add = _on_device(fused.bias_dropout_add)
+relu_dropout = _on_device(fused.relu_dropout)
+alpha_dropout = _on_device(alpha.alpha_dropout)
+feature_alpha_dropout = _on_device(alpha.feature_alpha_dropout)
+spatial_dropout = _on_device(shared.spatial_dropout)
+locked_dropout = _on_device(shared.locked_dropout)
+drop_path = _on_device(shared.drop_path)
+gaussian_dropout = _on_device(gaussian.gaussian_dropout)
+gaussian_noise = _on_device(gaussian.gaussian_noise)
+concrete_dropout = _on_device(concrete.concrete_dropout)
+zoneout = _on_device(_zoneout)
+
+
+def keep_mask(
+    shape: int | Sequence[int],
+    p: float,
+    *,
+    rng: RngLike,
+    shared_axes: int | Sequence[int] = (),
+    region: functional.Region | None = None,
+    packed: bool = False,
+) -> Any:
+    """`fastdrop.keep_mask` as a Numba device array (``cupy.asarray`` and ``torch.as_tensor`` take
+    it without a copy).
+    """
+    where()
+    dims = gate.shape(shape)
+    p = gate.rate(p)
+    block = gate.block(dims, shared_axes, region)
+    seed, call = draw_call(rng)
+    like = DeviceArray(KINDS["numba"].empty(None, (1,), "float32", (4,)))
+    bits = _spread(_draw(seed, call, p, block, like), dims, range(len(dims)), block, like)
+    n = prod(dims)
+    if packed:
+        return bits.bits.array[: (n + 7) // 8]
+    mask = like.new("bool", dims)
+    if n:
+        launch("unpack", like, (n + 15) // 16, {}, given=bits.bits, y=mask, n=n)
+    return mask.array
+
+
+def masked(
+    op: int,
+    x: Any,
+    p: Any,
+    rng: RngLike,
+    training: bool,
+    shared_axes: int | Sequence[int],
+    region: functional.Region | None,
+    out: Any,
+    save: str,
+    constants: Callable[[float], tuple[float, float, float]] | None,
+) -> tuple[Any, functional.Context]:
+    """`fastdrop.functional.masked` on the device."""
+    where()
+    x, p = array(x), gate.rate(p)
+    out = output(x, out)
+    block = gate.block(x.shape, shared_axes, region)
+    seed, call = draw_call(rng) if training else (None, None)
+    if not training or p == 0.0:
+        y = _result(x, out)
+        copy(_apart(x, y), y)
+        return y.array, functional.Context(x.shape, 0.0, seed, call, None, None)
+    scale, *rest = constants(p) if constants else (_core.scale_of(p),)
+    draw = seed, call, p, block
+    y, bits = _forward(op, x, None, None, out, draw, save == "bits", scale, *rest)
+    return y.array, functional.Context(x.shape, p, seed, call, block, bits, scale)
+
+
+def run_fused(
+    op: int,
+    kind: type[functional.Context],
+    x: Any,
+    residual: Any,
+    bias: Any,
+    p: float,
+    rng: RngLike,
+    training: bool,
+    shared_axes: int | Sequence[int],
+    region: functional.Region | None,
+    out: Any,
+    save: str,
+) -> tuple[Any, Any]:
+    """`fastdrop.fused._run` on the device."""
+    where()
+    x, p = array(x), gate.rate(p)
+    if residual is not None:
+        residual = array(residual, "residual")
+        gate.like(residual, "residual", x.shape, x.dtype)
+        residual = contiguous(residual)
+    if bias is not None:
+        if not x.ndim:
+            raise ValueError("x must have at least one axis, along which bias is added, got 0-d")
+        bias = array(bias, "bias")
+        gate.like(bias, "bias", x.shape[-1:], x.dtype)
+        bias = contiguous(bias)
+    block = gate.block(x.shape, shared_axes, region)
+    out = output(x, out)
+    x = contiguous(x)
+    seed, call = draw_call(rng) if training else (None, None)
+    rate = p if training else 0.0
+    draw = seed or 0, call or 0, rate, block
+    keep_bits = save == "bits" and rate > 0.0
+    y, bits = _forward(op, x, residual, bias, out, draw, keep_bits, _core.scale_of(rate))
+    held = None if op == RELU_DROPOUT else block  # its bits are its own, one an element
+    return y.array, kind(x.shape, rate, seed, call, held, bits)
+
+
+def described(x: Any, out: Any) -> tuple[tuple[int, ...], str]:
+    """Shape and dtype of a device array; out is checked."""
+    where()
+    x = array(x)
+    output(x, out)
+    return x.shape, x.dtype
+
+
+def backward(ctx: functional.Context, dy: Any, out: Any = None) -> Any:
+    """`fastdrop.Context.backward` on the device."""
+    return _backward(ctx, dy, out).array
+
+
+def _backward(ctx: functional.Context, dy: Any, out: Any = None, inverted: bool = False) -> Any:
+    where()
+    dy = array(dy, "dy")
+    out = output(dy, out)
+    if dy.shape != ctx.shape:
+        raise ValueError(f"dy must have the shape of x, {ctx.shape}, got {dy.shape}")
+    held = ctx._held
+    if held is None and ctx.p == 0.0 and not inverted:
+        y = _result(dy, out)
+        copy(_apart(dy, y), y)
+        return y
+    block = ctx._block or Block(ctx.shape, (), None)
+    draw = ctx.seed, ctx.call, ctx.p, block
+    given = None if held is None else DeviceBits.of(held, block.size, dy)
+    if inverted and given is None:
+        given = _draw(*draw, dy)
+    y, _ = _forward(
+        DROPOUT, dy, None, None, out, draw, False, ctx.scale, given=given, inverted=inverted
+    )
+    return y
+
+
+def backward_add(ctx: functional.Context, dy: Any, out: Any) -> tuple[Any, Any]:
+    """(dx, dresidual), which is dy itself, or a copy if dx takes its place."""
+    kept = array(dy, "dy")
+    if out is not None and on_device(out) and overlap(kept, DeviceArray(out)):
+        kept = kept.new(order=kept.order())
+        copy(array(dy, "dy"), kept)
+    return backward(ctx, dy, out), kept.array
+
+
+def backward_bias(ctx: functional.Context, dy: Any, out: Any) -> tuple[Any, Any, Any]:
+    """(dx, dbias, dresidual); dbias has the additions of the CPU in their order."""
+    dx, dresidual = backward_add(ctx, dy, out)
+    flat = contiguous(DeviceArray(dx))
+    row = ctx.shape[-1]
+    return dx, _summed(flat, row, "rows", False).array, dresidual
+
+
+def backward_zoneout(ctx: functional.Context, dy: Any) -> tuple[Any, Any]:
+    """(dprevious, dnew)."""
+    return _backward(ctx, dy, inverted=True).array, _backward(ctx, dy).array
+
+
+def run_zoneout(
+    previous: Any,
+    new: Any,
+    p: Any,
+    rng: RngLike,
+    training: bool,
+    expectation: bool,
+    region: functional.Region | None,
+    save: str,
+) -> tuple[Any, Any]:
+    """`fastdrop.zoneout` on the device."""
+    where()
+    previous, new = array(previous, "previous"), array(new, "new")
+    gate.like(new, "new", previous.shape, previous.dtype)
+    p = gate.rate(p)
+    block = gate.block(new.shape, (), region)
+    if not training:
+        p = p if expectation else 0.0
+        y = _mean(contiguous(previous), contiguous(new), p)
+        return y.array, ZoneoutMeanContext(new.shape, p, None, None, None, None)
+    draw = (*draw_call(rng), p, block)
+    previous, new = contiguous(previous), contiguous(new)
+    y, bits = _forward(ZONEOUT, new, previous, None, None, draw, save == "bits", 1.0)
+    return y.array, ZoneoutContext(new.shape, p, *draw[:2], block, bits, 1.0)
+
+
+def backward_zoneout_mean(ctx: functional.Context, dy: Any) -> tuple[Any, Any]:
+    """(dprevious, dnew)."""
+    where()
+    dy = array(dy, "dy")
+    gate.like(dy, "dy", ctx.shape)
+    dy = contiguous(dy)
+    all_of_it = 0, 0, 1.0, Block(dy.shape, (), None)
+    zeros, _ = _forward(DROPOUT, dy, None, None, None, all_of_it, False, 0.0)
+    return _mean(dy, zeros, ctx.p).array, _mean(zeros, dy, ctx.p).array
+
+
+def _mean(previous: DeviceArray, new: DeviceArray, p: float) -> DeviceArray:
+    """p * previous + (1 - p) * new, where only what has a weight counts; both in C order."""
+    y = new.new()
+    if p in (0.0, 1.0):
+        copy(previous if p else new, y)
+    elif new.size:
+        options = {"op": "mean", "source": "all", "shifted": False, "save": False, "vector": False}
+        given = {"x": new, "residual": previous, "y": y, "n": new.size, "row": 1}
+        launch("dropout", new, (new.size + 15) // 16, options, scale=1.0 - p, shift=p, **given)
+    return y
+
+
+def run_noise(draw: Draw | None, x: Any, out: Any) -> Any:
+    """`fastdrop.noise.forward` on the device."""
+    where()
+    x = array(x)
+    out = output(x, out)
+    if draw is None:
+        y = _result(x, out)
+        copy(_apart(x, y), y)
+        return y.array
+    x = contiguous(x)
+    y = x.new() if out is None or not out.has_strides(x.strides) or _askew(x, out) else out
+    _noise(NOISE_OPS[draw.op], draw, x, None, y)
+    if out is not None and y is not out:
+        copy(y, out)
+        y = out
+    return y.array
+
+
+def backward_concrete(ctx: concrete.ConcreteContext, dy: Any) -> tuple[Any, Any]:
+    """(dx, dlogit), a 0-d float64 array."""
+    where()
+    x, dy = contiguous(array(ctx.x)), array(dy, "dy")
+    gate.like(dy, "dy", x.shape, x.dtype)
+    dy = contiguous(dy)
+    dx = dy.new()
+    if ctx.draw is None:
+        copy(dy, dx)
+        return dx.array, _summed(x.new("float64", (0,)), 512, "tiles", True).array
+    terms = x.new("float64" if x.dtype == "float64" else "float32")
+    _noise("concrete", ctx.draw, dy, None, dx)
+    _noise("gradient", ctx.draw, x, dy, terms)
+    return dx.array, _summed(terms, 512, "tiles", True).array
+
+
+def _result(x: DeviceArray, out: DeviceArray | None) -> DeviceArray:
+    """out, or a new array in x's memory order."""
+    return x.new(order=x.order()) if out is None else out
+
+
+def _askew(x: DeviceArray, y: DeviceArray) -> bool:
+    """Whether they share memory, but not element by element."""
+    return (x.address != y.address or not x.has_strides(y.strides)) and overlap(x, y)
+
+
+def _apart(x: DeviceArray, y: DeviceArray) -> DeviceArray:
+    """x, or a copy of it if writing to y would change it too early."""
+    if not _askew(x, y):
+        return x
+    z = x.new(order=x.order())
+    copy(x, z)
+    return z
+
+
+def _threshold(p: float) -> dict[str, int]:
+    T = round(p * 2.0**32)
+    return {"t": T >> 24, "f": T & 0xFFFFFF}
+
+
+def _source(p: float) -> str:
+    return "bits" if round(p * 2.0**32) == 2**31 else "bytes"
+
+
+def _keys(seed: int) -> tuple:
+    from fastdrop.cuda_kernels import round_keys
+
+    return round_keys(seed)
+
+
+def _draw(seed: int, call: int, p: float, block: Block, like: DeviceArray) -> DeviceBits:
+    """The packed mask of a block of the mask array."""
+    n = block.size
+    bits = DeviceBits.empty(n, like)
+    if not n:
+        return bits
+    shape, strides = collapsed(block.shape, block.strides)
+    run = shape == (n,) and (n == 1 or strides == (1,))
+    options = {
+        "source": _source(p),
+        "shifted": block.start % 16 != 0,
+        "axes": 0 if run else len(shape),
+        "small": n < 2**32,
+    }
+    launch(
+        "draw",
+        like,
+        (n + 15) // 16,
+        options,
+        saved=bits.bits,
+        n=n,
+        start=block.start,
+        shape=() if run else shape,
+        strides=() if run else strides,
+        keys=_keys(seed),
+        call=call,
+        **_threshold(p),
+    )
+    return bits
+
+
+def _spread(
+    bits: DeviceBits, lengths: tuple, order: Sequence[int], block: Block, like: DeviceArray
+) -> DeviceBits:
+    """The packed mask of a block as one bit for each element of x, in the order of its memory."""
+    steps = c_strides(block.shape)
+    own = [0 if block.shape[d] == 1 else steps[d] for d in range(len(lengths))]
+    shape, strides = collapsed([lengths[d] for d in order], [own[d] for d in order])
+    n = prod(lengths)
+    if not n or (shape == (n,) and (n == 1 or strides == (1,))):
+        return bits
+    each = DeviceBits.empty(n, like)
+    launch(
+        "spread",
+        like,
+        (n + 15) // 16,
+        {"axes": len(shape), "small": n < 2**32},
+        given=bits.bits,
+        saved=each.bits,
+        n=n,
+        shape=shape,
+        strides=strides,
+    )
+    return each
+
+
+def _forward(
+    op: int,
+    x: DeviceArray,
+    residual: DeviceArray | None,
+    bias: DeviceArray | None,
+    out: DeviceArray | None,
+    draw: tuple[int, int, float, Block],
+    save: bool,
+    scale: float,
+    shift: float = 0.0,
+    dropped: float = 0.0,
+    *,
+    given: DeviceBits | None = None,
+    inverted: bool = False,
+) -> tuple[DeviceArray, DeviceBits | None]:
+    """One of the ops, and the packed mask if `save`. Operands beside x are in C order, as x is
+    then. given: the mask of the block instead of a draw; inverted: its complement.
+    """
+    seed, call, p, block = draw
+    order = x.order()
+    if not x.has_strides(x.dense(order)):  # gaps: without them, and then in place
+        z = x.new(order=order)
+        copy(x, z)
+        x = z
+    others = [a for a in (residual, bias) if a is not None]
+    fits = out is not None and x.has_strides(out.strides) and not _askew(x, out)
+    fits = fits and not any(_askew(a, out) for a in others)
+    y = out if fits else x.new(order=order)
+    n = x.size
+    in_c_order = x.has_strides(x.dense())
+    relu = op == RELU_DROPOUT
+    bits = None
+    if given is None and not (in_c_order and block.is_run):
+        given = _draw(seed, call, p, block, x)
+        bits = given if save and not relu else None
+    each = None if given is None else _spread(given, x.shape, order, block, x)
+    saved = None
+    if relu or (save and given is None):
+        saved = bits = DeviceBits.empty(n, x)
+    row = 1 if bias is None else max(bias.size, 1)
+    aligned = all(a.address % 16 == 0 for a in (x, y, *others))
+    options = {
+        "op": OPS[op],
+        "source": _source(p) if each is None else "given",
+        "shifted": each is None and block.start % 16 != 0,
+        "save": saved is not None,
+        "vector": aligned and (bias is None or row % 16 == 0),
+    }
+    cut = _threshold(p) if each is None else {"t": 0xFFFF if inverted else 0}
+    if n:
+        launch(
+            "dropout",
+            x,
+            (n + 15) // 16,
+            options,
+            x=x,
+            residual=residual or 0,
+            bias=bias or 0,
+            y=y,
+            given=each.bits if each else 0,
+            saved=saved.bits if saved else 0,
+            n=n,
+            row=row,
+            start=block.start,
+            keys=_keys(seed) if each is None else (),
+            call=call if each is None else 0,
+            scale=scale,
+            shift=shift,
+            dropped=dropped,
+            **cut,
+        )
+    if out is not None and y is not out:
+        copy(y, out)
+        y = out
+    return y, bits
+
+
+def _noise(op: str, draw: Draw, x: DeviceArray, g: DeviceArray | None, y: DeviceArray) -> None:
+    """A noise op on arrays in C order."""
+    block, n = draw.block, x.size
+    if not n:
+        return
+    run = block.is_run and block.start % 4 == 0
+    drawn = [0 if m == 1 else s for m, s in zip(block.shape, block.strides, strict=True)]
+    shape, strides = collapsed(x.shape, drawn)
+    logit, p, inverse, scale = draw.relaxed or (0.0, 0.0, 0.0, 0.0)
+    launch(
+        "noise",
+        x,
+        (n + 3) // 4 if run else n,
+        {
+            "op": op,
+            "axes": 0 if run else len(shape),
+            "small": n < 2**32,
+            "vector": run and x.address % 16 == 0 and y.address % 16 == 0,
+        },
+        x=x,
+        g=g or 0,
+        y=y,
+        n=n,
+        start=block.start,
+        shape=() if run else shape,
+        strides=() if run else strides,
+        keys=_keys(draw.seed),
+        call=draw.call,
+        sigma=0.0 if draw.sigma is None else float(draw.sigma),
+        logit=logit,
+        rate=p,
+        inverse=inverse,
+        scale=scale,
+    )
+
+
+def _summed(x: DeviceArray, row: int, by: str, single: bool) -> DeviceArray:
+    """Sums of x's columns, of `row` elements' distance, in x's dtype; or, single, of all."""
+    result = x.new("float64", ()) if single else x.new(shape=(row,))
+    sums = x.new("float64", (PARTS, row))
+    if row:
+        launch("sums", x, PARTS * row, {"by": by}, x=x, sums=sums, n=x.size, row=row)
+        threads = 1 if single else row
+        launch("total", x, threads, {"single": single}, sums=sums, y=result, row=row)
+    return result

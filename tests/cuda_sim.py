@@ -1,0 +1,410 @@
+"""`fastdrop.cuda` in Numba's simulator, compared with the CPU bit by bit; run by test_cuda_sim.py,
+with NUMBA_ENABLE_CUDASIM=1 in the environment.
+"""
+
+import pickle
+import sys
+from contextlib import nullcontext
+from types import ModuleType, SimpleNamespace
+
+import ml_dtypes
+import numpy as np
+import pytest
+from bitwise import assert_same_bits
+from fake_device import FakeArray, FakeLibrary, to_fake
+
+import fastdrop as fd
+from conftest import ALL_DTYPES, RATES
+from fastdrop import device
+
+SEED, CALL = 0xDEADBEEFCAFEF00D, 2**40 + 5
+EACH_DTYPE = pytest.mark.parametrize("dtype", ALL_DTYPES, ids=lambda d: np.dtype(d).name)
+
+
+@pytest.fixture(autouse=True)
+def few_threads(monkeypatch):
+    """The simulator starts a Python thread for each; three make them take turns."""
+    monkeypatch.setattr(device, "THREADS", 3)
+    monkeypatch.setattr(device, "MAX_BLOCKS", 2)
+
+
+def rng():
+    return fd.Rng(SEED, CALL)
+
+
+def numbers(shape, dtype, seed=0):
+    x = np.random.default_rng(seed).standard_normal(shape) * 3
+    with np.errstate(over="ignore"):
+        x = x.astype(dtype)
+    special = [np.nan, -np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-7, 6e4]
+    flat = x.reshape(-1)
+    if x.size > 40:
+        flat[3 : 3 + len(special)] = special
+        unsigned = flat.view(f"u{x.dtype.itemsize}")
+        unsigned[20] = unsigned[3] | 5  # a NaN with a payload
+        quiet = {2: 0x200, 4: 2**22, 8: 2**51}[x.dtype.itemsize]
+        quiet = 0x40 if x.dtype.name == "bfloat16" else quiet
+        unsigned[21:23] = unsigned[5] | 1, unsigned[6] | (quiet - 1)  # signaling ones
+    return x
+
+
+def both(op, *arrays, offset=0, **kwargs):
+    """(y, ctx) on the device and on the CPU, of which y is compared."""
+    there = [to_fake(a, offset) if isinstance(a, np.ndarray) else a for a in arrays]
+    y, ctx = op(*there, rng=rng(), **kwargs)
+    expected, ctx_cpu = op(*arrays, rng=rng(), **kwargs)
+    assert isinstance(y, FakeArray)
+    assert_same_bits(y.host, expected)
+    return y, ctx, expected, ctx_cpu
+
+
+def listed(grads):
+    return grads if isinstance(grads, tuple) else (grads,)
+
+
+def same(actual, expected):
+    for a, b in zip(listed(actual), listed(expected), strict=True):
+        assert isinstance(a, FakeArray)
+        assert_same_bits(a.host, np.asarray(b))
+
+
+def backward(ctx, ctx_cpu, dy):
+    """Contexts of both sides, on both sides."""
+    expected = ctx_cpu.backward(dy)
+    same(ctx.backward(to_fake(dy)), expected)
+    same(ctx_cpu.backward(to_fake(dy)), expected)
+    for a, b in zip(listed(ctx.backward(dy)), listed(expected), strict=True):
+        assert_same_bits(np.asarray(a), np.asarray(b))
+    again = pickle.loads(pickle.dumps(ctx))
+    same(again.backward(to_fake(dy)), expected)
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("p", RATES)
+@pytest.mark.parametrize("save", ["bits", "seed"])
+def test_dropout(dtype, p, save):
+    x, dy = numbers(59, dtype), numbers(59, dtype, 1)
+    _, ctx, _, ctx_cpu = both(fd.dropout, x, p, save=save)
+    assert (ctx.seed, ctx.call, ctx.p, ctx.shape, ctx.nbytes) == (
+        *(ctx_cpu.seed, ctx_cpu.call, ctx_cpu.p),
+        *(ctx_cpu.shape, ctx_cpu.nbytes),
+    )
+    np.testing.assert_array_equal(ctx.mask(), ctx_cpu.mask())
+    if dtype == np.float32 or save == "seed":
+        backward(ctx, ctx_cpu, dy)
+    else:
+        same(ctx.backward(to_fake(dy)), ctx_cpu.backward(dy))
+
+
+@pytest.mark.parametrize("n", [0, 1, 8, 15, 16, 17, 33, 96, 97])
+@EACH_DTYPE
+def test_tails(n, dtype):
+    x = numbers(n, dtype)
+    for p in (0.3, 0.5):
+        _, ctx, _, ctx_cpu = both(fd.dropout, x, p)
+        backward(ctx, ctx_cpu, x)
+        held = np.unpackbits(np.frombuffer(ctx._bits[: ctx.nbytes], np.uint8), bitorder="little")
+        assert not held[n:].any()
+    both(fd.relu_dropout, x, 0.3)
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("offset", [1, 3])
+def test_misaligned(dtype, offset):
+    x = numbers(70, dtype)
+    _, ctx, _, ctx_cpu = both(fd.dropout, x, 0.3, offset=offset)
+    same(ctx.backward(to_fake(x, offset)), ctx_cpu.backward(x))
+    both(fd.dropout_add, x, x[::-1].copy(), 0.3, offset=offset)
+    both(fd.gaussian_dropout, x, 0.3, offset=offset)
+    out = to_fake(np.zeros(70, dtype), offset)
+    y, _ = fd.dropout(to_fake(x), 0.3, rng=rng(), out=out)
+    assert y is out
+    same(y, fd.dropout(x, 0.3, rng=rng())[0])
+
+
+@pytest.mark.parametrize("start", [1, 15, 16, 8, 2**40 + 3, 2**61 + 13])
+@pytest.mark.parametrize("p", [0.3, 0.5])
+def test_start(start, p):
+    x = numbers(53, np.float32)
+    region = (start,), (start + 100,)
+    _, ctx, _, ctx_cpu = both(fd.dropout, x, p, region=region)
+    backward(ctx, ctx_cpu, x)
+    both(fd.gaussian_noise, x, 0.5, region=region)
+    both(fd.concrete_dropout, x, 0.1, region=region)
+
+
+LAYOUTS = {
+    "C": lambda x: x,
+    "F": lambda x: np.asfortranarray(x),
+    "permuted": lambda x: x.transpose(1, 2, 0).copy().transpose(2, 0, 1),
+    "sliced": lambda x: np.repeat(x, 2, 2)[:, :, ::2],
+    "reversed": lambda x: x[::-1, :, ::-1].copy()[::-1, :, ::-1],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("axes", [(), (1,), (0, 2), (0, 1, 2)])
+def test_layouts(layout, axes):
+    x = LAYOUTS[layout](numbers((3, 4, 6), np.float32))
+    fake = FakeArray(x)
+    for region in (None, ((2, 1, 3), (9, 8, 11))):
+        same_mask = {"shared_axes": axes, "region": region}
+        y, ctx = fd.dropout(fake, 0.3, rng=rng(), **same_mask)
+        expected, ctx_cpu = fd.dropout(x, 0.3, rng=rng(), **same_mask)
+        assert_same_bits(y.host, expected)
+        if layout != "reversed":
+            assert y.host.strides == expected.strides
+        assert ctx.nbytes == ctx_cpu.nbytes
+        assert ctx._bits[: ctx.nbytes] == ctx_cpu._bits[: ctx.nbytes]
+        same(ctx.backward(fake), ctx_cpu.backward(x))
+        out = FakeArray(np.zeros((3, 6, 4), np.float32).transpose(0, 2, 1))
+        assert fd.dropout(fake, 0.3, rng=rng(), out=out, save="seed", **same_mask)[0] is out
+        assert_same_bits(out.host, expected)
+    same_mask = {"shared_axes": axes, "region": region}
+    there, _ = fd.dropout_add(fake, fake, 0.3, rng=rng(), **same_mask)
+    assert_same_bits(there.host, fd.dropout_add(x, x, 0.3, rng=rng(), **same_mask)[0])
+    there, _ = fd.gaussian_dropout(fake, 0.3, rng=rng(), **same_mask)
+    assert_same_bits(there.host, fd.gaussian_dropout(x, 0.3, rng=rng(), **same_mask)[0])
+
+
+def test_many_axes_and_none():
+    x = numbers((2, 3, 2, 3, 2, 3, 2), np.float32)
+    _, ctx, _, ctx_cpu = both(fd.dropout, x, 0.4, shared_axes=(1, 3, 5))
+    backward(ctx, ctx_cpu, x)
+    for x in (np.array(2.5), np.zeros((0, 3)), np.zeros((3, 0, 2), np.float16)):
+        _, ctx, _, ctx_cpu = both(fd.dropout, x, 0.4)
+        backward(ctx, ctx_cpu, x)
+        both(fd.gaussian_noise, x, 0.4)
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("p", [0, 0.3, 1])
+def test_fused(dtype, p):
+    x, residual, dy = (numbers((3, 32), dtype, k) for k in range(3))
+    _, ctx, _, ctx_cpu = both(fd.bias_dropout_add, x, numbers(32, dtype, 5), residual, p)
+    backward(ctx, ctx_cpu, dy)
+    _, ctx, _, ctx_cpu = both(fd.dropout_add, x, residual, p)
+    backward(ctx, ctx_cpu, dy)
+    _, ctx, _, ctx_cpu = both(fd.relu_dropout, x, p)
+    backward(ctx, ctx_cpu, dy)
+    _, ctx, _, ctx_cpu = both(fd.relu_dropout, x, p, shared_axes=0)
+    backward(ctx, ctx_cpu, dy)
+    _, ctx, _, ctx_cpu = both(fd.alpha_dropout, x, p)
+    backward(ctx, ctx_cpu, dy)
+
+
+def test_bias_of_any_length():
+    for row in (1, 5, 17, 48):
+        x, residual, bias = numbers((9, row), np.float32), *2 * [np.ones(row, np.float32)]
+        residual = np.broadcast_to(residual, x.shape).copy()
+        _, ctx, _, ctx_cpu = both(fd.bias_dropout_add, x, bias, residual, 0.3)
+        backward(ctx, ctx_cpu, x)
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("expectation", [True, False])
+def test_zoneout(dtype, expectation):
+    previous, new, dy = (numbers((9, 11), dtype, k) for k in range(3))
+    for p in (0, 0.3, 1):
+        _, ctx, _, ctx_cpu = both(fd.zoneout, previous, new, p, expectation=expectation)
+        backward(ctx, ctx_cpu, dy)
+        # The mean in NumPy gives bfloat16 NaN no payload, and its context has no pickle.
+        with np.errstate(invalid="ignore"):
+            a, b, c = (np.where(np.isfinite(v), v, dtype(4)) for v in (previous, new, dy))
+        kwargs = {"training": False, "expectation": expectation}
+        _, ctx, _, ctx_cpu = both(fd.zoneout, a, b, p, **kwargs)
+        same(ctx.backward(to_fake(c)), ctx_cpu.backward(c))
+
+
+def test_shared_draws():
+    x = numbers((3, 4, 5, 2), np.float32)
+    for op, kwargs in (
+        (fd.spatial_dropout, {}),
+        (fd.spatial_dropout, {"channels_last": True}),
+        (fd.feature_alpha_dropout, {}),
+        (fd.locked_dropout, {}),
+        (fd.drop_path, {}),
+        (fd.drop_path, {"mode": "batch", "scale_by_keep": False}),
+    ):
+        _, ctx, _, ctx_cpu = both(op, x, 0.4, **kwargs)
+        backward(ctx, ctx_cpu, x)
+
+
+@EACH_DTYPE
+def test_noise(dtype):
+    x, dy = numbers((5, 21), dtype), numbers((5, 21), dtype, 1)
+    for op, value in ((fd.gaussian_dropout, 0.3), (fd.gaussian_noise, 1.5)):
+        _, ctx, _, ctx_cpu = both(op, x, value)
+        same(ctx.backward(to_fake(dy)), ctx_cpu.backward(dy))
+        both(op, x, value, training=False)
+    x = np.nan_to_num(x, posinf=1, neginf=1)
+    for temperature in (0.1, 1e-3):  # the other one leaves the range of exp
+        _, ctx, _, ctx_cpu = both(fd.concrete_dropout, x, -1.2, temperature)
+    both(fd.concrete_dropout, x, -1.2, training=False)
+    if dtype == np.float32:
+        same(ctx.backward(to_fake(x)), ctx_cpu.backward(x))
+
+
+def test_out():
+    x, residual = numbers((7, 9), np.float32), np.ones((7, 9), np.float32)
+    expected = fd.dropout(x, 0.3, rng=rng())[0]
+    fake = to_fake(x)
+    assert fd.dropout(fake, 0.3, rng=rng(), out=fake)[0] is fake
+    assert_same_bits(fake.host, expected)
+    fake = to_fake(np.concatenate([x.ravel(), x.ravel()]))
+    ahead, behind = FakeArray(fake.host[:63]), FakeArray(fake.host[5:68])
+    fd.dropout(ahead, 0.3, rng=rng(), out=behind)  # they overlap askew
+    assert_same_bits(behind.host, expected.ravel())
+    fake = to_fake(residual)
+    fd.dropout_add(to_fake(x), fake, 0.3, rng=rng(), out=fake)
+    assert_same_bits(fake.host, fd.dropout_add(x, residual, 0.3, rng=rng())[0])
+    dy = to_fake(residual)
+    _, ctx = fd.dropout_add(to_fake(x), to_fake(residual), 0.3, rng=rng())
+    dx, dresidual = ctx.backward(dy, out=dy)
+    assert dx is dy
+    assert_same_bits(dresidual.host, residual)
+    assert_same_bits(dx.host, fd.dropout_add(x, residual, 0.3, rng=rng())[1].backward(residual)[0])
+
+
+def test_calls_are_taken_as_on_the_cpu():
+    r, x = fd.Rng(1), to_fake(np.ones(3))
+    for p in (0.0, 0.3, 1.0):
+        fd.dropout(x, p, rng=r)
+        fd.relu_dropout(x, p, rng=r)
+    fd.gaussian_noise(x, 0.0, rng=r)
+    fd.zoneout(x, x, rng=r)
+    assert r.call == 8
+    fd.dropout(x, 0.3, rng=r, training=False)
+    fd.zoneout(x, x, rng=r, training=False)
+    assert r.call == 8
+
+
+def test_nothing_is_fetched(monkeypatch):
+    def fetch(self, x):
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr(FakeLibrary, "fetch", fetch)
+    x = to_fake(np.ones((8, 9), np.float32))
+    fd.dropout(x, 0.3, rng=1)[1].backward(x)
+    fd.dropout(x, 0.3, rng=1, shared_axes=0)[1].backward(x)
+    fd.bias_dropout_add(x, to_fake(np.ones(9, np.float32)), x, 0.3, rng=1)[1].backward(x)
+    fd.concrete_dropout(x, 0.3, rng=1)[1].backward(x)
+    fd.zoneout(x, x, 0.3, rng=1)[1].backward(x)
+
+
+def test_launches(monkeypatch):
+    """Grid, block and stream of a launch."""
+    seen = []
+
+    class Recorder:
+        def __getitem__(self, configuration):
+            seen.append(configuration)
+            return lambda *arguments: None
+
+    from numba import cuda
+
+    monkeypatch.setattr(device, "THREADS", 128)
+    monkeypatch.setattr(device, "MAX_BLOCKS", 8192)
+    monkeypatch.setattr(device, "where", lambda: "cuda")
+    monkeypatch.setattr(device, "_kernel", lambda *key: (Recorder(), []))
+    monkeypatch.setattr(cuda, "external_stream", lambda handle: ("stream", handle), raising=False)
+    for n, blocks in ((1, 1), (16 * 128, 1), (16 * 128 + 1, 2), (16 * 128 * 9000, 8192)):
+        fd.dropout(FakeArray(np.empty(n, np.float16), stream=77), 0.3, rng=1)
+        assert seen.pop() == (blocks, 128, ("stream", 77))
+    fd.dropout(FakeArray(np.empty(3, np.float16)), 0.3, rng=1)
+    assert seen.pop() == (1, 128, 0)
+
+
+def test_whole_blocks_of_threads(monkeypatch):
+    monkeypatch.setattr(device, "THREADS", 128)
+    monkeypatch.setattr(device, "MAX_BLOCKS", 8192)
+    both(fd.dropout, numbers(16 * 130 + 3, np.float32), 0.2)
+
+
+@pytest.mark.parametrize("axes", [(), 0, (0, 1)])
+def test_keep_mask(axes):
+    for p in (0, 0.3, 0.5, 1):
+        for region in (None, ((3, 2), (10, 30))):
+            kwargs = {"shared_axes": axes, "region": region}
+            expected = fd.keep_mask((5, 21), p, rng=rng(), **kwargs)
+            mask = fd.cuda.keep_mask((5, 21), p, rng=rng(), **kwargs).copy_to_host()
+            assert mask.dtype == np.bool_
+            np.testing.assert_array_equal(mask, expected)
+            packed = fd.cuda.keep_mask((5, 21), p, rng=rng(), packed=True, **kwargs).copy_to_host()
+            np.testing.assert_array_equal(packed, np.packbits(expected, bitorder="little"))
+
+
+def test_errors():
+    x = to_fake(np.ones(4, np.float32))
+    with pytest.raises(
+        TypeError, match=r"takes CUDA arrays, got numpy.ndarray: call fastdrop.drop"
+    ):
+        fd.cuda.dropout(np.ones(4), 0.3)
+    with pytest.raises(TypeError, match="residual must be a CUDA array"):
+        fd.dropout_add(x, np.ones(4, np.float32), 0.3)
+    with pytest.raises(TypeError, match="out must be a CUDA array"):
+        fd.dropout(x, 0.3, out=np.ones(4, np.float32))
+    with pytest.raises(TypeError, match="out must be a NumPy array"):
+        fd.dropout(np.ones(4, np.float32), 0.3, out=x)
+    with pytest.raises(ValueError, match=r"out must have shape \(4,\), got \(5,\)"):
+        fd.dropout(x, 0.3, out=to_fake(np.ones(5, np.float32)))
+    with pytest.raises(TypeError, match="out must have dtype float32, got float64"):
+        fd.dropout(x, 0.3, out=to_fake(np.ones(4)))
+    frozen = np.ones(4, np.float32)
+    frozen.flags.writeable = False
+    with pytest.raises(ValueError, match="out is read-only"):
+        fd.dropout(x, 0.3, out=FakeArray(frozen))
+    with pytest.raises(TypeError, match=r"x must be float16, .* got int64"):
+        fd.dropout(to_fake(np.ones(4, np.int64)), 0.3)
+    with pytest.raises(ValueError, match=r"p must be in \[0, 1\], got 1.5"):
+        fd.dropout(x, 1.5)
+    with pytest.raises(ValueError, match="save must be one of"):
+        fd.dropout(x, 0.5, save="all")
+    with pytest.raises(ValueError, match=r"dy must have the shape of x, \(4,\), got \(3,\)"):
+        fd.dropout(x, 0.3)[1].backward(to_fake(np.ones(3, np.float32)))
+    with pytest.raises(TypeError, match="residual must have dtype float32 as x has, got float64"):
+        fd.dropout_add(x, to_fake(np.ones(4)), 0.3)
+    with pytest.raises(TypeError, match=r"weight is a CUDA array, .* has no kernels"):
+        fd.targeted_dropout(x, 0.3)
+    call = fd.Rng(1)
+    with pytest.raises(ValueError, match="region"):
+        fd.dropout(x, 0.3, rng=call, region=((0,), (3,)))
+    assert call.call == 0
+
+
+def test_dlpack(monkeypatch):
+    """An array that has __dlpack__ alone is seen by CuPy and comes back as what it was."""
+
+    class Other:
+        def __init__(self, fake):
+            self.fake = fake
+
+        def __dlpack_device__(self):
+            return 2, 0
+
+        def __array_namespace__(self):
+            return SimpleNamespace(from_dlpack=Other)
+
+    class CuPyArray(FakeArray):
+        device = nullcontext()
+
+    cupy = ModuleType("cupy")
+    cupy.from_dlpack = lambda other: CuPyArray(other.fake.host)
+    cupy.cuda = SimpleNamespace(alloc=lambda n: bytearray(n))
+    cupy.ndarray = lambda *layout: to_fake(np.ndarray(*layout[:3]))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(device.DLPack, "stream", lambda self, x: 0)
+    x = numbers(50, np.float32)
+    y, _ = fd.dropout(Other(to_fake(x)), 0.3, rng=rng())
+    assert isinstance(y, Other)
+    assert_same_bits(y.fake.host, fd.dropout(x, 0.3, rng=rng())[0])
+
+
+def test_available():
+    assert fd.cuda.is_available()
+    assert fd.cuda.why_not() is None
+
+
+def test_bfloat16_is_seen_by_its_dtype():
+    x = to_fake(np.ones(4, ml_dtypes.bfloat16))
+    assert device.DeviceArray(x).dtype == "bfloat16"

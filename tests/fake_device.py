@@ -1,0 +1,74 @@
+"""Arrays of which `fastdrop.cuda` believes that a GPU holds them: the simulator's and the CPU's
+kernels can reach them, and nothing else of fastdrop takes them.
+"""
+
+import numpy as np
+
+from fastdrop import device
+
+
+class FakeArray:
+    def __init__(self, host, stream=None):
+        self.host = host
+        self.used_on = stream
+
+    @property
+    def __cuda_array_interface__(self):
+        known = self.host.__array_interface__
+        return {
+            "shape": self.host.shape,
+            "strides": None if self.host.flags.c_contiguous else self.host.strides,
+            "typestr": known["typestr"],
+            "data": (self.host.ctypes.data, not self.host.flags.writeable),
+            "version": 3,
+            "stream": self.used_on,
+        }
+
+    @property
+    def shape(self):
+        return self.host.shape
+
+    @property
+    def ndim(self):
+        return self.host.ndim
+
+    @property
+    def dtype(self):
+        return self.host.dtype
+
+    def __array__(self, *args, **kwargs):
+        raise AssertionError("copied to the host")
+
+
+class FakeLibrary(device.Numba):
+    """Memory comes at multiples of 16 bytes, filled with ones: nothing may rely on zeros."""
+
+    def empty(self, like, shape, dtype, strides):
+        if dtype == "bfloat16":
+            dtype = like.dtype
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        memory = np.full(size + 64, 0xFF, np.uint8)
+        begin = -memory.ctypes.data % 16
+        return FakeArray(np.ndarray(shape, dtype, memory.data, begin, strides))
+
+    def fetch(self, x):
+        return x.host.copy()
+
+    def send(self, like, data):
+        return to_fake(data)
+
+
+device.KINDS["fake_device"] = FakeLibrary()
+
+
+def to_fake(host, offset=0, stream=None):
+    """A copy of host, same strides order, that begins `offset` elements behind a multiple of 16."""
+    host = np.asarray(host)
+    order = sorted(range(host.ndim), key=lambda d: -abs(host.strides[d]))
+    memory = np.full(host.nbytes + 128, 0xEE, np.uint8)
+    begin = -memory.ctypes.data % 16 + offset * host.itemsize
+    flat = memory[begin : begin + host.nbytes].view(host.dtype)
+    dense = flat.reshape([host.shape[d] for d in order]).transpose(np.argsort(order))
+    dense = dense.reshape(host.shape) if not host.ndim else dense
+    dense[...] = host
+    return FakeArray(dense, stream)

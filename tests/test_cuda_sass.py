@@ -1,0 +1,76 @@
+"""What ptxas makes of the GPU kernels: wide accesses, no spills, few registers and instructions."""
+
+from functools import cache
+
+import pytest
+from sass import ITEMSIZE, assemble, cases, read, tool
+
+pytest.importorskip("numba_cuda", reason="pip install 'fastdrop[test-cuda]'")
+pytestmark = pytest.mark.skipif(
+    not (tool("ptxas") and tool("nvdisasm")), reason="no ptxas: pip install 'fastdrop[test-cuda]'"
+)
+
+reading = cache(read)
+ARRAYS_READ = {"dropout_add": 2, "bias_dropout_add": 3, "zoneout": 2}
+ALL = cases()
+FEW = [c for c in ALL if c.title.startswith(("forward", "backward"))]
+
+
+def label(case):
+    return f"{case.title}-{case.dtype}" if hasattr(case, "title") else f"sm_{case}"
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100], ids=label)
+@pytest.mark.parametrize("case", FEW, ids=label)
+def test_dropout_on_each_architecture(case, arch):
+    check(case, arch)
+
+
+@pytest.mark.parametrize("case", [c for c in ALL if c not in FEW], ids=label)
+def test_other_kernels(case):
+    check(case, 90)
+
+
+def check(case, arch):
+    r = reading(case, arch)
+    assert r.spilled == 0
+    assert r.local == 0
+    assert r.registers <= 40
+    if case.name == "dropout":  # 16 elements, 16 bytes at a time
+        assert r.stores == ITEMSIZE[case.dtype]
+        assert r.loads == ITEMSIZE[case.dtype] * ARRAYS_READ.get(case.title, 1)
+
+
+@pytest.mark.parametrize("case", FEW, ids=label)
+def test_instructions_an_element(case):
+    """Of the whole loop, ties included."""
+    r = reading(case, 90)
+    assert r.loop <= 24
+    assert r.shortest <= r.loop
+    assert r.loop < case.slots  # memory is the limit
+
+
+def test_what_the_tests_look_for_is_found():
+    """Spills and local memory, where there are some."""
+    ptx = """
+.version 8.8
+.target sm_90
+.address_size 64
+.visible .entry kernel(.param .u64 x)
+{
+    .local .align 16 .b8 space[64];
+    .reg .b64 %d<4>;
+    .reg .b32 %r<4>;
+    ld.param.u64 %d0, [x];
+    ld.global.u32 %r0, [%d0];
+    and.b32 %r0, %r0, 60;
+    cvt.u64.u32 %d1, %r0;
+    mov.u64 %d2, space;
+    add.u64 %d2, %d2, %d1;
+    st.local.u32 [%d2], %r0;
+    ld.local.u32 %r1, [space+4];
+    st.global.u32 [%d0], %r1;
+    ret;
+}
+"""
+    assert "64 bytes stack frame" in assemble(ptx, 90)[1]
