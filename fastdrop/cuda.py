@@ -57,9 +57,9 @@ from fastdrop.device import (
     why_not,
 )
 from fastdrop.noise import Draw
+from fastdrop.recurrent import ZoneoutContext, ZoneoutMeanContext
+from fastdrop.recurrent import zoneout as _zoneout
 from fastdrop.rng import RngLike, draw_call
-from fastdrop.zoneout import ZoneoutContext, ZoneoutMeanContext
-from fastdrop.zoneout import zoneout as _zoneout
 
 __all__ = [
     "alpha_dropout",
