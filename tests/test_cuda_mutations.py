@@ -76,8 +76,8 @@ MUTATIONS = {
         forward,
     ),
     "store in the wrong place": (
-        "store16(U64(y + half), y1[0]",
-        "store16(U64(y + U64(8)), y1[0]",
+        "put(U64(y + half), y1)",
+        "put(U64(y + U64(8)), y1)",
         forward,
     ),
     "NaN loses its payload": (
