@@ -300,7 +300,7 @@ def run_zoneout(
     if not training:
         p = p if expectation else 0.0
         y = _mean(contiguous(previous), contiguous(new), p)
-        return y.array, ZoneoutMeanContext(new.shape, p, None, None, None, None)
+        return y.array, ZoneoutMeanContext(new.shape, p)
     draw = (*draw_call(rng), p, block)
     previous, new = contiguous(previous), contiguous(new)
     y, bits = _forward(ZONEOUT, new, previous, None, None, draw, save == "bits", 1.0)
