@@ -76,6 +76,7 @@ def feature_alpha_dropout(
     channels_last: bool = False,
     rng: RngLike = None,
     training: bool = True,
+    shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
     out: npt.NDArray | None = None,
     save: str = "bits",
@@ -87,6 +88,8 @@ def feature_alpha_dropout(
     x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64
         Shape (batch, channels, ...) with 1 to 3 spatial axes, or (batch, ..., channels).
     channels_last : bool
+    shared_axes : int or tuple of int
+        Further axes that share a draw: 0 for the same maps in all examples.
         Whether the last axis is that of the channels, not the second.
     p, rng, training, region, out, save
         As in `alpha_dropout`.
@@ -103,7 +106,8 @@ def feature_alpha_dropout(
         x has no spatial axis, or more than 3.
     """
     x = x if on_device(x) else gate.array(x)
-    axes = spatial_axes(x.ndim, channels_last)
+    further = gate.axes(shared_axes, x.ndim, "shared_axes")
+    axes = tuple({*spatial_axes(x.ndim, channels_last), *further})
     return alpha_dropout(
         x, p, rng=rng, training=training, shared_axes=axes, region=region, out=out, save=save
     )
@@ -137,7 +141,7 @@ class FeatureAlphaDropout(OpLayer):
     ----------
     p : float or callable
         Drop rate in [0, 1], or a function of the step; see `Layer`.
-    channels_last, save
+    channels_last, shared_axes, save
         As in `feature_alpha_dropout`.
     rng
         As in `Dropout`.
@@ -148,4 +152,5 @@ class FeatureAlphaDropout(OpLayer):
     p: Rate = 0.5
     _: KW_ONLY
     channels_last: bool = False
+    shared_axes: int | Sequence[int] = ()
     save: str = "bits"

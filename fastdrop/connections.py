@@ -390,6 +390,10 @@ class DropConnect(Layer):
         init = np.random.default_rng(draw_call(self.rng))
         self.weight = (init.standard_normal(shape) * np.sqrt(2.0 / inputs)).astype(dtype)
 
+    def share_batch(self) -> None:
+        """One mask for the whole batch; see `Layer.share_batch`."""
+        self.mode = "batch"
+
     def __call__(self, x: npt.ArrayLike) -> Array:
         """y, shape (..., outputs)."""
         y, self.ctx = dropconnect(

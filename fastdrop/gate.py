@@ -137,17 +137,20 @@ def shape(value: Any) -> tuple[int, ...]:
     return dims
 
 
+def axes(value: Any, ndim: int, name: str) -> tuple[int, ...]:
+    """Axes of an array, none of them negative."""
+    try:
+        return normalize_axis_tuple(value, ndim, name)
+    except TypeError:
+        raise TypeError(f"{name} must be an int or a tuple of ints, got {value!r}") from None
+
+
 def block(shape: tuple[int, ...], shared_axes: int | Sequence[int], region: Any = None) -> Block:
     """The block of the mask array that belongs to x of this shape."""
-    try:
-        axes = normalize_axis_tuple(shared_axes, len(shape), "shared_axes")
-    except TypeError:
-        raise TypeError(
-            f"shared_axes must be an int or a tuple of ints, got {shared_axes!r}"
-        ) from None
+    shared = axes(shared_axes, len(shape), "shared_axes")
     if region is not None:
         region = _region(region, shape)
-    return Block(shape, axes, region)
+    return Block(shape, shared, region)
 
 
 def _region(value: Any, block: tuple[int, ...]) -> Region:

@@ -346,13 +346,13 @@ def sampling(
     rng : Rng, int, None, SeedSequence, Generator or BitGenerator
         Shared by all the layers.
     consistent : bool
-        Share each mask across the batch, axis 0 of the input: one function for all examples. Needs
-        layers that have `shared_axes`.
+        Share each mask across the batch, axis 0 of the input: one function for all examples; see
+        `Layer.share_batch`.
 
     Raises
     ------
     TypeError
-        Something that is no layer, or has no `shared_axes` and is to be consistent.
+        Something that is no layer, or one that cannot be consistent.
 
     Examples
     --------
@@ -365,11 +365,6 @@ def sampling(
     for layer in layers:
         if not isinstance(layer, Layer):
             raise TypeError(f"layers must be layers of fastdrop.layers, got {layer!r}")
-        if consistent and not hasattr(layer, "shared_axes"):
-            raise TypeError(
-                f"layers must have shared_axes to be consistent, {layer!r} has none; "
-                "pass consistent=False"
-            )
     rng = Layer(rng).rng  # an int becomes an Rng, so that no two layers draw the same mask
     before = [vars(layer).copy() for layer in layers]
     try:
@@ -377,7 +372,7 @@ def sampling(
             layer.rng = rng
             layer.train()
             if consistent:
-                layer.shared_axes = _with_batch(layer.shared_axes)  # type: ignore[attr-defined]
+                layer.share_batch()
         yield
     finally:
         for layer, state in zip(layers, before, strict=True):
@@ -423,11 +418,6 @@ def _shared_seed(rng: RngLike) -> int:
 
 def _of_pass(seed: int, t: int) -> Rng:
     return Rng(seed, t << 32)
-
-
-def _with_batch(shared_axes: int | Iterable[int]) -> tuple[int, ...]:
-    axes = (shared_axes,) if isinstance(shared_axes, int) else tuple(shared_axes)
-    return axes if 0 in axes else (0, *axes)
 
 
 def _entropy(p: Floats) -> Floats:

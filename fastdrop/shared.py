@@ -5,11 +5,11 @@ Each is `dropout` with `shared_axes` chosen, and draws the same mask; see there 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.array_utils import normalize_axis_index
 
 from fastdrop import _core, cpu, gate
 from fastdrop._core import DROPOUT
@@ -49,6 +49,7 @@ def spatial_dropout(
     channels_last: bool = False,
     rng: RngLike = None,
     training: bool = True,
+    shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
     out: npt.NDArray | None = None,
     save: str = "bits",
@@ -83,8 +84,8 @@ def spatial_dropout(
     convolutional networks. CVPR 2015, section 3.2.
     """
     x = x if on_device(x) else gate.array(x)
-    axes = spatial_axes(x.ndim, channels_last)
-    return masked(DROPOUT, x, p, rng, training, axes, region, out, save)
+    axes = spatial_axes(x.ndim, channels_last), gate.axes(shared_axes, x.ndim, "shared_axes")
+    return masked(DROPOUT, x, p, rng, training, _union(*axes), region, out, save)
 
 
 def locked_dropout(
@@ -94,6 +95,7 @@ def locked_dropout(
     time_axis: int = 1,
     rng: RngLike = None,
     training: bool = True,
+    shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
     out: npt.NDArray | None = None,
     save: str = "bits",
@@ -109,6 +111,8 @@ def locked_dropout(
         A sequence: (batch, time, features), if `time_axis` does not say otherwise.
     time_axis : int
         The axis of the steps.
+    shared_axes : int or tuple of int
+        Further axes that share a draw: 0 for the same mask in all sequences.
     p, rng, training, region, out, save
         As in `fastdrop.dropout`.
 
@@ -129,9 +133,14 @@ def locked_dropout(
     networks. NeurIPS 2016. S. Merity, N. S. Keskar, R. Socher: Regularizing and optimizing LSTM
     language models. ICLR 2018, section 4.
     """
-    x = gate.array(x)
-    axis = normalize_axis_index(time_axis, x.ndim, "time_axis")
-    return masked(DROPOUT, x, p, rng, training, axis, region, out, save)
+    x = x if on_device(x) else gate.array(x)
+    axes = gate.axes(time_axis, x.ndim, "time_axis"), gate.axes(shared_axes, x.ndim, "shared_axes")
+    return masked(DROPOUT, x, p, rng, training, _union(*axes), region, out, save)
+
+
+def _union(*axes: tuple[int, ...]) -> tuple[int, ...]:
+    """Each axis once."""
+    return tuple(sorted(set().union(*axes)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -315,7 +324,7 @@ class SpatialDropout(OpLayer):
     ----------
     p : float or callable
         Drop rate in [0, 1], or a function of the step; see `Layer`.
-    channels_last, save
+    channels_last, shared_axes, save
         As in `spatial_dropout`.
     rng
         As in `Dropout`.
@@ -326,6 +335,7 @@ class SpatialDropout(OpLayer):
     p: Rate = 0.5
     _: KW_ONLY
     channels_last: bool = False
+    shared_axes: int | Sequence[int] = ()
     save: str = "bits"
 
 
@@ -337,7 +347,7 @@ class LockedDropout(OpLayer):
     ----------
     p : float or callable
         Drop rate in [0, 1], or a function of the step; see `Layer`.
-    time_axis, save
+    time_axis, shared_axes, save
         As in `locked_dropout`.
     rng
         As in `Dropout`.
@@ -348,6 +358,7 @@ class LockedDropout(OpLayer):
     p: Rate = 0.5
     _: KW_ONLY
     time_axis: int = 1
+    shared_axes: int | Sequence[int] = ()
     save: str = "bits"
 
 
@@ -376,6 +387,9 @@ class EmbeddingDropout(Layer):
             self.weight, self.rate(), ids=ids, rng=self.rng, training=self.training
         )
         return y
+
+    def share_batch(self) -> None:
+        """A word is dropped in all examples as it is; see `Layer.share_batch`."""
 
     def backward(self, dy: npt.ArrayLike) -> None:  # type: ignore[override]
         """The table's gradient goes to `gradients`; ids have none."""
@@ -412,3 +426,7 @@ class DropPath(OpLayer):
     def __post_init__(self) -> None:
         super().__post_init__()
         gate.choice(self.mode, ("row", "batch"), "mode")
+
+    def share_batch(self) -> None:
+        """One draw for the whole batch; see `Layer.share_batch`."""
+        self.mode = "batch"

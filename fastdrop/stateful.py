@@ -79,6 +79,20 @@ class Layer:
         """Pass inputs through from now on. Returns the layer."""
         return self.train(False)
 
+    def share_batch(self) -> None:
+        """From now on apply one function to all examples of a batch: share draws along axis 0.
+
+        Raises
+        ------
+        TypeError
+            A layer that cannot, as each example has a draw of its own by definition.
+        """
+        axes = getattr(self, "shared_axes", None)
+        if axes is None:
+            raise TypeError(f"{self!r} draws for each example; it has no shared_axes")
+        axes = tuple(axes) if np.iterable(axes) else (axes,)
+        self.shared_axes = axes if 0 in axes else (0, *axes)
+
     def rate(self) -> float:
         """The rate of this step."""
         return self.p(self.step) if callable(self.p) else self.p

@@ -222,6 +222,9 @@ class TargetedDropout(Layer):
         )
         return y
 
+    def share_batch(self) -> None:
+        """Weights are the same for all examples as they are; see `Layer.share_batch`."""
+
     def prune(self, weight: npt.ArrayLike) -> npt.NDArray:
         """`targeted_prune` with this layer's fraction, that of the step if it is a function."""
         return targeted_prune(weight, self._fraction(), mode=self.mode)

@@ -216,7 +216,9 @@ def test_layers():
             assert layer.ctx.nbytes == 0
         assert_same_bits(layer.eval()(x), x)
         assert layer.rng.call == 2
-    assert repr(layer) == "FeatureAlphaDropout(p=0.4, channels_last=True, save='seed')"
+    assert (
+        repr(layer) == "FeatureAlphaDropout(p=0.4, channels_last=True, shared_axes=(), save='seed')"
+    )
     assert repr(fd.layers.AlphaDropout(rng=1)).startswith("AlphaDropout(p=0.5, shared_axes=()")
     with pytest.raises(ValueError, match="save must be one of"):
         fd.layers.AlphaDropout(save="x")

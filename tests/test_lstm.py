@@ -54,10 +54,10 @@ def test_eval_repeats_and_takes_no_call():
 
 
 def test_main_learns(capsys):
-    lstm.main(["--epochs", "2", "--hidden", "16"])
+    lstm.main(["--epochs", "4", "--hidden", "32"])
     shown = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in shown[1:]] == ["without", "with"]
     text = lstm.text_of_python(24_000)
     guess = np.log(text.max() + 1.0)  # nats of a guess
     for line in shown[1:]:
-        assert float(line.split()[-1]) < 0.85 * guess
+        assert float(line.split()[-1]) < 0.8 * guess

@@ -270,6 +270,30 @@ def test_consistent_passes_are_the_same_functions_for_any_batch():
         np.testing.assert_allclose(part.variance, whole.variance[rows], rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: fd.layers.SpatialDropout(),
+        lambda: fd.layers.LockedDropout(),
+        lambda: fd.layers.AlphaDropout(),
+        lambda: fd.layers.FeatureAlphaDropout(),
+        lambda: fd.layers.GaussianDropout(),
+        lambda: fd.layers.ConcreteDropout(),
+        lambda: fd.layers.DropPath(),
+        lambda: fd.layers.DropConnect(6, 6, dtype=float),
+    ],
+)
+def test_consistent_layers_treat_all_examples_alike(make):
+    layer = make()
+    x = np.broadcast_to(np.random.default_rng(0).standard_normal((1, 5, 6)), (4, 5, 6))
+    alike = []
+    for consistent in (False, True):
+        with mc.sampling(layer, 3, consistent=consistent):
+            ys = [layer(x) for _ in range(5)]
+        alike.append(all((y == y[:1]).all() for y in ys))
+    assert alike == [False, True]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_sampling_leaves_no_trace(fails):
     schedule = fd.schedules.linear(0, 0.9, 10)
@@ -325,7 +349,7 @@ def test_sampling_refuses():
     with mc.sampling([Other()], 1):
         pass
     with (
-        pytest.raises(TypeError, match=r"must have shared_axes to be consistent, .*Other"),
+        pytest.raises(TypeError, match=r"Other.* has no shared_axes"),
         mc.sampling([layer, Other()], 1, consistent=True),
     ):
         pass
