@@ -111,6 +111,14 @@ def test_sparse_kl():
     assert grid[np.argmax(error)] == -3.5
 
 
+def test_sparse_kl_against_the_reference(dtype):
+    weight, log_variance = array((30, 40), dtype), array((30, 40), dtype, 1) * 4
+    value, _, _ = fd.sparse_variational_kl(weight, log_variance)
+    pairs = zip(weight.ravel().tolist(), log_variance.ravel().tolist(), strict=True)
+    expected = sum(reference.sparse_variational_kl(w, v) for w, v in pairs)
+    assert value == pytest.approx(expected, rel=1e-5 if dtype == np.float32 else 1e-12)
+
+
 def test_sparse_kl_gradients():
     weight, log_variance = array((3, 4)), array((3, 4), seed=1) - 1
     weight[0, 0] = 1e-6  # clipped
@@ -135,7 +143,7 @@ def test_sparse_linear(dtype, bias, training):
         x, weight, log_variance, b, rng=fd.Rng(5, 3), training=training
     )
     model = reference.sparse_variational_linear(
-        x.reshape(10, 7), weight, log_variance, b, *((5, 3) if training else (None, None))
+        x.reshape(10, 7), weight, log_variance, b, (5, 3) if training else None
     )
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == np.float32 else {"rtol": 1e-12}
     np.testing.assert_allclose(y.reshape(10, 4), model, **tolerance)
@@ -145,6 +153,11 @@ def test_sparse_linear(dtype, bias, training):
     assert len(grads) == 3 + bias
     assert all(g.dtype == dtype for g in grads)
     assert (ctx.seed, ctx.call) == ((5, 3) if training else (None, None))
+    if training:
+        flat = x.reshape(10, 7), weight, log_variance, (5, 3), dy.reshape(10, 4)
+        models = reference.sparse_variational_gradients(*flat)
+        for gradient, expected in zip(grads, models, strict=False):
+            np.testing.assert_allclose(gradient.reshape(expected.shape), expected, **tolerance)
     if dtype == np.float32:
         return
 

@@ -7,7 +7,13 @@ import numpy.typing as npt
 
 from fastdrop.reference.noise import normals
 
-__all__ = ["sparse_variational_linear"]
+__all__ = ["sparse_variational_gradients", "sparse_variational_kl", "sparse_variational_linear"]
+
+Floats = npt.NDArray[np.float64]
+
+
+def _noise(batch: int, outputs: int, draw: tuple[int, int]) -> Floats:
+    return normals(np.arange(batch * outputs).reshape(batch, outputs), *draw).astype(np.float64)
 
 
 def sparse_variational_linear(
@@ -15,19 +21,46 @@ def sparse_variational_linear(
     weight: npt.NDArray,
     log_variance: npt.NDArray,
     bias: npt.NDArray | None,
-    seed: int | None,
-    call: int | None,
-) -> npt.NDArray[np.float64]:
-    """x of shape (batch, inputs), all in float64; seed None: pruned weights, no noise."""
+    draw: tuple[int, int] | None,
+) -> Floats:
+    """x of shape (batch, inputs), all in float64; draw None: pruned weights, no noise."""
     x, weight, log_variance = (np.asarray(a, np.float64) for a in (x, weight, log_variance))
     y = np.zeros((x.shape[0], weight.shape[1]))
     for b in range(y.shape[0]):
         for j in range(y.shape[1]):
-            if seed is None:
+            if draw is None:
                 kept = log_variance[:, j] - np.log(weight[:, j] ** 2 + 1e-8) < 3
                 y[b, j] = np.sum(x[b] * weight[:, j] * kept)
             else:
                 variance = np.sum(x[b] ** 2 * np.exp(log_variance[:, j])) + 1e-8
-                noise = normals(b * y.shape[1] + j, seed, call)
+                noise = _noise(*y.shape, draw)[b, j]
                 y[b, j] = np.sum(x[b] * weight[:, j]) + np.sqrt(variance) * noise
     return y if bias is None else y + np.asarray(bias, np.float64)
+
+
+def sparse_variational_gradients(
+    x: npt.NDArray,
+    weight: npt.NDArray,
+    log_variance: npt.NDArray,
+    draw: tuple[int, int],
+    dy: npt.NDArray,
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Of x, weight, log_variance and bias, term by term in float64."""
+    x, weight, v, dy = (np.asarray(a, np.float64) for a in (x, weight, log_variance, dy))
+    dx, dweight, dv = np.zeros_like(x), np.zeros_like(weight), np.zeros_like(weight)
+    noise = _noise(*dy.shape, draw)
+    for b in range(dy.shape[0]):
+        for j in range(dy.shape[1]):
+            deviation = np.sqrt(np.sum(x[b] ** 2 * np.exp(v[:, j])) + 1e-8)
+            h = dy[b, j] * noise[b, j] / (2 * deviation)  # of the variance
+            dx[b] += dy[b, j] * weight[:, j] + h * 2 * x[b] * np.exp(v[:, j])
+            dweight[:, j] += dy[b, j] * x[b]
+            dv[:, j] += h * x[b] ** 2 * np.exp(v[:, j])
+    return dx, dweight, dv, dy.sum(axis=0)
+
+
+def sparse_variational_kl(weight: float, log_variance: float) -> float:
+    """Of one weight: Molchanov et al. 2017, equation 14."""
+    log_alpha = np.clip(log_variance - np.log(weight**2 + 1e-8), -8, 8)
+    sigmoid = 1 / (1 + np.exp(-(1.87320 + 1.48695 * log_alpha)))
+    return -(0.63576 * sigmoid - 0.5 * np.log1p(np.exp(-log_alpha)) - 0.63576)
