@@ -218,6 +218,71 @@ def variants():
         yield f"{op.__name__} / NumPy, p = {p}, 1 Mi", 0.25, ratio(functions, "op", ["NumPy"])
 
 
+def compositions():
+    """What is made of NumPy's functions, beside those of its parts that no kernel could leave out:
+    products of matrices, the partition that finds a threshold, and passes over memory as fast as
+    dropout. One thread of ours; BLAS has its own."""
+    fd.set_num_threads(1)
+    rng, generator = fd.Rng(1), np.random.default_rng(0)
+    x, dy = (a.reshape(128, 512) for a in arrays(16, 2))
+    weight = arrays(18, 1)[0].reshape(512, 512)
+    log_variance = np.full_like(weight, -8)
+    square = weight * weight
+
+    def forward_products():
+        return x @ weight, (x * x) @ square
+
+    def backward_products():
+        return dy @ weight.T, dy @ square.T, x.T @ dy, (x * x).T @ dy
+
+    for name, op in {
+        "sparse variational": lambda: fd.sparse_variational_linear(
+            x, weight, log_variance, rng=rng
+        ),
+        "DropConnect, gaussian": lambda: fd.dropconnect(x, weight, p=0.5, rng=rng, mode="gaussian"),
+    }.items():
+        _, ctx = op()
+        functions = {"own": op, "floor": forward_products}
+        yield f"{name}, forward / its two products", 2.0, ratio(functions, "own", ["floor"])
+        functions = {"own": lambda ctx=ctx: ctx.backward(dy), "floor": backward_products}
+        yield f"{name}, backward / its four products", 2.0, ratio(functions, "own", ["floor"])
+
+    big, other = arrays(20, 2)
+    functions = {
+        "own": lambda: fd.zoneout(big, other, 0.1, training=False),
+        "floor": lambda: fd.dropout_add(big, other, 0.1, training=False),
+    }
+    yield "zoneout's expectation / dropout_add", 2.0, ratio(functions, "own", ["floor"])
+
+    table = big.reshape(1024, 1024)
+    gradient = other.reshape(1024, 1024)
+
+    def targets():
+        np.partition(np.abs(table), 512, axis=1)
+        fd.dropout(table, 0.5, rng=rng)
+
+    def flips():
+        np.partition(np.abs(table * gradient), 972, axis=1)
+        fd.dropout(table, 0.5, rng=rng)
+
+    functions = {"own": lambda: fd.targeted_dropout(table, 0.5, 0.5, rng=rng), "floor": targets}
+    yield "targeted_dropout / partition and dropout", 2.0, ratio(functions, "own", ["floor"])
+    functions = {
+        "own": lambda: fd.adversarial_dropout(table, gradient, 0.05, 0.5, rng=rng),
+        "floor": flips,
+    }
+    yield "adversarial_dropout / partition and dropout", 2.0, ratio(functions, "own", ["floor"])
+
+    logits = generator.standard_normal((1024, 1024))
+    moments = fd.mc.Moments()
+    buffers = np.zeros_like(logits), np.zeros_like(logits)
+    functions = {
+        "own": lambda: moments.update(logits),
+        "floor": lambda: [np.add(buffer, logits, out=buffer) for buffer in buffers],
+    }
+    yield "mc.Moments / two sums", 2.0, ratio(functions, "own", ["floor"])
+
+
 def main():
     threads = fd.get_num_threads()
     groups = {
@@ -229,6 +294,7 @@ def main():
         "fused": lambda: fused(threads),
         "dropconnect": lambda: dropconnect(threads),
         "variants": variants,
+        "compositions": compositions,
     }
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(groups)}; all")

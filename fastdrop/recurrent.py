@@ -151,10 +151,15 @@ def _mean(previous: npt.NDArray, new: npt.NDArray, p: float) -> npt.NDArray:
     """p * previous + (1 - p) * new, in the compute type; what has no weight may be infinite."""
     if p in (0.0, 1.0):
         return (previous if p else new).copy()
-    kind = compute_type(new.dtype)
-    y = np.asarray(previous.astype(kind, copy=False) * kind(p))  # of 0-d operands it is a scalar
-    y += new.astype(kind, copy=False) * kind(1.0 - p)
-    return y.astype(new.dtype, copy=False)
+    kind, size = compute_type(new.dtype), 16384  # at a time: what is between stays in the cache
+    y = np.empty(new.shape, new.dtype)
+    a, b, out = (np.asarray(v, order="C").reshape(-1) for v in (previous, new, y))
+    for i in range(0, out.size, size):
+        part = slice(i, i + size)
+        terms = np.multiply(a[part], kind(p), dtype=kind)
+        terms += np.multiply(b[part], kind(1.0 - p), dtype=kind)
+        out[part] = terms
+    return y
 
 
 @dataclass(eq=False)
