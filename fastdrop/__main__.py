@@ -44,6 +44,13 @@ def train(args: argparse.Namespace) -> None:
     print(f"\n{mlp.table(runs)}\n\ncurves: {args.out / 'curves.png'}")
 
 
+def train_lstm(args: argparse.Namespace) -> None:
+    """Train a recurrent network on text without and with dropout; print the losses."""
+    from fastdrop.examples import lstm
+
+    lstm.train(args.epochs, args.seed)
+
+
 def bench(args: argparse.Namespace) -> None:
     """Time dropout on this machine, beside a copy, NumPy and frameworks; print a table, draw it."""
     try:
@@ -118,6 +125,17 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument(
         "--out", type=Path, default=Path("fastdrop-train"), help="folder for curves.png"
     )
+
+    networks = command.add_subparsers(metavar="[lstm]", title="another network")
+    command = networks.add_parser(
+        "lstm",
+        help=train_lstm.__doc__,
+        description=train_lstm.__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.set_defaults(run=train_lstm)
+    command.add_argument("--epochs", type=_count, default=50, help="passes over the training text")
+    command.add_argument("--seed", type=int, default=0, help="decides weights, order and masks")
 
     command = commands.add_parser("bench", help=bench.__doc__, description=bench.__doc__)
     command.set_defaults(run=bench)

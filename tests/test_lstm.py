@@ -1,63 +1,91 @@
-"""The LSTM example: its backward pass by central differences, and that it learns."""
+"""The example's backpropagation through time against finite differences, and what it learns."""
+
+import re
 
 import numpy as np
 import pytest
 from differences import assert_gradient
 
 import fastdrop as fd
-from fastdrop.examples import lstm
+from fastdrop.__main__ import main
+from fastdrop.examples.lstm import Adam, Network, Rates
 
-RATES = {"p_input": 0.3, "p_state": 0.4, "p_zone": 0.3}
+ALL = Rates(words=0.3, inputs=0.4, recurrent=0.4, hidden=0.3, cell=0.4)
+IDS = np.random.default_rng(0).integers(0, 6, (8, 3))
+
+
+def network(rates, dtype=np.float64):
+    return Network(6, 4, rates, seed=1, dtype=dtype)
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("rates", [RATES, {}], ids=["dropout", "plain"])
-def test_gradients(rates, training):
-    """Of input and all parameters, the draws held fixed."""
-    init = np.random.default_rng(0)
-    net = lstm.LSTM(3, 5, **rates, rng=fd.Rng(7), init=init, dtype=np.float64)
-    net.training = training
-    x, weights = init.standard_normal((2, 4, 3)), init.standard_normal((2, 4, 5))
+@pytest.mark.parametrize(
+    "rates",
+    [ALL, Rates(inputs=0.5), Rates(recurrent=0.5), Rates(hidden=0.5, cell=0.5), Rates(words=0.5)],
+    ids=str,
+)
+def test_every_gradient(rates, training):
+    net = network(rates)
 
     def loss():
-        net.rng.state = fd.Rng(7).state
-        return (net(x) * weights).sum()
+        net.rng = fd.Rng(3)  # the same draws each time
+        return net.loss(IDS, training)
 
     loss()
-    assert_gradient(loss, x, net.backward(weights))
-    loss()
-    net.backward(weights)
-    grads = dict(net.grads)
-    for name, gradient in grads.items():
-        assert_gradient(loss, getattr(net, name), gradient)
+    grads = net.backward()
+    assert grads.keys() == net.parameters.keys()
+    for name, value in net.parameters.items():
+        assert_gradient(loss, value, grads[name])
 
 
-def test_masks_are_held_over_time():
-    net = lstm.LSTM(3, 50, **RATES, rng=fd.Rng(7), init=np.random.default_rng(0))
-    net(np.ones((2, 6, 3), np.float32))
-    masks = [step[1].mask() for step in net.steps]
-    assert all((mask == masks[0]).all() for mask in masks)
-    assert not masks[0].all()
-    locked = net.input_dropout.ctx.mask()
-    assert (locked == locked[:, :1]).all()
-    zones = [step[-1].mask() for step in net.steps]
-    assert not all((zone == zones[0]).all() for zone in zones)
-    assert net.rng.call == 2 + 2 * 6
+def test_all_kinds_of_dropout_are_on():
+    """So that the test above sees each of them, and masks that are held where they should be."""
+    net = network(ALL)
+    net.loss(IDS, training=True)
+    assert 0 < net.looked_up.kept().sum() < 6
+    recurrent, cell, hidden = zip(*net.lstm.contexts, strict=True)
+    for masks in ([c.mask() for c in recurrent], net.entered.mask(), net.left.mask()):
+        assert 0 < masks[0].sum() < masks[0].size
+        assert all((mask == masks[0]).all() for mask in masks)
+    for contexts in (cell, hidden):
+        masks = np.array([c.mask() for c in contexts])
+        assert 0 < masks.sum() < masks.size
+        assert (masks != masks[0]).any()
+    first = recurrent[0].mask()
+    net.loss(IDS, training=True)
+    assert (net.lstm.contexts[0][0].mask() != first).any()
 
 
-def test_eval_repeats_and_takes_no_call():
-    net = lstm.LSTM(3, 5, **RATES, rng=fd.Rng(7), init=np.random.default_rng(0))
-    net.training = False
-    x = np.ones((2, 6, 3), np.float32)
-    np.testing.assert_array_equal(net(x), net(x))
+def test_validation_draws_nothing():
+    net = network(ALL)
+    losses = {net.loss(IDS) for _ in range(3)}
+    assert len(losses) == 1
     assert net.rng.call == 0
 
 
-def test_main_learns(capsys):
-    lstm.main(["--epochs", "4", "--hidden", "32"])
-    shown = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in shown[1:]] == ["without", "with"]
-    text = lstm.text_of_python(24_000)
-    guess = np.log(text.max() + 1.0)  # nats of a guess
-    for line in shown[1:]:
-        assert float(line.split()[-1]) < 0.8 * guess
+def test_learns_a_period():
+    net = network(Rates(inputs=0.05, hidden=0.05), np.float32)
+    update = Adam(net.parameters, rate=0.03)
+    ids = (np.arange(13)[:, None] + np.arange(4)) % 6
+    for _ in range(120):
+        net.loss(ids, training=True)
+        update(net.backward())
+    assert net.loss(ids) < 0.1
+    assert net.p.dtype == np.float32
+
+
+def test_command(capsys):
+    main(["train", "lstm", "--epochs", "2", "--seed", "5"])
+    rows = re.findall(r"^ +(\d+) +(.+)$", capsys.readouterr().out, re.MULTILINE)
+    assert [epoch for epoch, _ in rows] == ["1", "2"]
+    before, after = ([float(loss) for loss in losses.split()] for _, losses in rows)
+    assert len(after) == 4
+    assert all(b < a < 4 for a, b in zip(before, after, strict=True))
+
+
+def test_command_takes_its_own_options():
+    for options in (["--epochs", "0"], ["--rate", "0.5"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["train", "lstm", *options])
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "gru"])

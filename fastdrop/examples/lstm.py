@@ -1,14 +1,16 @@
-"""An LSTM in plain NumPy with the three kinds of dropout a recurrent network wants.
+"""A recurrent network in plain NumPy that predicts the next character, with four kinds of dropout.
 
-Locked dropout of the input, one mask a sequence; dropout of the recurrent state with one mask held
-over time (Gal and Ghahramani 2016); zoneout of state and cell (Krueger et al. 2017). Run it with
-``python -m fastdrop.examples.lstm``: it learns to predict the next character of Python's own
-documentation, without and with dropout.
+One LSTM layer (Hochreiter and Schmidhuber 1997) between a table of character vectors and a softmax,
+backpropagation through time written by hand, Adam. The text is Python's own language reference, of
+which the network gets so little that it learns it by heart. Run it with
+``python -m fastdrop train lstm``.
+
+Arrays have the steps in front: (time, batch, units).
 """
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,205 +18,206 @@ import numpy.typing as npt
 import fastdrop as fd
 
 Array = npt.NDArray[np.floating]
+Characters = npt.NDArray[np.int64]
+Parameters = dict[str, Array]
 
 
-def sigmoid(z: Array) -> Array:
-    """1 / (1 + exp(-z))."""
-    return 0.5 * (1.0 + np.tanh(0.5 * z))
+@dataclass(frozen=True)
+class Rates:
+    """How much is dropped where; by default nothing."""
+
+    words: float = 0.0  # embedding dropout: characters of the table, one mask a batch
+    inputs: float = 0.0  # locked dropout: what enters and leaves the layer, one mask a sequence
+    recurrent: float = 0.0  # what h tells the gates, one mask a sequence
+    hidden: float = 0.0  # zoneout of h, a new mask each step
+    cell: float = 0.0  # zoneout of c, a new mask each step
 
 
 class LSTM:
-    """A layer of LSTM cells (Hochreiter and Schmidhuber 1997; Gers et al. 2000).
+    """One layer, over all steps of a sequence.
 
-    At each step, with gates i, f, o and candidate g from one product:
+    i, f, o, g = sigmoid, sigmoid, sigmoid, tanh of (x W + dropout(h') U + b)
+    c = zoneout(c', f c' + i g)
+    h = zoneout(h', o tanh(f c' + i g))
 
-        i, f, o, g = x W + (mask * h) U + b
-        c' = sigmoid(f) c + sigmoid(i) tanh(g),    c <- zoneout(c, c')
-        h' = sigmoid(o) tanh(c'),                  h <- zoneout(h, h')
-
-    Parameters
-    ----------
-    inputs, hidden : int
-    p_input, p_state : float
-        Drop rates of input and recurrent state.
-    p_zone : float
-        Chance that an element of h or c keeps its value.
-    rng : fastdrop.Rng
-        Draws masks; a call each for input and state, two for zoneout at each step.
-    init : numpy.random.Generator
-        Draws the weights.
+    h' and c' are those of the step before, 0 in front of the first. Recurrent dropout is that of
+    Gal and Ghahramani (2016), zoneout that of Krueger et al. (2017).
     """
 
     def __init__(
         self,
         inputs: int,
-        hidden: int,
-        *,
-        p_input: float = 0.0,
-        p_state: float = 0.0,
-        p_zone: float = 0.0,
-        rng: fd.Rng,
+        units: int,
+        rates: Rates,
         init: np.random.Generator,
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
-        def weights(rows: int) -> Array:
-            limit = 1.0 / np.sqrt(hidden)
-            return init.uniform(-limit, limit, (rows, 4 * hidden)).astype(dtype)
+        self.rates = rates
+        self.W = (init.standard_normal((inputs, 4 * units)) / np.sqrt(inputs)).astype(dtype)
+        self.U = (init.standard_normal((units, 4 * units)) / np.sqrt(units)).astype(dtype)
+        self.b = np.repeat([0, 1, 0, 0], units).astype(dtype)  # to begin with, f remembers
 
-        self.hidden = hidden
-        self.W, self.U, self.b = weights(inputs), weights(hidden), np.zeros(4 * hidden, dtype)
-        self.b[hidden : 2 * hidden] = 1.0  # the forget gate begins open
-        self.p_state = p_state
-        self.input_dropout = fd.layers.LockedDropout(p_input, rng=rng)
-        self.p_zone, self.rng = p_zone, rng
-        self.training = True
-
-    def __call__(self, x: Array) -> Array:
-        """x of shape (batch, time, inputs) to h of shape (batch, time, hidden)."""
-        batch, time, _ = x.shape
-        zone = {"rng": self.rng, "training": self.training}
-        self.input_dropout.train(self.training)
-        self.x = self.input_dropout(x)
-        z_input = self.x @ self.W + self.b
-        # The same seed and call at each step: the same mask.
-        seed, call = self.rng.take() if self.training else (0, 0)
-        h = c = np.zeros((batch, self.hidden), x.dtype)
-        out = np.empty((batch, time, self.hidden), x.dtype)
-        self.steps = []
+    def __call__(self, x: Array, rng: fd.Rng, training: bool) -> Array:
+        """h of each step, (time, batch, units), from x, (time, batch, inputs)."""
+        time, batch, _ = x.shape
+        units = len(self.U)
+        gates = (x @ self.W + self.b).reshape(time, batch, 4, units)
+        h, c, tanh_c, heard = np.zeros((4, time + 1, batch, units), x.dtype)
+        rates, how = self.rates, {"training": training}
+        held = rng.spawn(1)[0] if training else rng
+        self.contexts = []
         for t in range(time):
-            masked, state = fd.dropout(
-                h, self.p_state, rng=fd.Rng(seed, call), training=self.training
-            )
-            z = z_input[:, t] + masked @ self.U
-            i, f, o = (sigmoid(part) for part in np.split(z[:, : 3 * self.hidden], 3, axis=1))
-            g = np.tanh(z[:, 3 * self.hidden :])
-            new = f * c + i * g
-            squashed = np.tanh(new)
-            c_next, c_zone = fd.zoneout(c, new, self.p_zone, **zone)
-            h, h_zone = fd.zoneout(h, o * squashed, self.p_zone, **zone)
-            self.steps.append((masked, state, i, f, o, g, c, squashed, c_zone, h_zone))
-            c, out[:, t] = c_next, h
-        return out
+            again = fd.Rng(held.seed)  # the same seed and call at each step: the same mask
+            heard[t], recurrent = fd.dropout(h[t], rates.recurrent, rng=again, **how)
+            a = gates[t]
+            a += (heard[t] @ self.U).reshape(a.shape)
+            a[:, :3] = sigmoid(a[:, :3])
+            a[:, 3] = np.tanh(a[:, 3])
+            i, f, o, g = a.swapaxes(0, 1)
+            new_c = f * c[t] + i * g
+            tanh_c[t] = np.tanh(new_c)
+            c[t + 1], zone_c = fd.zoneout(c[t], new_c, rates.cell, rng=rng, **how)
+            h[t + 1], zone_h = fd.zoneout(h[t], o * tanh_c[t], rates.hidden, rng=rng, **how)
+            self.contexts.append((recurrent, zone_c, zone_h))
+        self.saved = x, gates, c, tanh_c, heard
+        return h[1:]
 
-    def backward(self, dout: Array) -> Array:
-        """Gradient with respect to x; those of W, U and b go to `grads`."""
-        dz_all = np.empty((*dout.shape[:2], 4 * self.hidden), dout.dtype)
-        dU = np.zeros_like(self.U)
-        dh = dc = np.zeros_like(dout[:, 0])
-        for t in reversed(range(len(self.steps))):
-            masked, state, i, f, o, g, c, squashed, c_zone, h_zone = self.steps[t]
-            dh_kept, dh_new = h_zone.backward(dout[:, t] + dh)
-            dc_kept, dc_new = c_zone.backward(dc)
-            dc_new = dc_new + dh_new * o * (1.0 - squashed * squashed)
-            dz = np.concatenate(
-                (
-                    dc_new * g * i * (1.0 - i),
-                    dc_new * c * f * (1.0 - f),
-                    dh_new * squashed * o * (1.0 - o),
-                    dc_new * i * (1.0 - g * g),
-                ),
-                axis=1,
-            )
-            dU += masked.T @ dz
-            dh = dh_kept + state.backward(dz @ self.U.T)
-            dc = dc_kept + dc_new * f
-            dz_all[:, t] = dz
-        flat = dz_all.reshape(-1, dz_all.shape[-1])
-        dW = self.x.reshape(-1, self.x.shape[-1]).T @ flat
-        self.grads = {"W": dW, "U": dU, "b": flat.sum(axis=0)}
-        return self.input_dropout.backward(dz_all @ self.W.T)
+    def backward(self, dy: Array) -> tuple[Array, Parameters]:
+        """Gradients of x and of the parameters, from those of h of each step."""
+        x, gates, c, tanh_c, heard = self.saved
+        da = np.empty_like(gates)
+        dh = dc = np.zeros_like(dy[0])
+        for t in reversed(range(len(dy))):
+            recurrent, zone_c, zone_h = self.contexts[t]
+            i, f, o, g = gates[t].swapaxes(0, 1)
+            dh_before, dnew_h = zone_h.backward(dh + dy[t])
+            dc_before, dnew_c = zone_c.backward(dc)
+            dnew_c += dnew_h * o * (1 - tanh_c[t] ** 2)
+            da[t, :, 0] = dnew_c * g * i * (1 - i)
+            da[t, :, 1] = dnew_c * c[t] * f * (1 - f)
+            da[t, :, 2] = dnew_h * tanh_c[t] * o * (1 - o)
+            da[t, :, 3] = dnew_c * i * (1 - g**2)
+            dc = dc_before + dnew_c * f
+            dh = dh_before + recurrent.backward(da[t].reshape(len(dh), -1) @ self.U.T)
+        da = da.reshape(*dy.shape[:2], -1)
+        grads = {"W": product(x, da), "U": product(heard[:-1], da), "b": da.sum(axis=(0, 1))}
+        return da @ self.W.T, grads
 
 
-class CharacterModel:
-    """Embedding, LSTM, linear layer to the logits of the next character; Adam."""
+class Network:
+    """A table of character vectors, the layer, and logits of the next character."""
 
-    def __init__(self, characters: int, hidden: int, rates: dict[str, float], seed: int) -> None:
+    def __init__(
+        self,
+        characters: int,
+        units: int,
+        rates: Rates,
+        seed: int,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
         init = np.random.default_rng(seed)
-        normal = init.standard_normal
-        self.E = normal((characters, 32), np.float32)
-        self.lstm = LSTM(32, hidden, **rates, rng=fd.Rng(seed), init=init)
-        self.V = normal((hidden, characters), np.float32) / np.float32(np.sqrt(hidden))
-        self.a = np.zeros(characters, np.float32)
-        self.parameters = {
-            "E": self.E,
-            "V": self.V,
-            "a": self.a,
-            **{name: getattr(self.lstm, name) for name in ("W", "U", "b")},
-        }
-        self.moments = {k: (np.zeros_like(p), np.zeros_like(p)) for k, p in self.parameters.items()}
+        self.rates, self.rng = rates, fd.Rng(seed)
+        self.lstm = LSTM(units, units, rates, init, dtype)
+        self.table = init.standard_normal((characters, units)).astype(dtype)
+        self.V = (init.standard_normal((units, characters)) / np.sqrt(units)).astype(dtype)
+        self.d = np.zeros(characters, dtype)
 
-    def loss(self, text: npt.NDArray[np.intp]) -> tuple[float, Array]:
-        """Mean cross-entropy in nats of predicting text[:, 1:], and the logits' gradient."""
-        self.h = self.lstm(self.E[text[:, :-1]])
-        z = self.h @ self.V + self.a
-        z -= z.max(axis=-1, keepdims=True)
-        log = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
-        target = text[:, 1:, None]
-        dz = np.exp(log)
-        np.put_along_axis(dz, target, np.take_along_axis(dz, target, -1) - 1, -1)
-        return -float(np.take_along_axis(log, target, -1).mean()), dz / np.float32(target.size)
+    @property
+    def parameters(self) -> Parameters:
+        """All that is learned: the arrays themselves."""
+        own = {"table": self.table, "V": self.V, "d": self.d}
+        return own | {"W": self.lstm.W, "U": self.lstm.U, "b": self.lstm.b}
 
-    def step(self, text: npt.NDArray[np.intp], number: int) -> float:
-        """One mini-batch: forward, backward, Adam with the gradient's norm clipped to 1."""
-        value, dz = self.loss(text)
-        flat = dz.reshape(-1, dz.shape[-1])
-        dx = self.lstm.backward(dz @ self.V.T)
-        dE = np.zeros_like(self.E)
-        np.add.at(dE, text[:, :-1], dx)
-        dV = self.h.reshape(-1, self.h.shape[-1]).T @ flat
-        grads = {"E": dE, "V": dV, "a": flat.sum(axis=0), **self.lstm.grads}
-        norm = np.sqrt(sum(float(np.vdot(g, g)) for g in grads.values()))
-        size = 3e-3 * np.sqrt(1 - 0.999**number) / (1 - 0.9**number)
-        for name, g in grads.items():
-            m, v = self.moments[name]
-            g = g / max(1.0, norm)
-            m += 0.1 * (g - m)
-            v += 0.001 * (g * g - v)
+    def loss(self, ids: Characters, training: bool = False) -> float:
+        """Mean cross-entropy, in nats, of all characters but the first of ids, (time, batch)."""
+        how = {"rng": self.rng, "training": training}
+        locked = {"time_axis": 0, **how}
+        x, self.looked_up = fd.embedding_dropout(self.table, self.rates.words, ids=ids[:-1], **how)
+        x, self.entered = fd.locked_dropout(x, self.rates.inputs, **locked)
+        h = self.lstm(x, **how)
+        self.h, self.left = fd.locked_dropout(h, self.rates.inputs, **locked)
+        self.p = softmax(self.h @ self.V + self.d)
+        self.targets = ids[1:, :, None]
+        return float(-np.log(np.take_along_axis(self.p, self.targets, -1)).mean())
+
+    def backward(self) -> Parameters:
+        """Gradients of the last loss, with the names of the parameters."""
+        dlogits = self.p.copy()
+        right = np.take_along_axis(dlogits, self.targets, -1)
+        np.put_along_axis(dlogits, self.targets, right - 1, -1)
+        dlogits /= self.targets.size
+        dx, grads = self.lstm.backward(self.left.backward(dlogits @ self.V.T))
+        grads["table"] = self.looked_up.backward(self.entered.backward(dx))
+        return grads | {"V": product(self.h, dlogits), "d": dlogits.sum(axis=(0, 1))}
+
+
+class Adam:
+    """Kingma and Ba (2015); its moments beside each parameter."""
+
+    def __init__(self, parameters: Parameters, rate: float = 5e-3) -> None:
+        self.parameters, self.rate, self.step = parameters, rate, 0
+        self.moments = {k: (np.zeros_like(p), np.zeros_like(p)) for k, p in parameters.items()}
+
+    def __call__(self, grads: Parameters, b1: float = 0.9, b2: float = 0.999) -> None:
+        """Update the parameters in place."""
+        self.step += 1
+        size = self.rate * np.sqrt(1 - b2**self.step) / (1 - b1**self.step)
+        for name, (m, v) in self.moments.items():
+            m += (1 - b1) * (grads[name] - m)
+            v += (1 - b2) * (grads[name] ** 2 - v)
             self.parameters[name] -= size * m / (np.sqrt(v) + 1e-8)
-        return value
 
 
-def text_of_python(length: int) -> npt.NDArray[np.intp]:
-    """The beginning of the language reference that Python ships, as numbers of characters."""
+def product(x: Array, dy: Array) -> Array:
+    """Gradient of W in y = x @ W: the sum over the steps."""
+    return sum(x_t.T @ dy_t for x_t, dy_t in zip(x, dy, strict=True))
+
+
+def sigmoid(a: Array) -> Array:
+    """1 / (1 + exp(-a)), which does not overflow this way."""
+    return 0.5 * (1 + np.tanh(0.5 * a))
+
+
+def softmax(z: Array) -> Array:
+    """Probabilities along the last axis."""
+    e = np.exp(z - z.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def read(length: int) -> tuple[Characters, Characters, int]:
+    """Two successive pieces of Python's language reference as numbers, and how many there are."""
     from pydoc_data.topics import topics
 
-    text = "".join(topics[name] for name in sorted(topics))[:length]
-    return np.unique(list(text), return_inverse=True)[1]
+    text = "\n".join(topics[name] for name in sorted(topics))[: 2 * length]
+    characters, ids = np.unique(list(text), return_inverse=True)
+    return ids[:length], ids[length:], len(characters)
+
+
+def windows(ids: Characters, starts: Characters, steps: int) -> Characters:
+    """Pieces of steps + 1 characters, (steps + 1, len(starts))."""
+    return ids[starts + np.arange(steps + 1)[:, None]]
 
 
 def train(
-    name: str, rates: dict[str, float], epochs: int, hidden: int = 128, seed: int = 0
-) -> tuple[float, float]:
-    """Mean losses over the last epoch's training batches, and over the validation text."""
-    from tqdm import tqdm
-
-    text = text_of_python(24_000)
-    length, batch = 64, 32
-    rows = text[: len(text) // length * length].reshape(-1, length)
-    known, unknown = np.split(rows, [len(rows) * 3 // 4])
-    model = CharacterModel(int(text.max()) + 1, hidden, rates, seed)
-    order, number = np.random.default_rng(seed), 0
-    for _ in tqdm(range(epochs), desc=f"{name:16}", unit="epoch"):
-        losses = []
-        for index in np.array_split(order.permutation(len(known)), len(known) // batch):
-            number += 1
-            losses.append(model.step(known[index], number))
-    model.lstm.training = False
-    return float(np.mean(losses)), model.loss(unknown)[0]
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Train without and with dropout; print the losses."""
-    parser = argparse.ArgumentParser(prog="python -m fastdrop.examples.lstm", description=__doc__)
-    parser.add_argument("--epochs", type=int, default=40, help="passes over the text")
-    parser.add_argument("--hidden", type=int, default=128, help="cells of the LSTM")
-    arguments = parser.parse_args(argv)
-    rates = {"p_input": 0.2, "p_state": 0.3, "p_zone": 0.05}
-    print(f"{'':16}  training  validation   (cross-entropy of the next character, nats)")
-    for name, chosen in (("without dropout", {}), ("with dropout", rates)):
-        known, unknown = train(name, chosen, arguments.epochs, arguments.hidden)
-        print(f"{name:16}  {known:8.3f}  {unknown:10.3f}")
-
-
-if __name__ == "__main__":
-    main()
+    epochs: int, seed: int, length: int = 10_000, units: int = 64, steps: int = 40, batch: int = 16
+) -> None:
+    """Train without and with dropout side by side; print the losses over both pieces of text."""
+    learned, held_out, characters = read(length)
+    rates = Rates(words=0.05, inputs=0.2, recurrent=0.2, hidden=0.05, cell=0.1)
+    networks = [Network(characters, units, r, seed) for r in (Rates(), rates)]
+    updates = [Adam(network.parameters) for network in networks]
+    order = np.random.default_rng([seed, 1])
+    part = length // batch  # to score, a piece is cut into as many parts as a batch has
+    pieces = [windows(p, np.arange(batch) * part, part - 1) for p in (learned, held_out)]
+    print(f"{length} characters to learn, the next {length} to validate; nats a character\n")
+    print("        without dropout     with dropout")
+    print("epoch   train   valid       train   valid")
+    for epoch in range(1, epochs + 1):
+        for _ in range(length // (batch * steps)):
+            ids = windows(learned, order.integers(0, length - steps, batch), steps)
+            for network, update in zip(networks, updates, strict=True):
+                network.loss(ids, training=True)
+                update(network.backward())
+        if epoch % max(1, epochs // 10) == 0:
+            row = [network.loss(piece) for network in networks for piece in pieces]
+            print("{:5}   {:.3f}   {:.3f}       {:.3f}   {:.3f}".format(epoch, *row), flush=True)
