@@ -30,7 +30,7 @@
 #endif
 
 /* 64 elements from i on; `op` and `stream` are constants where this is inlined. */
-static inline void NAME(block, SUFFIX)(fd_op op, const fd_operands *o, size_t i,
+ALWAYS_INLINE void NAME(block, SUFFIX)(fd_op op, const fd_operands *o, size_t i,
                                        const uint8_t *bits, unsigned shift, VEC scale, int stream)
 {
     for (size_t half = i; half < i + 64; half += 32) {
@@ -92,7 +92,7 @@ static inline void NAME(part, SUFFIX)(fd_op op, const fd_operands *o, size_t i, 
     }
 }
 
-static inline void NAME(apply, SUFFIX)(fd_op op, const fd_operands *operands, const uint8_t *bits,
+ALWAYS_INLINE void NAME(apply, SUFFIX)(fd_op op, const fd_operands *operands, const uint8_t *bits,
                                        size_t bit, size_t n, double scale, int stream)
 {
     const fd_operands o = *operands;

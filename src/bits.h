@@ -3,6 +3,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* For loops that are one function with constants for arguments: without, GCC stops making copies. */
+#if defined(__GNUC__)
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+#else
+#define ALWAYS_INLINE static inline
+#endif
+
 #if defined(__GNUC__)
 static inline int ctz64(uint64_t v) { return __builtin_ctzll(v); }
 static inline void prefetch(const char *p) { __builtin_prefetch(p); }
