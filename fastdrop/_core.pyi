@@ -49,7 +49,7 @@ def forward(
     p: float,
     block: Block | None,
     save: bool,
-    scale: float,
+    scale: float = -1,
     shift: float = 0,
     dropped: float = 0,
 ) -> bytes | None: ...

@@ -180,6 +180,9 @@ def dropout(
     return masked(DROPOUT, x, p, rng, training, shared_axes, region, out, save)
 
 
+INVERTED = -1.0, 0.0, 0.0  # scale, shift, value of what is dropped: that of the rate, none, none
+
+
 def masked(
     op: int,
     x: Any,
@@ -194,7 +197,7 @@ def masked(
 ) -> tuple[npt.NDArray, Context]:
     """The ops that drop elements of one array: checks, draws and calls the kernel.
 
-    constants: scale, shift and value of what is dropped, from the rate; else 1 / (1 - p), 0, 0.
+    constants: scale, shift and value of what is dropped, from the rate; else `INVERTED`.
     """
     gate.choice(save, ("bits", "seed"), "save")
     if not _core.admits(x, p, out):
@@ -211,9 +214,9 @@ def masked(
     if not training or p == 0.0:
         np.copyto(out, x)
         return out, Context(x.shape, 0.0, seed, call, None, None)
-    scale, *rest = constants(p) if constants else (_core.scale_of(p),)
-    keep_bits = save == "bits"
-    bits = cpu.forward(op, x, None, None, out, seed, call, p, block, keep_bits, scale, *rest)
+    scale, shift, dropped = constants(p) if constants else INVERTED
+    keep = save == "bits"
+    bits = cpu.forward(op, x, None, None, out, seed, call, p, block, keep, scale, shift, dropped)
     return out, Context(x.shape, p, seed, call, block, bits, scale)
 
 

@@ -278,9 +278,10 @@ cdef inline char *data(cnp.ndarray x) noexcept:
 
 
 def forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray bias, cnp.ndarray y,
-            uint64_t seed, uint64_t call, double p, block, bint save, double scale,
+            uint64_t seed, uint64_t call, double p, block, bint save, double scale=-1,
             double shift=0, double dropped=0):
-    """One of the ops of fastdrop.h. Returns the packed mask for backward, if `save`.
+    """One of the ops of fastdrop.h. Returns the packed mask for backward, if `save`. A negative
+    scale stands for that of the rate, as in `Saved`.
 
     block: see `fastdrop.block`; None: all of x, one draw an element. Operands beside x and y are
     None, or contiguous as x and y are then. bias repeats: BIAS_ROOM longer than it is.
@@ -294,6 +295,8 @@ def forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray bias, cnp
     cdef uint8_t *saved = NULL
     cdef bytes bits = None
     cdef fd_stream stream
+    if scale < 0:
+        scale = fd_scale(p)
     if op == FD_RELU_DROPOUT:
         bits = empty_bits(n)
         o.active = <uint8_t *> PyBytes_AS_STRING(bits)
