@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import fastdrop as fd
+from fastdrop.examples import STUDIES
 
 
 def info(args: argparse.Namespace) -> None:
@@ -24,31 +25,16 @@ def info(args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train the perceptron without and with dropout; print a table, draw the curves."""
+    """Train networks without and with dropout: a table, pictures and a record of every figure."""
     try:
-        from fastdrop.examples import digits, mlp
+        from fastdrop.examples import study
     except ModuleNotFoundError as error:
         sys.exit(f"train needs {error.name}: pip install 'fastdrop[demo]'")
-    try:
-        data = digits.load(args.data, args.seed)
-    except (OSError, ValueError) as error:
-        sys.exit(str(error))
-    print(f"{len(data.t_train)} training and {len(data.t_valid)} validation images")
-    fit = args.epochs, args.batch_size, args.seed
-    runs = [
-        mlp.train("without dropout", data, 0.0, *fit),
-        mlp.train(f"dropout {args.rate:g}", data, args.rate, *fit),
-    ]
-    args.out.mkdir(parents=True, exist_ok=True)
-    mlp.plot(runs, args.out / "curves.png")
-    print(f"\n{mlp.table(runs)}\n\ncurves: {args.out / 'curves.png'}")
-
-
-def train_lstm(args: argparse.Namespace) -> None:
-    """Train a recurrent network on text without and with dropout; print the losses."""
-    from fastdrop.examples import lstm
-
-    lstm.train(args.epochs, args.seed)
+    options = {k: v for k, v in vars(args).items() if k not in ("run", "study", "out")}
+    if args.study is None and args.data is None:
+        options["data"] = "digits"  # there at once
+    name = args.study or "mnist-mlp"
+    study.execute(name, args.out or Path("fastdrop-train") / name, **options)
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -90,6 +76,13 @@ def _count(text: str) -> int:
     return n
 
 
+def _natural(text: str) -> int:
+    n = int(text)
+    if n < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
+    return n
+
+
 def _seconds(text: str) -> float:
     seconds = float(text)
     if not 0.0 < seconds < float("inf"):
@@ -104,38 +97,40 @@ def main(argv: list[str] | None = None) -> None:
     command = commands.add_parser("info", help=info.__doc__, description=info.__doc__)
     command.set_defaults(run=info)
 
-    command = commands.add_parser(
-        "train",
-        help=train.__doc__,
-        description=train.__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    command = commands.add_parser("train", help=train.__doc__, description=train.__doc__)
     command.set_defaults(run=train)
     command.add_argument(
+        "study",
+        nargs="?",
+        metavar="STUDY",
+        choices=STUDIES,
+        help="; ".join(f"{name}: {what}" for name, what in STUDIES.items())
+        + "; mnist-mlp on digits if omitted",
+    )
+    command.add_argument(
         "--data",
+        metavar="DIR",
+        help="folder with IDX files as MNIST's, gzipped or not, or CIFAR-10's batches, binary or "
+        "pickled; or one of mnist (downloaded once), digits (scikit-learn's), synthetic",
+    )
+    command.add_argument("--epochs", type=_count, help="passes over the training set")
+    command.add_argument(
+        "--seed",
+        type=_natural,
+        nargs="+",
+        dest="seeds",
+        metavar="N",
+        help="each decides split, weights, order and masks of one more run (default: 0 1 2)",
+    )
+    command.add_argument("--threads", type=_count, help="of BLAS and of fastdrop")
+    command.add_argument("--quick", action="store_true", help="a minute or less, on little data")
+    command.add_argument("--resume", action="store_true", help="go on with what is in --out")
+    command.add_argument(
+        "--out",
         type=Path,
         metavar="DIR",
-        help="folder with MNIST-format IDX files, gzipped or not; "
-        "scikit-learn's bundled digits if omitted",
+        help="for record.json, pictures and unfinished runs (default: fastdrop-train/STUDY)",
     )
-    command.add_argument("--epochs", type=_count, default=20, help="passes over the training set")
-    command.add_argument("--batch-size", type=_count, default=128, help="images in a mini-batch")
-    command.add_argument("--rate", type=_rate, default=0.5, help="drop rate of the hidden layers")
-    command.add_argument("--seed", type=int, default=0, help="decides split, weights and masks")
-    command.add_argument(
-        "--out", type=Path, default=Path("fastdrop-train"), help="folder for curves.png"
-    )
-
-    networks = command.add_subparsers(metavar="[lstm]", title="another network")
-    command = networks.add_parser(
-        "lstm",
-        help=train_lstm.__doc__,
-        description=train_lstm.__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    command.set_defaults(run=train_lstm)
-    command.add_argument("--epochs", type=_count, default=50, help="passes over the training text")
-    command.add_argument("--seed", type=int, default=0, help="decides weights, order and masks")
 
     command = commands.add_parser("bench", help=bench.__doc__, description=bench.__doc__)
     command.set_defaults(run=bench)

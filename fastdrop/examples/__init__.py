@@ -1,1 +1,11 @@
-"""Networks in plain NumPy, trained with fastdrop."""
+"""The studies: networks in plain NumPy, trained with fastdrop; ``python -m fastdrop train STUDY``.
+
+`nn` is the network library, `data` reads images, `study` is what all studies share. A study is a
+module named as here, with ``_`` for ``-``, that has `FULL` and `QUICK`, two `study.Defaults`, and
+``run(session)``.
+"""
+
+STUDIES = {
+    "mnist-mlp": "a perceptron with and without dropout",
+    "lstm": "four kinds of dropout in a recurrent network that learns a text by heart",
+}
