@@ -53,7 +53,7 @@ class Text:
     characters: int
 
     def __str__(self) -> str:
-        return f"{len(self.learned)} of {self.characters} characters"
+        return f"{len(self.learned)} characters, {self.characters} different ones"
 
 
 class Network:
@@ -151,7 +151,7 @@ def run(session: Session) -> None:
         least = [min(run.curves["validation loss"]) for run in runs]
         rows.append([name, *(spread(values, 3) for values in (*last, least))])
     headers = ["", "train loss", "validation loss", "least validation loss"]
-    session.table(f"After {session.epochs} epochs, seeds {session.seeds}", headers, rows)
+    session.table(f"After {session.epochs} epochs, mean ± deviation of the seeds", headers, rows)
     figure = Figure(figsize=(8, 5), layout="constrained")
     axis = figure.subplots()
     for color, name in enumerate(session.names):
@@ -164,6 +164,5 @@ def run(session: Session) -> None:
     session.picture(
         "losses.png",
         figure,
-        f"Mean and range of {len(session.seeds)} seeds: in the end, the validation loss with "
-        f"dropout is {verdict}. What each of the four kinds contributes is not shown.",
+        f"{session.seeds_shown}: in the end, the validation loss with dropout is {verdict}. What each of the four kinds contributes is not shown.",
     )

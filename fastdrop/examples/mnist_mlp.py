@@ -63,7 +63,7 @@ def table(session: Session) -> None:
         scores = [spread(run.last(measure) for run in runs) for measure in measures]
         rows.append([name, *scores, spread(seconds, 1), spread(share, 2)])
     headers = ["", *measures, "seconds to train", "dropout's share, %"]
-    session.table(f"After {session.epochs} epochs, seeds {session.seeds}", headers, rows)
+    session.table(f"After {session.epochs} epochs, mean ± deviation of the seeds", headers, rows)
 
 
 def pictures(session: Session) -> None:
@@ -73,8 +73,7 @@ def pictures(session: Session) -> None:
     def gap(runs: list[Run], what: str) -> str:
         return spread(abs(r.last(f"train {what}") - r.last(f"validation {what}")) for r in runs)
 
-    seeds = len(session.seeds)
-    measured = f"Mean and range of {seeds} seeds, measured after each epoch without dropping: "
+    measured = f"{session.seeds_shown}, measured after each epoch without dropping: "
     for what in ("accuracy", "loss"):
         figure = Figure(figsize=(11, 4.5), layout="constrained")
         axes = figure.subplots(1, 2, sharey=True)

@@ -209,6 +209,12 @@ class Session:
         return [run for run in self.runs if run.name == name]
 
     @property
+    def seeds_shown(self) -> str:
+        """What curves and their bands are drawn from, to begin a sentence with."""
+        shown = ", ".join(map(str, self.seeds))
+        return f"Mean and range of seeds {shown}" if len(self.seeds) > 1 else f"Seed {shown} alone"
+
+    @property
     def names(self) -> list[str]:
         """Those of the runs, in their order."""
         return list(dict.fromkeys(run.name for run in self.runs))
