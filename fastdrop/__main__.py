@@ -26,15 +26,17 @@ def info(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Train networks without and with dropout: a table, pictures and a record of every figure."""
-    try:
-        from fastdrop.examples import study
-    except ModuleNotFoundError as error:
-        sys.exit(f"train needs {error.name}: pip install 'fastdrop[demo]'")
     options = {k: v for k, v in vars(args).items() if k not in ("run", "study", "out")}
     if args.study is None and args.data is None:
         options["data"] = "digits"  # there at once
     name = args.study or "mnist-mlp"
-    study.execute(name, args.out or Path("fastdrop-train") / name, **options)
+    try:
+        from fastdrop.examples import study
+
+        study.execute(name, args.out or Path("fastdrop-train") / name, **options)
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        sys.exit(f"train needs {missing}: pip install 'fastdrop[demo]'")
 
 
 def bench(args: argparse.Namespace) -> None:

@@ -1,6 +1,5 @@
 """The command line, and what is chosen at import."""
 
-import gzip
 import json
 import os
 import re
@@ -38,56 +37,6 @@ def test_unknown_isa_is_an_import_error():
     result = run("mmx")
     assert result.returncode != 0
     assert "FASTDROP_ISA: ISA 'mmx' is not among those of this CPU" in result.stderr
-
-
-def train(capsys, *arguments):
-    """The scores of a short run, without its seconds."""
-    main(["train", "--epochs", "2", *map(str, arguments)])
-    shown = capsys.readouterr().out
-    return re.findall(r"^\| (?:without|dropout)[^|]*(?:\|[^|]*){4}", shown, re.MULTILINE)
-
-
-def test_train_repeats_with_its_seed(tmp_path, capsys):
-    first = train(capsys, "--out", tmp_path / "a", "--seed", 3)
-    assert len(first) == 2
-    assert first == train(capsys, "--out", tmp_path / "b", "--seed", 3)
-    assert first != train(capsys, "--out", tmp_path / "c", "--seed", 4)
-    assert (tmp_path / "a" / "curves.png").read_bytes().startswith(b"\x89PNG")
-    accuracy = float(first[1].split("|")[3])
-    assert accuracy > 0.8  # chance is 0.1
-
-
-def write_idx(path, array):
-    header = b"\0\0\x08" + bytes([array.ndim]) + np.array(array.shape, ">u4").tobytes()
-    data = header + array.tobytes()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-
-
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_train_on_idx_files(tmp_path, capsys, suffix):
-    labels = np.arange(400, dtype=np.uint8) % 4
-    images = np.zeros((400, 5, 6), np.uint8)
-    images[np.arange(400), labels] = 200
-    write_idx(tmp_path / f"train-images-idx3-ubyte{suffix}", images)
-    write_idx(tmp_path / f"train-labels-idx1-ubyte{suffix}", labels)
-    scores = train(capsys, "--data", tmp_path, "--out", tmp_path, "--batch-size", 50)
-    assert float(scores[0].split("|")[3]) > 0.9
-
-
-def test_train_says_what_is_wrong(tmp_path, capsys):
-    for arguments in (["--rate", "1.5"], ["--epochs", "0"], ["--batch-size", "x"]):
-        with pytest.raises(SystemExit, match="2"):
-            main(["train", *arguments])
-    with pytest.raises(SystemExit, match="has no file train-images"):
-        main(["train", "--data", str(tmp_path)])
-    for name in ("train-images", "train-labels"):
-        (tmp_path / name).write_bytes(b"not an IDX file")
-    with pytest.raises(SystemExit, match="is not an IDX file"):
-        main(["train", "--data", str(tmp_path)])
-    write_idx(tmp_path / "train-images", np.zeros((3, 4, 4), np.uint8))
-    write_idx(tmp_path / "train-labels", np.zeros(2, np.uint8))
-    with pytest.raises(SystemExit, match="do not belong together"):
-        main(["train", "--data", str(tmp_path)])
 
 
 def no_constant(text):

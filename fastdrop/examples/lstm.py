@@ -164,5 +164,6 @@ def run(session: Session) -> None:
     session.picture(
         "losses.png",
         figure,
-        f"{session.seeds_shown}: in the end, the validation loss with dropout is {verdict}. What each of the four kinds contributes is not shown.",
+        f"{session.seeds_shown}: in the end, the validation loss with dropout is {verdict}. "
+        "What each of the four kinds contributes is not shown.",
     )

@@ -337,6 +337,8 @@ def execute(
         print(f"\nfigures: {out / 'record.json'}")
     except (KeyboardInterrupt, DataError, StudyError, OSError, MemoryError) as error:
         message = str(error) or type(error).__name__
+        if isinstance(error, KeyboardInterrupt):
+            message = "interrupted"
         if session is not None and session.runs:
             with suppress(OSError):
                 session.record()

@@ -1,0 +1,256 @@
+"""The studies as commands: what they write, and what happens when something stops them."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import fastdrop as fd
+import fastdrop.examples
+from fastdrop.__main__ import main
+from fastdrop.examples import STUDIES, study
+from fastdrop.examples.study import Run, difference, spread
+
+EPOCHS = "--epochs", "3", "--threads", "1"
+
+
+def no_constant(text):
+    raise ValueError(f"{text} is not JSON")
+
+
+def record(folder):
+    return json.loads((folder / "record.json").read_text(), parse_constant=no_constant)
+
+
+def numbers(folder):
+    """All that must repeat: every curve and measure but the seconds."""
+    found = {}
+    for run in record(folder)["runs"]:
+        assert run["complete"]
+        curves = {k: v for k, v in run["curves"].items() if not k.endswith("seconds")}
+        found[run["name"], run["seed"]] = curves, run["measures"]
+    return found
+
+
+def train(folder, *arguments):
+    main(["train", *map(str, arguments), "--out", str(folder)])
+    return numbers(folder)
+
+
+def test_mnist_mlp(tmp_path, capsys):
+    threads = fd.get_num_threads()
+    found = train(tmp_path, "mnist-mlp", "--quick", "--seed", 0, 1, *EPOCHS)
+    assert fd.get_num_threads() == threads
+    cases = "without dropout", "dropout 0.5"
+    assert found.keys() == {(name, seed) for name in cases for seed in (0, 1)}
+    for curves, measures in found.values():
+        assert len(curves["validation loss"]) == 3
+        assert measures["test accuracy"] > 0.8  # chance is 0.1
+    shown = capsys.readouterr().out
+    for run in record(tmp_path)["runs"]:
+        assert (sum(run["curves"]["dropout seconds"]) > 0) == (run["name"] == cases[1])
+    for name, sentence in record(tmp_path)["pictures"].items():
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+        assert sentence in shown
+    assert len(list(tmp_path.glob("*.png"))) == 3
+    assert not list(tmp_path.rglob("*.part"))
+    accuracies = [found[cases[0], seed][1]["test accuracy"] for seed in (0, 1)]
+    assert spread(accuracies) in shown
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Drawing takes longer than training."""
+    monkeypatch.setattr(study.Session, "picture", lambda *_: None)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_train_alone_repeats_with_its_seed(tmp_path):
+    """README's first command; no --data, no network."""
+    one = "--epochs", 1, "--threads", 1, "--seed"
+    first = train(tmp_path, *one, 3)
+    assert first == train(tmp_path, *one, 3)
+    other = train(tmp_path, *one, 4)
+    assert first["dropout 0.5", 3] != other["dropout 0.5", 4]
+    assert record(tmp_path)["study"] == "mnist-mlp"
+    assert record(tmp_path)["arguments"]["data"] == "digits"
+
+
+def test_lstm(tmp_path):
+    found = train(tmp_path, "lstm", "--quick", *EPOCHS)
+    for curves, _ in found.values():
+        before, *_, after = curves["validation loss"]
+        assert after < before < 4
+
+
+COMMAND = "mnist-mlp", "--quick", "--seed", "0", *EPOCHS
+
+
+def start(folder, *options, **popen):
+    """The command in a process of its own, with a checkpoint after each epoch."""
+    code = (
+        "import sys; from fastdrop.examples import study; study.CHECKPOINT_SECONDS = 0; "
+        "from fastdrop.__main__ import main; main(sys.argv[1:])"
+    )
+    arguments = ["train", *COMMAND, "--out", str(folder), *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], **pipes, **popen)
+
+
+def stop_at(folder, epochs, how):
+    """Start, and send a signal when the second run has so many epochs behind it."""
+    with start(folder) as process:
+        for _ in range(3000):
+            time.sleep(0.01)
+            runs = record(folder)["runs"] if (folder / "record.json").exists() else []
+            if len(runs) > 1 and len(runs[1]["curves"]["train loss"]) >= epochs:
+                break
+        process.send_signal(how)
+        shown, errors = process.communicate(timeout=60)
+    return process.returncode, shown, errors
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The numbers of a run that nothing stops."""
+    return train(tmp_path_factory.mktemp("undisturbed"), *COMMAND)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_killed_and_resumed_it_ends_with_the_same_numbers(tmp_path, undisturbed, capsys):
+    status, *_ = stop_at(tmp_path, 1, signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    before = record(tmp_path)["runs"]
+    assert [run["complete"] for run in before] == [True, False]
+    capsys.readouterr()
+    assert train(tmp_path, *COMMAND, "--resume") == undisturbed
+    bars = capsys.readouterr().err
+    assert "without dropout" not in bars  # nothing is done twice
+    first_epochs = [run["curves"]["seconds"][0] for run in before]
+    after = record(tmp_path)["runs"]
+    assert [run["curves"]["seconds"][0] for run in after] == first_epochs
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_interrupted(tmp_path, undisturbed):
+    status, _, errors = stop_at(tmp_path, 1, signal.SIGINT)
+    assert status == 130
+    assert "Traceback" not in errors
+    assert "interrupted" in errors
+    assert f"What was done is in {tmp_path}; the same command with --resume" in errors
+    assert train(tmp_path, *COMMAND, "--resume") == undisturbed
+
+
+def small_disk():
+    """No file may be larger than 1 MB: the first checkpoint is."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_full_disk(tmp_path, undisturbed):
+    with start(tmp_path, preexec_fn=small_disk) as process:
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    assert "File too large" in errors
+    assert f"What was done is in {tmp_path}" in errors
+    assert not list(tmp_path.rglob("*.part"))
+    (run,) = record(tmp_path)["runs"]
+    assert run["complete"] is False
+    assert len(run["curves"]["train loss"]) == 1
+    assert train(tmp_path, *COMMAND, "--resume") == undisturbed
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    study.write(path, b"old")
+
+    def full(descriptor):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        study.write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def refused(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", *map(str, arguments)])
+    assert stopped.value.code not in (0, None)
+    return capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_resume_refuses_what_was_trained_otherwise(tmp_path, capsys):
+    one = "--threads", 1, "--seed", 0, "--out", tmp_path
+    main(["train", *map(str, one), "--epochs", "1"])
+    shown = refused(capsys, *one, "--epochs", 2, "--resume")
+    assert "was made with epochs 1, now 2: give the same arguments" in shown
+    shown = refused(capsys, "--data", "synthetic", *one, "--epochs", 1, "--resume")
+    assert "was made with data scikit-learn's digits: " in shown
+    (tmp_path / "runs" / "dropout-0.5-0.pickle").write_bytes(b"\x80\x04torn")
+    shown = refused(capsys, *one, "--epochs", 1, "--resume")
+    assert "dropout-0.5-0.pickle is damaged" in shown
+    assert "remove it to redo this run" in shown
+
+
+def test_says_what_is_wrong(tmp_path, capsys):
+    out = "--out", tmp_path
+    assert "has neither IDX files" in refused(capsys, "--data", tmp_path, *out)
+    assert "lstm takes no --data" in refused(capsys, "lstm", "--data", tmp_path, *out)
+    assert "invalid choice: 'gru'" in refused(capsys, "gru")
+    for arguments in (["--epochs", 0], ["--seed", -1], ["--threads", "x"]):
+        assert f"argument {arguments[0]}" in refused(capsys, *arguments)
+    (tmp_path / "file").touch()
+    assert "Not a directory" in refused(capsys, "--out", tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize(
+    "module", ["matplotlib.figure", "sklearn.datasets", "tabulate", "threadpoolctl", "tqdm"]
+)
+def test_names_what_is_missing(module, tmp_path, monkeypatch):
+    for ours in ("study", "data", "mnist_mlp"):
+        monkeypatch.delitem(sys.modules, f"fastdrop.examples.{ours}", raising=False)
+        monkeypatch.delattr(fastdrop.examples, ours, raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    name = module.partition(".")[0]
+    with pytest.raises(SystemExit, match=rf"^train needs {name}: pip install 'fastdrop\[demo\]'$"):
+        main(["train", "--out", str(tmp_path)])
+
+
+def test_every_study_is_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in STUDIES)
+
+
+def runs(*values):
+    return [Run("r", seed, measures={"m": v}) for seed, v in enumerate(values)]
+
+
+def test_differences_in_words():
+    assert spread([0.5]) == "0.5000"
+    assert spread([1, 2, 3], 1) == "2.0 ± 1.0"
+    higher = difference(runs(3, 4), runs(1, 1), "m")
+    assert higher == "higher by 2.5000 ± 0.7071 with every seed"
+    assert difference(runs(1), runs(3), "m").startswith("lower by 2.0000 with one seed")
+    assert difference(runs(1, 2), runs(2, 1), "m").startswith("not clearly different")
+
+
+def test_a_run_that_diverged_is_still_json(tmp_path):
+    defaults = study.Defaults(epochs=1)
+    session = study.Session("mnist-mlp", defaults, tmp_path, data="digits")
+    session.runs.append(Run("r", 0, {"loss": [np.inf, np.nan]}, {"a": np.float32(1)}))
+    session.record()
+    (run,) = record(tmp_path)["runs"]
+    assert run["curves"]["loss"] == [None, None]
+    assert run["measures"] == {"a": 1.0}
