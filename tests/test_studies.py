@@ -128,6 +128,7 @@ def test_killed_and_resumed_it_ends_with_the_same_numbers(tmp_path, undisturbed,
     assert status == -signal.SIGKILL
     before = record(tmp_path)["runs"]
     assert [run["complete"] for run in before] == [True, False]
+    assert "--resume goes on with it" in refused(capsys, *COMMAND, "--out", tmp_path)
     capsys.readouterr()
     assert train(tmp_path, *COMMAND, "--resume") == undisturbed
     bars = capsys.readouterr().err

@@ -108,8 +108,18 @@ class Session:
         self._data: dict[int, Data] = {}
         (out / "runs").mkdir(parents=True, exist_ok=True)
         if not resume:
-            for old in (out / "runs").glob("*.pickle"):
-                old.unlink()
+            self._clear()
+
+    def _clear(self) -> None:
+        """Remove the runs of a study that was finished."""
+        old, record = list((self.out / "runs").glob("*.pickle")), self.out / "record.json"
+        if old and not (record.exists() and json.loads(record.read_text())["finished"]):
+            raise StudyError(
+                f"{self.out} holds a study that was stopped: --resume goes on with it; to begin "
+                "anew, remove it or give another --out"
+            )
+        for path in old:
+            path.unlink()
 
     def data(self, seed: int) -> Data:
         """The images, with the validation split of this seed."""
@@ -149,7 +159,12 @@ class Session:
             Whether the trainer is needed later: ``run.trainer``.
         """
         epochs = epochs or self.epochs
-        settings = {"study": self.study, "data": str(data), "epochs": epochs, **threads()}
+        settings = {
+            "study": self.study,
+            "data": str(data),
+            "epochs": epochs,
+            "threads": fd.get_num_threads(),  # with another number sums are rounded otherwise
+        }
         path = self.out / "runs" / f"{re.sub(r'[^a-z0-9.]+', '-', name.lower())}-{seed}.pickle"
         run = (self.resume and self._restore(path, settings)) or Run(name, seed, trainer=start())
         self.runs.append(run)
@@ -239,24 +254,20 @@ class Session:
         self.pictures[name] = sentence
         self.record()
 
-    def record(self) -> None:
+    def record(self, finished: bool = False) -> None:
         """Write what there is so far to record.json."""
         arguments = {"epochs": self.epochs, "seeds": self.seeds, "quick": self.quick}
         record = {
             **description(),
             "study": self.study,
-            "arguments": {**arguments, "data": self.source, **threads()},
+            "finished": finished,
+            "arguments": {**arguments, "data": self.source, "threads": fd.get_num_threads()},
             "runs": self.runs,
             "tables": self.tables,
             "pictures": self.pictures,
         }
         text = json.dumps(_plain(record), indent=1, allow_nan=False, ensure_ascii=False)
         write(self.out / "record.json", f"{text}\n".encode())
-
-
-def threads() -> dict[str, int]:
-    """How many compute: sums are rounded in another order by another number."""
-    return {"threads": fd.get_num_threads()}
 
 
 def write(path: Path, content: bytes) -> None:
@@ -333,7 +344,7 @@ def execute(
             defaults = module.QUICK if quick else module.FULL
             session = Session(study, defaults, out, quick=quick, **options)
             module.run(session)
-            session.record()
+            session.record(finished=True)
         print(f"\nfigures: {out / 'record.json'}")
     except (KeyboardInterrupt, DataError, StudyError, OSError, MemoryError) as error:
         message = str(error) or type(error).__name__
