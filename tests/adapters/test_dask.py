@@ -1,0 +1,190 @@
+"""dask: every chunking, threads, and processes of which one is killed."""
+
+import doctest
+import os
+import pickle
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bitwise import assert_same_bits
+
+import fastdrop as fd
+
+pytest.importorskip("dask.array")
+pytest.importorskip("distributed")
+import cloudpickle
+import dask.array as da
+import distributed
+
+from fastdrop.adapters import dask as adapter
+from fastdrop.adapters.dask import dropout
+
+x = np.random.default_rng(0).standard_normal((60, 5, 34)).astype(np.float32)
+CHUNKS = [-1, 1000, (1, 5, 34), (60, 1, 7), ((1, 50, 9), (2, 3), (33, 1)), ((0, 60), 5, (34, 0))]
+
+
+def test_example():
+    failed, attempted = doctest.testmod(adapter)
+    assert attempted > 5
+    assert not failed
+
+
+@pytest.mark.parametrize("chunks", CHUNKS, ids=str)
+@pytest.mark.parametrize("p", [0, 0.2, 0.5, 1])
+@pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
+def test_any_chunks(chunks, p, scheduler):
+    expected, ctx = fd.dropout(x, p, rng=fd.Rng(3, 7))
+    lazy = da.from_array(x, chunks=chunks)
+    y, lazy_ctx = dropout(lazy, p, rng=fd.Rng(3, 7))
+    assert (y.chunks, y.dtype) == (lazy.chunks, x.dtype)
+    assert_same_bits(y.compute(scheduler=scheduler), expected)
+    for dy in (lazy, x, da.from_array(x, chunks=(7, 2, 20))):
+        dx = lazy_ctx.backward(dy).compute(scheduler=scheduler)
+        assert_same_bits(dx, ctx.backward(x))
+
+
+@pytest.mark.parametrize("shared_axes", [0, 1, (0, 2), (0, 1, 2), -1])
+def test_shared_axes(shared_axes):
+    how = {"rng": 3, "shared_axes": shared_axes}
+    expected, ctx = fd.dropout(x, 0.5, **how)
+    y, lazy_ctx = dropout(da.from_array(x, chunks=(7, 2, 20)), 0.5, **how)
+    assert_same_bits(y.compute(), expected)
+    assert_same_bits(lazy_ctx.backward(x).compute(), ctx.backward(x))
+
+
+def test_dtypes(any_dtype):
+    a = x.astype(any_dtype)
+    y, _ = dropout(da.from_array(a, chunks=(7, 2, 20)), 0.2, rng=3)
+    assert_same_bits(y.compute(), fd.dropout(a, 0.2, rng=3)[0])
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0)])
+def test_small_shapes(shape):
+    a = np.ones(shape)
+    y, _ = dropout(da.from_array(a), 0.5, rng=3)
+    assert_same_bits(y.compute(), fd.dropout(a, 0.5, rng=3)[0])
+
+
+def test_lazy():
+    def fail(block):
+        raise RuntimeError("computed")
+
+    lazy = da.ones((9, 9), chunks=3).map_blocks(fail, dtype=float, meta=np.ones((0, 0)))
+    y, ctx = dropout(lazy, 0.5, rng=3)
+    dx = ctx.backward(y)
+    with pytest.raises(RuntimeError, match="computed"):
+        dx.compute()
+
+
+def test_more_than_memory():
+    """Of 2^40 elements only the chunk in the middle is computed."""
+    p, whole = 0.2, (2**20, 2**20)
+    chunks = (2**19 - 8, 16, 2**19 - 8), (2**20 - 32, 32)
+    y, _ = dropout(da.ones(whole, chunks=chunks, dtype=np.float32), p, rng=3)
+    index = fd.reference.element_index((16, 32), region=((2**19 - 8, 2**20 - 32), whole))
+    np.testing.assert_array_equal(y.blocks[1, 1].compute() != 0, fd.reference.keep(index, p, 3, 0))
+
+
+def test_views_of_the_result():
+    """Slices, transposes and new chunks of y are those of the whole y."""
+    expected, _ = fd.dropout(x, 0.2, rng=3)
+    y, _ = dropout(da.from_array(x, chunks=(7, 2, 20)), 0.2, rng=3)
+    assert_same_bits(y[5:30, 1].compute(), expected[5:30, 1])
+    assert_same_bits(y.T.rechunk(4).compute(), np.ascontiguousarray(expected.T))
+
+
+def test_calls_and_evaluation():
+    rng, lazy = fd.Rng(3), da.from_array(x, chunks=20)
+    first, _ = dropout(lazy, 0.5, rng=rng)
+    second, _ = dropout(lazy, 0.5, rng=rng)
+    assert rng.call == 2
+    assert (first != second).any().compute()
+    assert first.name != second.name
+    assert dropout(lazy, 0.5, rng=fd.Rng(3))[0].name == first.name  # the same work is done once
+    y, ctx = dropout(lazy, 0.5, rng=rng, training=False)
+    assert rng.call == 2
+    assert_same_bits(y.compute(), x)
+    assert_same_bits(ctx.backward(x).compute(), x)
+    assert (first != dropout(lazy, 0.5)[0]).any().compute()
+
+
+def test_context():
+    _, ctx = dropout(x, 0.2, rng=3, shared_axes=-1)
+    assert pickle.loads(pickle.dumps(ctx)) == ctx
+    assert (ctx.seed, ctx.call, ctx.p, ctx.shape, ctx.shared_axes) == (3, 0, 0.2, x.shape, (2,))
+    assert ctx.nbytes == 0
+
+
+def test_errors_come_at_once():
+    unknown = da.from_array(x, chunks=20)
+    unknown = unknown[unknown[:, 0, 0] > 0]
+    rng = fd.Rng(3)
+    with pytest.raises(ValueError, match=r"known size.*compute_chunk_sizes"):
+        dropout(unknown, 0.5, rng=rng)
+    with pytest.raises(ValueError, match="p must be in"):
+        dropout(x, 1.5, rng=rng)
+    with pytest.raises(TypeError, match="x must be float16"):
+        dropout(da.arange(5), 0.5, rng=rng)
+    with pytest.raises(np.exceptions.AxisError):
+        dropout(x, 0.5, rng=rng, shared_axes=3)
+    assert rng.call == 0
+    _, ctx = dropout(x, 0.5, rng=rng)
+    with pytest.raises(ValueError, match="dy must have shape"):
+        ctx.backward(x[1:])
+    with pytest.raises(ValueError, match="dy must have chunks of known size"):
+        ctx.backward(unknown)
+    y, _ = dropout(unknown.compute_chunk_sizes(), 0.5, rng=5)
+    assert_same_bits(y.compute(), fd.dropout(unknown.compute(), 0.5, rng=5)[0])
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two worker processes; one that dies is started anew."""
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # they cannot import this module
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster),
+    ):
+        yield cluster
+
+
+def pids(cluster):
+    return {nanny.pid for nanny in cluster.workers.values()}
+
+
+@pytest.mark.parametrize("chunks", CHUNKS, ids=str)
+def test_cluster(cluster, chunks):
+    expected, ctx = fd.dropout(x, 0.2, rng=3)
+    y, lazy_ctx = dropout(da.from_array(x, chunks=chunks), 0.2, rng=3)
+    assert_same_bits(y.compute(), expected)
+    assert_same_bits(lazy_ctx.backward(y).compute(), ctx.backward(expected))
+
+
+def kill_once(block, marker):
+    """The first chunk takes its worker with it, and all the results that this one holds."""
+    try:
+        Path(marker).touch(exist_ok=False)
+    except FileExistsError:
+        return block
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_a_killed_worker_changes_nothing(cluster, tmp_path):
+    """Chunks on it are lost, drawn again elsewhere, and are what they were."""
+    expected, ctx = fd.dropout(x, 0.2, rng=3)
+    dx_expected = ctx.backward(expected)
+    before, marker = pids(cluster), tmp_path / "killed"
+    y, ctx = dropout(da.from_array(x, chunks=(6, 5, 34)), 0.2, rng=3)
+    y = y.persist()
+    distributed.wait(y)
+    dx = ctx.backward(y.map_blocks(kill_once, str(marker), dtype=y.dtype, meta=y._meta))
+    assert_same_bits(dx.compute(), dx_expected)
+    assert_same_bits(y.compute(), expected)
+    assert marker.exists()
+    assert len(before - pids(cluster)) == 1
