@@ -2,7 +2,7 @@
 
 `nn` is the network library, `data` reads images, `study` is what all studies share. A study is a
 module named as here, with ``_`` for ``-``, that has `FULL` and `QUICK`, two `study.Defaults`, and
-``run(session)``.
+``run(session)``. Beside them, `scale` draws the masks of 4,096 ranks.
 """
 
 STUDIES = {
