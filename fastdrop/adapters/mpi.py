@@ -20,7 +20,7 @@ those that one rank would learn, but for the order in which gradients are added.
 >>> t = np.sin(x[:, 0])
 >>> rng = mpi.broadcast(1, comm)
 >>> region = mpi.region((len(x), 32), {0: comm})
->>> for _ in range(300):
+>>> for _ in range(150):
 ...     h, ctx = fd.relu_dropout(x @ W, 0.1, rng=rng, region=region)
 ...     error = (h @ v - t) / 64
 ...     dv, dW = h.T @ error, x.T @ ctx.backward(np.outer(error, v))

@@ -38,20 +38,19 @@ def mpiexec(ranks, *command):
     return done.stdout
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_ranks(ranks):
     program = Path(__file__).with_name("mpi_ranks.py")
     passed = mpiexec(ranks, str(program), str(ranks)).count("passed:")
     assert passed == 8
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_example(ranks):
+def test_example():
     code = (
         "import doctest, fastdrop.adapters.mpi as adapter; results = doctest.testmod(adapter); "
         "assert results.attempted > 5 and not results.failed, results; print('trained')"
     )
-    assert mpiexec(ranks, "-c", code).count("trained") == ranks
+    assert mpiexec(2, "-c", code).count("trained") == 2
 
 
 def test_importing_it_starts_no_mpi():
