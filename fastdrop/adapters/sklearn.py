@@ -45,7 +45,7 @@ class DropoutMLPClassifier(ClassifierMixin, BaseEstimator):
 
     Parameters
     ----------
-    hidden_layer_sizes : sequence of int
+    hidden_layer_sizes : int or sequence of int
         Units of each hidden layer.
     dropout : float or sequence of float
         Drop rate in [0, 1] of the hidden units, one for all or one for each layer.
@@ -80,7 +80,7 @@ class DropoutMLPClassifier(ClassifierMixin, BaseEstimator):
     loss_curve_ : list of float
         Loss of each pass, dropout and penalty included.
     validation_scores_ : list of float
-        Accuracy on what was held out, after each pass; with early stopping only.
+        Accuracy on what was held out, after each pass; empty without early stopping.
     n_features_in_, feature_names_in_
         As in all estimators.
 
@@ -138,7 +138,7 @@ class DropoutMLPClassifier(ClassifierMixin, BaseEstimator):
             X, X_valid, t, t_valid = train_test_split(
                 X, t, test_size=self.validation_fraction, random_state=self._random, stratify=t
             )
-            self.validation_scores_ = []
+        self.validation_scores_ = []
         best, waited = -np.inf, 0
         for _ in range(self.max_iter):
             self._pass(X, t)
@@ -187,7 +187,7 @@ class DropoutMLPClassifier(ClassifierMixin, BaseEstimator):
         X, y = validate_data(self, X, y, reset=first, dtype=(np.float64, np.float32))
         check_classification_targets(y)
         known = classes if first else self.classes_
-        if unknown := set(y.tolist()) - set(known.tolist()):
+        if (unknown := np.setdiff1d(y, known)).size:
             raise ValueError(f"y has {unknown}, which are not in classes")
         if first:
             self.classes_ = known
