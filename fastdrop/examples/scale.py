@@ -117,6 +117,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1234, help="of a layer (default: 1234)")
     parser.add_argument("--step", type=int, default=10**9, help="its call (default: 10^9)")
     args = parser.parse_args(argv)
+    if not (0.0 < args.rate < 1.0 and args.shards > 0 and args.points >= 0):
+        parser.error("--rate must be between 0 and 1, --shards at least 1, --points not negative")
     if wrong := simulate(args.shards, args.points, args.rate, fd.Rng(args.seed, args.step)):
         sys.exit(f"\n{wrong} elements differ from the definition")
     print("\nall as defined")
