@@ -107,18 +107,12 @@ ALWAYS_INLINE void NAME(apply, SUFFIX)(fd_op op, const fd_operands *operands, co
     const unsigned shift = (bit + i) % 8;
     bits += (bit + i) / 8;
     const size_t first = i;
-    if (stream && shift)
+    if (stream)
         for (; i + 64 <= n; i += 64)
             NAME(block, SUFFIX)(op, &o, i, bits + (i - first) / 8, shift, s, 1);
-    else if (stream)
-        for (; i + 64 <= n; i += 64)
-            NAME(block, SUFFIX)(op, &o, i, bits + (i - first) / 8, 0, s, 1);
-    else if (shift)
-        for (; i + 64 <= n; i += 64)
-            NAME(block, SUFFIX)(op, &o, i, bits + (i - first) / 8, shift, s, 0);
     else
         for (; i + 64 <= n; i += 64)
-            NAME(block, SUFFIX)(op, &o, i, bits + (i - first) / 8, 0, s, 0);
+            NAME(block, SUFFIX)(op, &o, i, bits + (i - first) / 8, shift, s, 0);
     if (i < n)
         NAME(part, SUFFIX)(op, &o, i, bits, shift + (i - first), n - i, s);
 }
