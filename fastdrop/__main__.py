@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import fastdrop as fd
+from fastdrop._core import BUILD
 from fastdrop.examples import STUDIES
 
 
@@ -19,6 +20,7 @@ def info(args: argparse.Namespace) -> None:
     print(f"fastdrop        {fd.__version__} (stream version {fd.STREAM_VERSION})")
     print(f"Python, NumPy   {platform.python_version()}, {np.__version__}")
     print(f"machine         {platform.machine()} {platform.system()}")
+    print(f"built           by {BUILD}")
     print(f"kernels         {features['isa']} (available: {', '.join(features['available'])})")
     print(f"threads         {fd.get_num_threads()}")
     print(f"CUDA            {fd.cuda.why_not() or 'available'}")

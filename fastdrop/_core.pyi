@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from fastdrop.block import Block
 
+BUILD: str
 BITS_PAD: int
 BIAS_ROOM: int
 NOISE_PAD: int

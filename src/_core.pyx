@@ -8,7 +8,7 @@ A packed mask is a bytes object with BITS_PAD bytes of room behind its last bit.
 import os
 
 cimport numpy as cnp
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from fastdrop.block import Block
@@ -60,6 +60,7 @@ cdef extern from "fastdrop.h" nogil:
         uint64_t stream_bytes
     const fd_kernels *fd_kernels_at(int i)
     uint64_t fd_cache_bytes()
+    const char *fd_compiler()
     fd_stream fd_stream_of(uint64_t seed, uint64_t call, double p)
     double fd_scale(double p)
     void fd_forward(fd_machine m, fd_stream stream, uint64_t start, fd_op op, fd_dtype dtype,
@@ -109,6 +110,17 @@ cdef extern from "fastdrop.h" nogil:
     void fd_apply_examples(fd_machine m, fd_dtype dtype, const char *x, char *y,
                            const uint64_t *keep, size_t bits, int ndim, const fd_axis *axis)
 
+cdef extern from *:
+    """
+    #ifdef Py_LIMITED_API
+    #define BUILT_FOR "every Python from 3.11 on (abi3)"
+    #else
+    #define BUILT_FOR "this version of Python alone"
+    #endif
+    """
+    const char *BUILT_FOR
+
+BUILD = f"{fd_compiler().decode()}, for {BUILT_FOR.decode()}"
 BITS_PAD = FD_BITS_PAD
 BIAS_ROOM = FD_BIAS_ROOM
 PARTS = FD_PARTS
@@ -299,13 +311,13 @@ def forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray bias, cnp
         scale = fd_scale(p)
     if op == FD_RELU_DROPOUT:
         bits = empty_bits(n)
-        o.active = <uint8_t *> PyBytes_AS_STRING(bits)
+        o.active = <uint8_t *> PyBytes_AsString(bits)
     if not flat(x, y) or (block is not None and not block.is_run):
         return forward_walk(op, x, y, &o, bias_length, seed, call, p, block, save, scale,
                             bits)
     if save and bits is None:
         bits = empty_bits(n)
-        saved = <uint8_t *> PyBytes_AS_STRING(bits)
+        saved = <uint8_t *> PyBytes_AsString(bits)
     with nogil:
         stream = fd_stream_of(seed, call, p)
         fd_forward(machine, stream, start, op, dtype, o, bias_length, saved, n, scale)
@@ -345,7 +357,7 @@ def draw(uint64_t seed, uint64_t call, double p, block):
         for d in range(ndim):
             n[d], step[d] = block.shape[d], block.strides[d]
         bits = empty_bits(block.size)
-    out = <uint8_t *> PyBytes_AS_STRING(bits)
+    out = <uint8_t *> PyBytes_AsString(bits)
     with nogil:
         fd_draw(machine, fd_stream_of(seed, call, p), start, ndim, n, step, out)
     return bits
@@ -367,7 +379,7 @@ cdef void set_axes(cnp.ndarray x, cnp.ndarray y, block, fd_axis *axis):
 cdef void walk(fd_op op, cnp.ndarray x, cnp.ndarray y, fd_operands *o, size_t bias_length,
                bytes bits, double scale, block):
     """Apply a packed mask to any layout."""
-    cdef uint8_t *mask = <uint8_t *> PyBytes_AS_STRING(bits)
+    cdef uint8_t *mask = <uint8_t *> PyBytes_AsString(bits)
     cdef fd_dtype dtype = <fd_dtype> dtype_of(x)
     cdef int ndim = cnp.PyArray_NDIM(x)
     cdef fd_axis axis[64]
@@ -379,7 +391,7 @@ cdef void walk(fd_op op, cnp.ndarray x, cnp.ndarray y, fd_operands *o, size_t bi
 def backward(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double scale, block):
     """dx = dy * scale where the packed mask says kept, else 0."""
     cdef fd_operands o = fd_operands(data(dy), NULL, NULL, data(dx), NULL, 0, 0)
-    cdef uint8_t *mask = <uint8_t *> PyBytes_AS_STRING(bits)
+    cdef uint8_t *mask = <uint8_t *> PyBytes_AsString(bits)
     cdef fd_dtype dtype = <fd_dtype> dtype_of(dy)
     cdef size_t n = <size_t> cnp.PyArray_SIZE(dy)
     if flat(dy, dx) and (block is None or block.is_run):
@@ -394,7 +406,7 @@ def backward_sums(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double scale,
     """`backward` on C-contiguous arrays, one bit an element, and the sums over all but the last
     axis in sums[0], float64 of shape (PARTS, length of the last axis). bits None: the sums alone.
     """
-    cdef uint8_t *mask = NULL if bits is None else <uint8_t *> PyBytes_AS_STRING(bits)
+    cdef uint8_t *mask = NULL if bits is None else <uint8_t *> PyBytes_AsString(bits)
     cdef fd_dtype dtype = <fd_dtype> dtype_of(dx)
     cdef char *py = data(dy)
     cdef char *px = data(dx)
@@ -420,8 +432,8 @@ def drop_blocks(bytes seeds, tuple shape, size_t block_height, size_t block_widt
     cdef bytes keep = PyBytes_FromStringAndSize(
         NULL, bytes_of_examples(n, blocks.maps * blocks.height * blocks.width)
     )
-    cdef const uint8_t *zeros = <const uint8_t *> PyBytes_AS_STRING(seeds)
-    cdef uint64_t *words = <uint64_t *> PyBytes_AS_STRING(keep)
+    cdef const uint8_t *zeros = <const uint8_t *> PyBytes_AsString(seeds)
+    cdef uint64_t *words = <uint64_t *> PyBytes_AsString(keep)
     with nogil:
         fd_drop_blocks(machine, blocks, n, zeros, words)
     return keep
@@ -436,7 +448,7 @@ def apply_examples(cnp.ndarray x, cnp.ndarray y, bytes keep, bint per_channel):
     cdef int64_t bits = cnp.PyArray_SIZE(x) // cnp.PyArray_DIM(x, 0)
     cdef char *px = data(x)
     cdef char *py = data(y)
-    cdef const uint64_t *words = <const uint64_t *> PyBytes_AS_STRING(keep)
+    cdef const uint64_t *words = <const uint64_t *> PyBytes_AsString(keep)
     cdef int ndim = cnp.PyArray_NDIM(x)
     cdef fd_axis axis[64]
     set_axes(x, y, None, axis)
@@ -452,7 +464,7 @@ def lookup(cnp.ndarray table, cnp.ndarray ids, bytes bits, cnp.ndarray y, double
 
     All C-contiguous; ids: int64, each the number of a row.
     """
-    cdef uint8_t *mask = <uint8_t *> PyBytes_AS_STRING(bits)
+    cdef uint8_t *mask = <uint8_t *> PyBytes_AsString(bits)
     cdef fd_dtype dtype = <fd_dtype> dtype_of(table)
     cdef char *x = data(table)
     cdef char *to = data(y)

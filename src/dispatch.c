@@ -42,3 +42,16 @@ uint64_t fd_cache_bytes(void)
 #endif
     return bytes > 0 ? (uint64_t)bytes : UINT64_C(32) << 20;
 }
+
+const char *fd_compiler(void)
+{
+#if defined(__clang__)
+    return __VERSION__;
+#elif defined(__GNUC__)
+    return "GCC " __VERSION__;
+#elif defined(_MSC_VER)
+    return "MSVC";
+#else
+    return "unknown compiler";
+#endif
+}

@@ -138,6 +138,9 @@ typedef struct {
 /* Bytes of the last-level cache. */
 uint64_t fd_cache_bytes(void);
 
+/* The compiler that made the kernels. */
+const char *fd_compiler(void);
+
 /* Contiguous: draw and apply in one pass. start: index of element 0. bias repeats after bias_length
  * elements and is FD_BIAS_ROOM longer, so that a tile finds its part in one piece. saved: the n keep
  * bits, or NULL. */
