@@ -313,9 +313,18 @@ def backward_zoneout_mean(ctx: functional.Context, dy: Any) -> tuple[Any, Any]:
     dy = array(dy, "dy")
     gate.like(dy, "dy", ctx.shape)
     dy = contiguous(dy)
-    all_of_it = 0, 0, 1.0, Block(dy.shape, (), None)
-    zeros, _ = _forward(DROPOUT, dy, None, None, None, all_of_it, False, 0.0)
-    return _mean(dy, zeros, ctx.p).array, _mean(zeros, dy, ctx.p).array
+    return _scaled(dy, ctx.p).array, _scaled(dy, 1.0 - ctx.p).array
+
+
+def _scaled(x: DeviceArray, weight: float) -> DeviceArray:
+    """weight * x for an array in C order; zeros without a weight."""
+    y = x.new()
+    if x.size:
+        options = {"op": "dropout", "source": "same", "shifted": False}
+        keep = 0xFFFF if weight else 0
+        given = {"x": x, "y": y, "n": x.size, "row": 1, "t": keep}
+        launch("dropout", x, (x.size + 15) // 16, options, scale=weight, **given)
+    return y
 
 
 def _mean(previous: DeviceArray, new: DeviceArray, p: float) -> DeviceArray:
@@ -324,8 +333,8 @@ def _mean(previous: DeviceArray, new: DeviceArray, p: float) -> DeviceArray:
     if p in (0.0, 1.0):
         copy(previous if p else new, y)
     elif new.size:
-        options = {"op": "mean", "source": "all", "shifted": False, "save": False, "vector": False}
-        given = {"x": new, "residual": previous, "y": y, "n": new.size, "row": 1}
+        options = {"op": "mean", "source": "same", "shifted": False}
+        given = {"x": new, "residual": previous, "y": y, "n": new.size, "row": 1, "t": 0xFFFF}
         launch("dropout", new, (new.size + 15) // 16, options, scale=1.0 - p, shift=p, **given)
     return y
 
@@ -494,13 +503,10 @@ def _forward(
     if relu or (save and given is None):
         saved = bits = DeviceBits.empty(n, x)
     row = 1 if bias is None else max(bias.size, 1)
-    aligned = all(a.address % 16 == 0 for a in (x, y, *others))
     options = {
         "op": OPS[op],
         "source": _source(p) if each is None else "given",
         "shifted": each is None and block.start % 16 != 0,
-        "save": saved is not None,
-        "vector": aligned and (bias is None or row % 16 == 0),
     }
     cut = _threshold(p) if each is None else {"t": 0xFFFF if inverted else 0}
     if n:
@@ -548,7 +554,6 @@ def _noise(op: str, draw: Draw, x: DeviceArray, g: DeviceArray | None, y: Device
             "op": op,
             "axes": 0 if run else len(shape),
             "small": n < 2**32,
-            "vector": run and x.address % 16 == 0 and y.address % 16 == 0,
         },
         x=x,
         g=g or 0,

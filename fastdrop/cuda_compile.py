@@ -70,10 +70,12 @@ def compile_ptx(
             ptx, _ = cuda.compile(
                 kernel.py_func, types.void(*arguments), device=False, abi="numba", cc=cc
             )
-    mangled = re.search(r"\.entry\s+([\w$]+)\(", ptx)
-    assert mangled is not None
+    head = re.search(r"\.entry\s+([\w$]+)\([^)]*\)", ptx)
+    assert head is not None
     entry = f"fastdrop_{kernel_name}_{dtype}"
-    return Compiled(ptx.replace(mangled[1], entry), entry, parameters)
+    if registers := kernel.targetoptions.get("max_registers"):
+        ptx = ptx.replace(head[0], f"{head[0]}\n.maxnreg {registers}")
+    return Compiled(ptx.replace(head[1], entry), entry, parameters)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ uint64 for float64, else uint32.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, reduce
 from math import factorial
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +27,7 @@ U32, U64 = np.uint32, np.uint64
 
 ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 OPS = ("dropout", "dropout_add", "bias_dropout_add", "relu_dropout", "alpha_dropout", "zoneout")
+RESIDUAL = ("dropout_add", "bias_dropout_add", "zoneout", "mean")  # the ops that read it
 
 # What an invalid operation gives on x86, which the CPU's kernels leave as it is.
 NAN32, NAN64 = U32(0xFFC00000), U64(0xFFF8000000000000)
@@ -49,7 +50,7 @@ def philox(where: str) -> SimpleNamespace:
     """
     t = target(where)
     device = t.device
-    high, clz = t.high, t.clz
+    high, clz, funnel = t.high, t.clz, t.funnel
     m0, m1 = U32(0xD2511F53), U32(0xCD9E8D57)
     bytes_domain, refinement_domain, bits_domain = (
         U32(d << 28) for d in (rng.BYTES, rng.REFINEMENT, rng.BITS)
@@ -89,13 +90,18 @@ def philox(where: str) -> SimpleNamespace:
         return upper if U32(at & U32(2)) != U32(0) else lower
 
     @device
-    def at_least(w, complement):
-        """Bits 0, 1, 16, 17: whether bytes 0 ... 3 of w are at least t = 256 - complement."""
-        even = U32(U32(w & U32(0x00FF00FF)) + complement)
-        odd = U32(U32(U32(w >> U32(8)) & U32(0x00FF00FF)) + complement)
-        return U32(
-            U32(U32(even >> U32(8)) & U32(0x00010001)) | U32(U32(odd >> U32(7)) & U32(0x00020002))
-        )
+    def at_least(w, low, under):
+        """Bits 7, 15, 23, 31: whether bytes 0 ... 3 of w are at least t. low: t in each byte, less
+        128 if t is not below; under: all bits set if t is below 128, else none.
+        """
+        above = U32(U32(w | U32(0x80808080)) - low)
+        most = U32(U32(w & above) | U32(under & U32(w | above)))  # of three bits, what two are
+        return U32(most & U32(0x80808080))
+
+    @device
+    def gathered(flags):
+        """Bits 7, 15, 23, 31 as bits 28 ... 31."""
+        return U32(flags * U32(0x00204081))
 
     @device
     def equal(w, tie):
@@ -105,7 +111,7 @@ def philox(where: str) -> SimpleNamespace:
         return U32(U32(~U32(v | U32(0x7F7F7F7F))) >> U32(7))
 
     @device
-    def refined(keep, w0, w1, w2, w3, index, t, f, keys, call):
+    def refined(keep, w0, w1, w2, w3, number, t, f, keys, call):
         """Keep bits of 16 elements, of which those whose byte equals t are looked at again."""
         tie = U32(t * U32(0x01010101))
         # Element 4 j + k has bit 8 k + j here.
@@ -116,30 +122,31 @@ def philox(where: str) -> SimpleNamespace:
             bit = U32(U32(31) - clz(ties))
             ties = U32(ties ^ U32(U32(1) << bit))
             at = U32(U32(U32(bit & U32(3)) << U32(2)) | U32(bit >> U32(3)))
-            w = word(U64(index | U64(at)), refinement_domain, keys, call)
+            w = word(U64(U64(number << U64(4)) | U64(at)), refinement_domain, keys, call)
             if U32(w >> U32(8)) < f:
                 keep = U32(keep & U32(~U32(U32(1) << at)))
         return keep
 
     @device
-    def keep_bytes(index, t, f, keys, call):
-        """Keep bits of elements index ... index + 15, a multiple of 16, at any rate but 1/2."""
-        w0, w1, w2, w3 = block(U64(index >> U64(4)), bytes_domain, keys, call)
-        complement = U32(U32(U32(256) - t) * U32(0x00010001))
-        # Each has its bits in 0, 1 and 16, 17; those in the upper half come behind the lower.
-        a = U32(at_least(w0, complement) | U32(at_least(w1, complement) << U32(4)))
-        b = U32(at_least(w2, complement) | U32(at_least(w3, complement) << U32(4)))
-        keep = U32(a | U32(b << U32(8)))
-        keep = U32(U32(keep | U32(keep >> U32(14))) & U32(0xFFFF))
+    def keep_bytes(number, t, f, keys, call):
+        """Keep bits of elements 16 * number ... 16 * number + 15, at any rate but 1/2."""
+        w0, w1, w2, w3 = block(number, bytes_domain, keys, call)
+        half = U32(t >> U32(7)) != U32(0)
+        low = U32(U32(t - U32(128) if half else t) * U32(0x01010101))
+        under = U32(0) if half else U32(0xFFFFFFFF)
+        keep = U32(gathered(at_least(w3, low, under)) >> U32(28))
+        keep = funnel(keep, gathered(at_least(w2, low, under)), U32(4))
+        keep = funnel(keep, gathered(at_least(w1, low, under)), U32(4))
+        keep = funnel(keep, gathered(at_least(w0, low, under)), U32(4))
         if f != U32(0):
-            keep = refined(keep, w0, w1, w2, w3, index, t, f, keys, call)
+            keep = refined(keep, w0, w1, w2, w3, number, t, f, keys, call)
         return keep
 
     @device
-    def keep_bits(index, t, f, keys, call):
+    def keep_bits(number, t, f, keys, call):
         """The same at rate 1/2."""
-        w = word(U64(index >> U64(5)), bits_domain, keys, call)
-        return U32(U32(w >> U32(U32(index) & U32(16))) & U32(0xFFFF))
+        w = word(U64(number >> U64(1)), bits_domain, keys, call)
+        return U32(U32(w >> U32(U32(U32(number) & U32(1)) << U32(4))) & U32(0xFFFF))
 
     draws = {"bytes": keep_bytes, "bits": keep_bits}
 
@@ -148,9 +155,9 @@ def philox(where: str) -> SimpleNamespace:
 
         @device
         def keep(index, t, f, keys, call):
-            first = U64(index & U64(0xFFFFFFFFFFFFFFF0))
-            low = draw(first, t, f, keys, call)
-            high = draw(U64(first + U64(16)), t, f, keys, call)
+            number = U64(index >> U64(4))
+            low = draw(number, t, f, keys, call)
+            high = draw(U64(number + U64(1)), t, f, keys, call)
             both = U32(low | U32(high << U32(16)))
             return U32(U32(both >> U32(U32(index) & U32(15))) & U32(0xFFFF))
 
@@ -268,15 +275,16 @@ def elements(where: str, dtype: str) -> SimpleNamespace:
 
 
 @cache
-def operation(where: str, dtype: str, op: str) -> Any:
+def operation(where: str, dtype: str, op: str, careful: bool) -> Any:
     """``f(x, residual, bias, keep, scale, shift, dropped)`` to (y, active), in the compute type.
 
-    active: 1 where `relu_dropout` lets a gradient through.
+    active: 1 where `relu_dropout` lets a gradient through. Not careful: of a NaN in y nothing
+    counts but that it is one.
     """
     device = target(where).device
     e = elements(where, dtype)
-    zero, add, times = e.zero, e.add, e.times
-    no, yes = U32(0), U32(1)
+    zero, no, yes = e.zero, U32(0), U32(1)
+    add, mul, times = (e.add, e.mul, e.times) if careful else (e.exact.add, *2 * [e.exact.mul])
 
     if op == "dropout":
 
@@ -317,7 +325,6 @@ def operation(where: str, dtype: str, op: str) -> Any:
             return (v if keep else dropped), no
 
     elif op == "mean":
-        mul = e.mul
 
         @device
         def element(x, residual, bias, keep, scale, shift, dropped):
@@ -333,143 +340,165 @@ def operation(where: str, dtype: str, op: str) -> Any:
 
 
 @cache
-def quads(where: str, dtype: str, op: str) -> Any:
-    """`operation` on 16 bytes: ``f(x, residual, bias, k, scale, shift, dropped)`` to (y, active),
-    where x, residual, bias and y are four words each, or two uint64 with float64, and k and active
-    are bit 0 and up.
+def chunk(where: str, dtype: str, op: str, c: int) -> Any:
+    """`operation` on 16 bytes, the c-th of 16 elements:
+    ``f(x, residual, bias, k, scale, shift, dropped)`` to (y, nan, active).
+
+    x, residual, bias and y are four words each, or two uint64 with float64. k and active: the bits
+    of all 16, of which active has those of this chunk. nan: whether there may be one in y, which
+    then is not to be used.
     """
-    device = target(where).device
+    t = target(where)
+    device = t.device
     e = elements(where, dtype)
-    element = operation(where, dtype, op)
-    decode, encode, encode2 = e.decode, e.encode, e.encode2
-    pack, times, half = e.pack, target(where).mul32, target(where).half
+    element = operation(where, dtype, op, False)
+    decode, encode, value, pack, half = e.decode, e.encode, e.value, e.pack, t.half
     item = ITEMSIZE[dtype]
+    none = U32(0)
+
+    def flag(k: int) -> Any:
+        """Of the chunk's element k, its bit."""
+        return U32(1 << (16 // item * c + k))
 
     @device
-    def is_set(k, bit):
-        return U32(k & U32(U32(1) << bit)) != U32(0)
+    def is_nan(a, b):
+        return (a != a) | (b != b)
 
     if item == 8:
+        bit0, bit1 = flag(0), flag(1)
 
         @device
-        def quad(x, r, b, k, scale, shift, dropped):
+        def whole(x, r, b, k, scale, shift, dropped):
+            keep0, keep1 = U32(k & bit0) != none, U32(k & bit1) != none
             x0, r0, b0 = decode(x[0]), decode(r[0]), decode(b[0])
             x1, r1, b1 = decode(x[1]), decode(r[1]), decode(b[1])
-            v0, a0 = element(x0, r0, b0, is_set(k, U32(0)), scale, shift, dropped)
-            v1, a1 = element(x1, r1, b1, is_set(k, U32(1)), scale, shift, dropped)
-            return (encode(v0), encode(v1)), U32(a0 | U32(a1 << U32(1)))
+            y0, a0 = element(x0, r0, b0, keep0, scale, shift, dropped)
+            y1, a1 = element(x1, r1, b1, keep1, scale, shift, dropped)
+            active = U32(U32(a0 * bit0) | U32(a1 * bit1))
+            return (encode(y0), encode(y1)), is_nan(y0, y1), active
 
-        return quad
+        return whole
 
     if item == 4:
 
-        @device
-        def word(x, r, b, k, scale, shift, dropped):
-            v, active = element(
-                decode(x), decode(r), decode(b), is_set(k, U32(0)), scale, shift, dropped
-            )
-            return encode(v), active
+        def word_of(bit: Any) -> Any:
+            @device
+            def word(x, r, b, k, scale, shift, dropped):
+                keep = U32(k & bit) != none
+                y, a = element(decode(x), decode(r), decode(b), keep, scale, shift, dropped)
+                return y, U32(a * bit)
 
-    elif op == "dropout":
-        # NaN and what is dropped are two elements' work at a time.
-        half_type = dtype == "float16"
-        nan_above, quiet = (
-            (U32(0x03FF03FF), U32(0x02000200)) if half_type else (U32(0x007F007F), U32(0x00400040))
-        )
+            return word
+
+        word0, word1, word2, word3 = (word_of(flag(k)) for k in range(4))
 
         @device
-        def both(flags):
-            """0xffff for bit 0, 0xffff0000 for bit 16."""
-            return U32(U32(flags & U32(0x00010001)) * U32(0xFFFF))
+        def whole(x, r, b, k, scale, shift, dropped):
+            y0, a0 = word0(x[0], r[0], b[0], k, scale, shift, dropped)
+            y1, a1 = word1(x[1], r[1], b[1], k, scale, shift, dropped)
+            y2, a2 = word2(x[2], r[2], b[2], k, scale, shift, dropped)
+            y3, a3 = word3(x[3], r[3], b[3], k, scale, shift, dropped)
+            nan = is_nan(y0, y1) | is_nan(y2, y3)
+            y = encode(y0), encode(y1), encode(y2), encode(y3)
+            return y, nan, U32(U32(a0 | a1) | U32(a2 | a3))
+
+        return whole
+
+    # Two elements a word. What is dropped is masked out of the operands, which is less work, where
+    # y is then what it has to be.
+    signs = t.upper_signs if c else t.lower_signs
+
+    if dtype == "float16":
 
         @device
-        def word(x, r, b, k, scale, shift, dropped):
-            if half_type:
-                low, high = half(U32(x & U32(0xFFFF))), half(U32(x >> U32(16)))
-            else:
-                low, high = decode(x), decode(U32(x >> U32(16)))
-            y = pack(times(low, scale), times(high, scale))
-            magnitude = U32(x & U32(0x7FFF7FFF))
-            nan = both(U32(U32(magnitude + nan_above) >> U32(15)))
-            y = U32(U32(y & U32(~nan)) | U32(U32(x | quiet) & nan))
-            return U32(y & both(U32(k | U32(k << U32(15))))), U32(0)
+        def both(w):
+            return half(U32(w & U32(0xFFFF))), half(U32(w >> U32(16)))
+
+        @device
+        def has_nan(w):
+            above = U32(U32(w & U32(0x7FFF7FFF)) + U32(0x03FF03FF))
+            return U32(above & U32(0x80008000)) != none
 
     else:
 
         @device
-        def word(x, r, b, k, scale, shift, dropped):
-            low = U32(0xFFFF)
-            v0, a0 = element(
-                decode(U32(x & low)),
-                decode(U32(r & low)),
-                decode(U32(b & low)),
-                is_set(k, U32(0)),
-                scale,
-                shift,
-                dropped,
-            )
-            v1, a1 = element(
-                decode(U32(x >> U32(16))),
-                decode(U32(r >> U32(16))),
-                decode(U32(b >> U32(16))),
-                is_set(k, U32(1)),
-                scale,
-                shift,
-                dropped,
-            )
-            return encode2(v0, v1), U32(a0 | U32(a1 << U32(1)))
+        def both(w):
+            return decode(w), value(U32(w & U32(0xFFFF0000)))
 
-    per = 4 // item  # elements of a word
-    s1, s2, s3 = U32(per), U32(2 * per), U32(3 * per)
+        @device
+        def has_nan(w):  # zoneout asks, and leaves them as they are
+            return False
+
+    def words_of(j: int) -> Any:
+        up = U32(7 - 2 * j)
+        low, high = flag(2 * j), flag(2 * j + 1)
+
+        @device
+        def mask(k):
+            """Of the two elements, all bits or none. k has those of odd ones from bit 16 on."""
+            return signs(U32(k << up))
+
+        if op == "zoneout":
+
+            @device
+            def word(x, r, b, k, scale, shift, dropped):
+                m = mask(k)
+                y = U32(U32(x & m) | U32(r & U32(~m)))
+                return y, has_nan(y), none
+
+        elif op == "alpha_dropout":
+
+            @device
+            def word(x, r, b, k, scale, shift, dropped):
+                m = mask(k)
+                x0, x1 = both(x)
+                y0, _ = element(x0, x0, x0, True, scale, shift, dropped)
+                y1, _ = element(x1, x1, x1, True, scale, shift, dropped)
+                y = U32(pack(y0, y1) & m) | U32(pack(dropped, dropped) & U32(~m))
+                return U32(y), is_nan(y0, y1), none
+
+        else:
+
+            @device
+            def word(x, r, b, k, scale, shift, dropped):
+                m = mask(k)
+                x0, x1 = both(U32(x & m))
+                r0, r1 = both(r)
+                b0, b1 = both(U32(b & m))
+                y0, a0 = element(x0, r0, b0, True, scale, shift, dropped)
+                y1, a1 = element(x1, r1, b1, True, scale, shift, dropped)
+                return pack(y0, y1), is_nan(y0, y1), U32(U32(a0 * low) | U32(a1 * high))
+
+        return word
+
+    word0, word1, word2, word3 = (words_of(j) for j in range(4))
 
     @device
-    def quad(x, r, b, k, scale, shift, dropped):
-        y0, a0 = word(x[0], r[0], b[0], k, scale, shift, dropped)
-        y1, a1 = word(x[1], r[1], b[1], U32(k >> s1), scale, shift, dropped)
-        y2, a2 = word(x[2], r[2], b[2], U32(k >> s2), scale, shift, dropped)
-        y3, a3 = word(x[3], r[3], b[3], U32(k >> s3), scale, shift, dropped)
-        active = U32(U32(a0 | U32(a1 << s1)) | U32(U32(a2 << s2) | U32(a3 << s3)))
-        return (y0, y1, y2, y3), active
+    def whole(x, r, b, k, scale, shift, dropped):
+        k = U32(k | U32(k << U32(15)))
+        y0, nan0, a0 = word0(x[0], r[0], b[0], k, scale, shift, dropped)
+        y1, nan1, a1 = word1(x[1], r[1], b[1], k, scale, shift, dropped)
+        y2, nan2, a2 = word2(x[2], r[2], b[2], k, scale, shift, dropped)
+        y3, nan3, a3 = word3(x[3], r[3], b[3], k, scale, shift, dropped)
+        nan = (nan0 | nan1) | (nan2 | nan3)
+        return (y0, y1, y2, y3), nan, U32(U32(a0 | a1) | U32(a2 | a3))
 
-    return quad
+    return whole
 
 
 @cache
-def dropout_kernel(
-    where: str, dtype: str, op: str, source: str, shifted: bool, save: bool, vector: bool
-) -> Any:
-    """The kernel of one op on contiguous arrays of n elements.
-
-    Parameters
-    ----------
-    op : str
-        One of `OPS`, or "mean": x * scale + residual * shift.
-    source : {"bytes", "bits", "given", "all"}
-        Whether keep bits are drawn, at any rate but 1/2 or at 1/2, or read from `given`, or set.
-    shifted : bool
-        Whether `start`, the index of element 0, may be no multiple of 16.
-    save : bool
-        Whether to write keep bits (for relu_dropout: those of active elements) to `saved`.
-    vector : bool
-        Whether all arrays begin at multiples of 16 bytes, and rows of bias are multiples of 16
-        elements. Packed bits begin at multiples of 2 bytes and have an even number of them.
-
-    Of the kernel's parameters, those are ignored that op and source have no use for. bias repeats
-    after `row` elements; t and f are the upper 8 (9, at rate 1) and the lower 24 bits of the rate's
-    threshold; with `given`, t is what its bits are XORed with, 16 at a time.
+def chunks(where: str, dtype: str, op: str) -> Any:
+    """`operation` on 16 elements at multiples of 16 bytes: ``f(x, residual, bias, y, k, scale,
+    shift, dropped)`` to (missing, active), bits of elements. Of chunks with a NaN all are missing:
+    y is as it was there.
     """
     p = target(where)
-    e = elements(where, dtype)
-    element, quad = operation(where, dtype, op), quads(where, dtype, op)
-    decode, encode = e.decode, e.encode
-    first, step = p.first, p.step
-    load_u16, store_u16, load, store = p.load_u16, p.store_u16, e.load, e.store
-    item, zero, active_bits = e.item, e.zero, op == "relu_dropout"
-    has_residual = op in ("dropout_add", "bias_dropout_add", "zoneout", "mean")
-    has_bias = op == "bias_dropout_add"
-    half = U64(16)
+    item = ITEMSIZE[dtype]
+    per = 16 // item  # elements of a chunk
+    has_bias, has_residual = op == "bias_dropout_add", op in RESIDUAL
+    none = U32(0)
 
-    if dtype == "float64":
+    if item == 8:
         nothing, load16, store16d = (U64(0), U64(0)), p.load16d, p.store16d
 
         @p.device
@@ -483,120 +512,178 @@ def dropout_kernel(
         def put(y, v):
             store16(y, v[0], v[1], v[2], v[3])
 
+    @p.device
+    def operands(x, r, b, at):
+        v = load16(U64(x + at))
+        return (
+            v,
+            load16(U64(r + at)) if has_residual else nothing,
+            load16(U64(b + at)) if has_bias else nothing,
+        )
+
+    def some(c: int, count: int) -> Any:
+        """One or two chunks from c on. Loads come before stores: y may be x or residual."""
+        f0, at0, bits0 = chunk(where, dtype, op, c), U64(16 * c), U32(((1 << per) - 1) << c * per)
+        f1, at1, bits1 = chunk(where, dtype, op, c + 1), U64(at0 + U64(16)), U32(bits0 << U32(per))
+
+        @p.device
+        def one(x, r, b, y, k, scale, shift, dropped):
+            x0, r0, b0 = operands(x, r, b, at0)
+            y0, nan0, a0 = f0(x0, r0, b0, k, scale, shift, dropped)
+            if not nan0:
+                put(U64(y + at0), y0)
+            return (bits0 if nan0 else none), a0
+
+        @p.device
+        def two(x, r, b, y, k, scale, shift, dropped):
+            x0, r0, b0 = operands(x, r, b, at0)
+            x1, r1, b1 = operands(x, r, b, at1)
+            y0, nan0, a0 = f0(x0, r0, b0, k, scale, shift, dropped)
+            y1, nan1, a1 = f1(x1, r1, b1, k, scale, shift, dropped)
+            if not nan0:
+                put(U64(y + at0), y0)
+            if not nan1:
+                put(U64(y + at1), y1)
+            missing = U32(U32(bits0 if nan0 else none) | U32(bits1 if nan1 else none))
+            return missing, U32(a0 | a1)
+
+        return one if count == 1 else two
+
+    def joined(f: Any, g: Any) -> Any:
+        @p.device
+        def both(x, r, b, y, k, scale, shift, dropped):
+            missing, active = f(x, r, b, y, k, scale, shift, dropped)
+            more, a = g(x, r, b, y, k, scale, shift, dropped)
+            return U32(missing | more), U32(active | a)
+
+        return both
+
+    at_once = (
+        2 if op in ("dropout", "alpha_dropout") else 1
+    )  # what more would take in registers, threads would miss
+    return reduce(joined, (some(c, at_once) for c in range(0, item, at_once)))
+
+
+@cache
+def dropout_kernel(where: str, dtype: str, op: str, source: str, shifted: bool) -> Any:
+    """The kernel of one op on contiguous arrays of n elements.
+
+    Parameters
+    ----------
+    op : str
+        One of `OPS`, or "mean": x * scale + residual * shift.
+    source : {"bytes", "bits", "given", "same"}
+        Whether keep bits are drawn, at any rate but 1/2 or at 1/2, or read from `given`, or are the
+        16 bits of t again and again.
+    shifted : bool
+        Whether `start`, the index of element 0, may be no multiple of 16.
+
+    Of the kernel's parameters, those are ignored that op and source have no use for; addresses are
+    0 then. Keep bits (for relu_dropout: those of active elements) go to `saved` if it is not 0.
+    Packed bits begin at multiples of 2 bytes and have an even number of them. bias repeats after
+    `row` elements; t and f are the upper 8 (9, at rate 1) and the lower 24 bits of the rate's
+    threshold; with `given`, t is what its bits are XORed with, 16 at a time.
+
+    Elements go one by one where there is no whole group of 16 at multiples of 16 bytes, or where
+    bias begins anew within it, or a NaN has to be made the one of a CPU.
+    """
+    p = target(where)
+    e = elements(where, dtype)
+    careful, whole = operation(where, dtype, op, True), chunks(where, dtype, op)
+    decode, encode = e.decode, e.encode
+    first, step, clz = p.first, p.step, p.clz
+    load_u16, store_u16, load, store = p.load_u16, p.store_u16, e.load, e.store
+    item, zero, active_bits = e.item, e.zero, op == "relu_dropout"
+    has_bias, has_residual = op == "bias_dropout_add", op in RESIDUAL
+
     if source == "given":
 
         @p.device
         def keep16(given, group, start, t, f, keys, call):
             return U32(load_u16(U64(given + U64(group << U64(1)))) ^ t)
 
-    elif source == "all":
+    elif source == "same":
 
         @p.device
         def keep16(given, group, start, t, f, keys, call):
-            return U32(0xFFFF)
+            return t
 
-    else:
-        draw = (philox(where).any_start if shifted else philox(where).draws)[source]
+    elif shifted:
+        draw = philox(where).any_start[source]
 
         @p.device
         def keep16(given, group, start, t, f, keys, call):
             return draw(U64(start + U64(group << U64(4))), t, f, keys, call)
 
-    if has_bias:
-
-        @p.device
-        def operands(x, r, b):
-            return load16(x), load16(r), load16(b)
-
-    elif has_residual:
-
-        @p.device
-        def operands(x, r, b):
-            return load16(x), load16(r), nothing
-
     else:
+        draw = philox(where).draws[source]
 
         @p.device
-        def operands(x, r, b):
-            return load16(x), nothing, nothing
-
-    per = 16 // ITEMSIZE[dtype]  # elements of 16 bytes
-    s1 = U32(per)
+        def keep16(given, group, start, t, f, keys, call):
+            return draw(U64(U64(start >> U64(4)) + group), t, f, keys, call)
 
     @p.device
-    def vectors(x, r, b, y, k, scale, shift, dropped):
-        """32 bytes of each. Loads come before stores: y may be x or residual."""
-        x0, r0, b0 = operands(x, r, b)
-        x1, r1, b1 = operands(U64(x + half), U64(r + half), U64(b + half))
-        y0, a0 = quad(x0, r0, b0, k, scale, shift, dropped)
-        y1, a1 = quad(x1, r1, b1, U32(k >> s1), scale, shift, dropped)
-        put(y, y0)
-        put(U64(y + half), y1)
-        return U32(a0 | U32(a1 << s1))
-
-    def twice(f: Any, elements: int) -> Any:
-        """From a function on so many elements to one on two times as many."""
-        shift_by, next_one = U32(elements), U64(elements * ITEMSIZE[dtype])
-
-        @p.device
-        def g(x, r, b, y, k, scale, shift, dropped):
-            a0 = f(x, r, b, y, k, scale, shift, dropped)
-            x, r, b, y = U64(x + next_one), U64(r + next_one), U64(b + next_one), U64(y + next_one)
-            a1 = f(x, r, b, y, U32(k >> shift_by), scale, shift, dropped)
-            return U32(a0 | U32(a1 << shift_by))
-
-        return g
-
-    group_of, count = vectors, 2 * per
-    while count < 16:
-        group_of, count = twice(group_of, count), 2 * count
-
-    @p.device
-    def scalars(x, residual, bias, y, i, m, row, k, scale, shift, dropped):
-        """m <= 16 elements from i on, one after another."""
-        active = U32(0)
-        j = U64(0)
-        while j < m:
-            at = U64(U64(i + j) * item)
-            r, b = zero, zero
-            if has_residual:
-                r = decode(load(U64(residual + at)))
-            if has_bias:
-                b = decode(load(U64(bias + U64(U64(U64(i + j) % row) * item))))
-            keep = U32(U32(k >> U32(j)) & U32(1)) != U32(0)
-            v, a = element(decode(load(U64(x + at))), r, b, keep, scale, shift, dropped)
-            store(U64(y + at), encode(v))
-            active = U32(active | U32(a << U32(j)))
-            j = U64(j + U64(1))
+    def single(x, residual, bias, y, i, row, keep, scale, shift, dropped):
+        """Element i, whether it is active."""
+        at = U64(i * item)
+        r, b = zero, zero
+        if has_residual:
+            r = decode(load(U64(residual + at)))
+        if has_bias:
+            b = decode(load(U64(bias + U64(U64(i % row) * item))))
+        v, active = careful(decode(load(U64(x + at))), r, b, keep, scale, shift, dropped)
+        store(U64(y + at), encode(v))
         return active
 
     def dropout(
         x, residual, bias, y, given, saved, n, row, start, keys, call, t, f, scale, shift, dropped
     ):
         group = first()
-        whole = U64(n >> U64(4))
-        while group < whole:
+        aligned = U64(U64(U64(x | y) | U64(residual | bias)) & U64(15)) == U64(0)
+        column = ahead = U32(0)
+        if has_bias:
+            aligned = aligned and U64(row & U64(0xFFFFFFFF8000000F)) == U64(0)
+            column = U32(U64(group << U64(4)) % row)  # in bias, of this group, if aligned
+            ahead = U32(U64(step() << U64(4)) % row)
+        while U64(group << U64(4)) < n:
             i = U64(group << U64(4))
+            left = U64(n - i)
             k = keep16(given, group, start, t, f, keys, call)
-            if vector:
+            if aligned and left >= U64(16):
                 at = U64(i * item)
-                b = U64(bias + U64(U64(i % row) * item)) if has_bias else bias
-                active = group_of(
+                b = U64(bias + U64(U64(column) * item)) if has_bias else bias
+                missing, active = whole(
                     U64(x + at), U64(residual + at), b, U64(y + at), k, scale, shift, dropped
                 )
             else:
-                active = scalars(x, residual, bias, y, i, U64(16), row, k, scale, shift, dropped)
-            if save:
+                missing, active = U32(0xFFFF), U32(0)
+                if left < U64(16):
+                    missing = U32(U32(U32(1) << U32(left)) - U32(1))
+                    k = U32(k & missing)
+            while missing != U32(0):
+                j = U32(U32(31) - clz(missing))
+                bit = U32(U32(1) << j)
+                missing = U32(missing ^ bit)
+                active = U32(active & U32(~bit))
+                a = single(
+                    x,
+                    residual,
+                    bias,
+                    y,
+                    U64(i + U64(j)),
+                    row,
+                    U32(k & bit) != U32(0),
+                    scale,
+                    shift,
+                    dropped,
+                )
+                active = U32(active | U32(a << j))
+            if saved != U64(0):
                 store_u16(U64(saved + U64(group << U64(1))), active if active_bits else k)
             group = U64(group + step())
-        m = U64(n & U64(15))
-        if group == whole and m != U64(0):
-            k = keep16(given, group, start, t, f, keys, call)
-            k = U32(k & U32(U32(U32(1) << U32(m)) - U32(1)))
-            i = U64(group << U64(4))
-            active = scalars(x, residual, bias, y, i, m, row, k, scale, shift, dropped)
-            if save:
-                store_u16(U64(saved + U64(group << U64(1))), active if active_bits else k)
+            if has_bias:
+                column = U32(column + ahead)
+                column = U32(column - U32(row)) if column >= U32(row) else column
 
     return p.kernel(dropout)
 
@@ -643,7 +730,6 @@ def draw_kernel(where: str, dtype: str, source: str, shifted: bool, axes: int, s
     p = target(where)
     first, step, store_u16 = p.first, p.step, p.store_u16
     aligned, anywhere = philox(where).draws[source], philox(where).any_start[source]
-    run = anywhere if shifted else aligned
 
     if axes:
         position, left_of = positions(where, axes, small)
@@ -661,16 +747,22 @@ def draw_kernel(where: str, dtype: str, source: str, shifted: bool, axes: int, s
             j = U64(0)
             while j < m:
                 index = U64(start + position(U64(i + j), shape, strides))
-                group = aligned(U64(index & U64(0xFFFFFFFFFFFFFFF0)), t, f, keys, call)
+                group = aligned(U64(index >> U64(4)), t, f, keys, call)
                 k = U32(k | U32(U32(U32(group >> U32(U32(index) & U32(15))) & U32(1)) << U32(j)))
                 j = U64(j + U64(1))
             return k
+
+    elif shifted:
+
+        @p.device
+        def keep16(i, n, start, shape, strides, keys, call, t, f):
+            return anywhere(U64(start + i), t, f, keys, call)
 
     else:
 
         @p.device
         def keep16(i, n, start, shape, strides, keys, call, t, f):
-            return run(U64(start + i), t, f, keys, call)
+            return aligned(U64(U64(start + i) >> U64(4)), t, f, keys, call)
 
     def draw(saved, n, start, shape, strides, keys, call, t, f):
         group = first()
@@ -956,7 +1048,7 @@ def noisy(where: str, dtype: str, op: str) -> Any:
 
 
 @cache
-def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool, vector: bool) -> Any:
+def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool) -> Any:
     """A noise op on n contiguous elements, whose indices are as in `draw_kernel`.
 
     axes = 0: `start` is a multiple of 4. op "gradient" writes the compute type, and reads g.
@@ -972,7 +1064,6 @@ def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool, vector
     element = noisy(where, dtype, op)
     kind = "logistic" if op in ("concrete", "gradient") else "normal"
     four = getattr(variates(where), kind)
-    vector = vector and not gradient
     itemsize = ITEMSIZE[dtype]
     wide_of = p.wide
     store_real, bits = (p.store_u64 if wide else p.store_u32), e.bits
@@ -1061,11 +1152,12 @@ def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool, vector
         ):
             group = first()
             groups = U64(U64(n + U64(3)) >> U64(2))
+            aligned = not gradient and U64(U64(x | y) & U64(15)) == U64(0)
             while group < groups:
                 i = U64(group << U64(2))
                 e0, e1, e2, e3 = four(U64(U64(start + i) >> U64(2)), keys, call)
                 left = U64(n - i)
-                if vector and left >= U64(4):
+                if aligned and left >= U64(4):
                     at = U64(i * item)
                     together(
                         U64(x + at), U64(y + at), e0, e1, e2, e3, sigma, logit, rate, inverse, scale
@@ -1080,7 +1172,7 @@ def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool, vector
                         one(x, g, y, U64(i + U64(3)), e3, sigma, logit, rate, inverse, scale)
                 group = U64(group + step())
 
-    return p.kernel(noise)
+    return p.kernel(noise, None)  # concrete dropout in float64 would spill some for sm_100
 
 
 @cache
@@ -1243,7 +1335,7 @@ def _each(kind: str, names: str) -> list:
 KERNELS: dict[str, tuple[Any, dict[str, Any], list]] = {
     "dropout": (
         dropout_kernel,
-        {"op": "dropout", "source": "bytes", "shifted": False, "save": True, "vector": True},
+        {"op": "dropout", "source": "bytes", "shifted": False},
         [
             *_each("u64", "x residual bias y given saved n row start"),
             *_KEYS,
@@ -1269,7 +1361,7 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], list]] = {
     "unpack": (unpack_kernel, {}, _each("u64", "given y n")),
     "noise": (
         noise_kernel,
-        {"op": "scale", "axes": 0, "small": True, "vector": True},
+        {"op": "scale", "axes": 0, "small": True},
         [
             *_each("u64", "x g y n start"),
             *_AXES,

@@ -18,6 +18,8 @@ import numpy as np
 
 U32, U64 = np.uint32, np.uint64
 
+REGISTERS = 40  # of a thread at most: 48 warps of a multiprocessor's 64 have room then
+
 # Names of primitives that read and write 1, 2, 4, 8 bytes of memory.
 _WIDTHS = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 
@@ -28,7 +30,8 @@ cuda: Any = None  # during a launch, the simulator puts here what knows of the t
 def target(name: str) -> SimpleNamespace:
     """The primitives of one target.
 
-    ``kernel(f)``, ``device(f)``: decorators. ``first()``, ``step()``: this thread, and how many
+    ``kernel(f, registers)``, ``device(f)``: decorators, of which the first may be given how many
+    registers a thread may have. ``first()``, ``step()``: this thread, and how many
     there are. ``load16``, ``store16``: four words; ``load16d``, ``store16d``: two uint64;
     ``load_u8`` ... ``store_u64``: one integer.
     ``f32``, ``b32``, ``f64``, ``b64``: bits to float and back. ``half``: float16 bits to float32;
@@ -36,6 +39,9 @@ def target(name: str) -> SimpleNamespace:
     ``add32`` ... ``div32``, ``sqrt32``, ``add64`` ... ``div64``: rounded once, never contracted.
     ``float_of``: int32, given as uint32, to float32. ``wide``, exact: float32 to float64, and
     ``narrow`` back. ``high``: upper half of a product of uint32. ``clz``: leading zeros of one.
+    ``funnel(a, b, n)``: the upper word of both, shifted to the left by n < 32. ``lower_signs``: all
+    bits of the lower half set if bit 7 is, of the upper half if bit 23 is; ``upper_signs``: bits 15
+    and 31.
     """
     if name == "python":
         return _python()
@@ -48,7 +54,7 @@ def _python() -> SimpleNamespace:
 
     kinds = {8: ctypes.c_uint8, 16: ctypes.c_uint16, 32: ctypes.c_uint32, 64: ctypes.c_uint64}
 
-    def kernel(f: Any) -> Any:
+    def kernel(f: Any, registers: int | None = None) -> Any:
         def simulated(*args: Any) -> None:
             with np.errstate(all="ignore"):
                 f(*args)
@@ -127,6 +133,9 @@ def _python() -> SimpleNamespace:
         clz=lambda value: U32(32 - int(value).bit_length()),
         float_of=lambda value: np.float32(value.view(np.int32)),
         high=lambda a, b: U32(U64(a) * U64(b) >> U64(32)),
+        funnel=lambda a, b, n: U32((U64(a) << U64(32) | U64(b)) << U64(n) >> U64(32)),
+        lower_signs=lambda w: U32((w >> U32(7) & U32(0x00010001)) * U32(0xFFFF)),
+        upper_signs=lambda w: U32((w >> U32(15) & U32(0x00010001)) * U32(0xFFFF)),
         wide=lambda value: gpu_nan(np.float64(value)),
         narrow=lambda value: gpu_nan(np.float32(value)),
         sqrt32=np.sqrt,
@@ -258,6 +267,36 @@ def _numba(gpu: bool) -> SimpleNamespace:
 
         return pack
 
+    @intrinsic
+    def funnel(typing, a, b, n):
+        def generate(context, builder, sig, args):
+            if gpu:
+                kind = ir.FunctionType(i32, [i32] * 3)
+                operands = args[1], args[0], args[2]
+                shift = "shf.l.wrap.b32 $0, $1, $2, $3;"
+                return builder.asm(kind, shift, "=r,r,r,r", operands, False)
+            left, right = args[2], builder.sub(ir.Constant(i32, 32), args[2])
+            return builder.or_(builder.shl(args[0], left), builder.lshr(args[1], right))
+
+        return u32(u32, u32, u32), generate
+
+    def signs(selector: str, bit: int) -> Any:
+        """A permutation of bytes can repeat their signs: one instruction on the GPU."""
+
+        @intrinsic
+        def halves_of(typing, word):
+            def generate(context, builder, sig, args):
+                if gpu:
+                    permute = f"prmt.b32 $0, $1, 0, {selector};"
+                    return builder.asm(ir.FunctionType(i32, [i32]), permute, "=r,r", args, False)
+                flags = builder.lshr(args[0], ir.Constant(i32, bit))
+                flags = builder.and_(flags, ir.Constant(i32, 0x00010001))
+                return builder.mul(flags, ir.Constant(i32, 0xFFFF))
+
+            return u32(u32), generate
+
+        return halves_of
+
     def to_half(builder: Any, value: Any) -> Any:
         value = builder.fptrunc(value, ir.HalfType())
         return builder.zext(builder.bitcast(value, ints[16]), i32)
@@ -349,6 +388,9 @@ def _numba(gpu: bool) -> SimpleNamespace:
         halves=packed("cvt.rn.f16x2.f32 $0, $1, $2;", to_half),
         bfloats=packed("cvt.rn.bf16x2.f32 $0, $1, $2;", to_bfloat),
         clz=clz,
+        funnel=funnel,
+        lower_signs=signs("0xAA88", 7),
+        upper_signs=signs("0xBB99", 15),
         float_of=conversion("sitofp", f32, u32),
         wide=conversion("fpext", f64, f32),
         narrow=conversion("fptrunc", f32, f64),
@@ -363,7 +405,7 @@ def _numba(gpu: bool) -> SimpleNamespace:
             setattr(t, name + suffix, arithmetic(name, kind))
     if gpu:
         t.device = cuda.jit(device=True, forceinline=True)
-        t.kernel = cuda.jit
+        t.kernel = lambda f, registers=REGISTERS: cuda.jit(max_registers=registers)(f)
 
         @t.device
         def first():
@@ -377,7 +419,7 @@ def _numba(gpu: bool) -> SimpleNamespace:
 
         # Numba would spend a fifth of its time on how Python and C call these.
         t.device = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
-        t.kernel = njit(nogil=True, no_cfunc_wrapper=True)
+        t.kernel = lambda f, registers=None: njit(nogil=True, no_cfunc_wrapper=True)(f)
 
         @t.device
         def first():

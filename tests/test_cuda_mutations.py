@@ -19,6 +19,10 @@ def forward(dtype="float32", p=0.2, n=6007, **where):
     checks.check_dropout(CC, dtype, n, p, **where)
 
 
+def tail():
+    forward(n=6015)
+
+
 def keep_mask():
     checks.test_keep_mask(CC, 0.2, True)
 
@@ -26,7 +30,7 @@ def keep_mask():
 # What is changed, into what, and the check that must fail.
 MUTATIONS = {
     "no refinement": (
-        "            keep = refined(keep, w0, w1, w2, w3, index, t, f, keys, call)\n",
+        "            keep = refined(keep, w0, w1, w2, w3, number, t, f, keys, call)\n",
         "            keep = keep\n",
         forward,
     ),
@@ -41,10 +45,19 @@ MUTATIONS = {
         "U32(bit & U32(3)) << U32(2)) | U32(bit >> U32(4))",
         forward,
     ),
-    "wrong shift in the mask": ("keep >> U32(14)", "keep >> U32(13)", forward),
+    "wrong shift in the mask": (
+        "gathered(at_least(w2, low, under)), U32(4))",
+        "gathered(at_least(w2, low, under)), U32(5))",
+        forward,
+    ),
+    "threshold from 1/2 on": (
+        "under = U32(0) if half else U32(0xFFFFFFFF)",
+        "under = U32(0xFFFFFFFF)",
+        lambda: forward(p=0.9),
+    ),
     "wrong shift of the block number": (
-        "block(U64(index >> U64(4)), bytes",
-        "block(U64(index >> U64(5)), bytes",
+        "block(number, bytes_domain",
+        "block(U64(number >> U64(1)), bytes_domain",
         forward,
     ),
     "upper half of the index lost": (
@@ -53,33 +66,54 @@ MUTATIONS = {
         lambda: forward(start=2**40),
     ),
     "one round key twice": ("keys[12], keys[13])", "keys[10], keys[13])", forward),
-    "mask of the tail not cut": (
-        "            k = U32(k & U32(U32(U32(1) << U32(m)) - U32(1)))\n            i = U64(group",
-        "            i = U64(group",
-        forward,
-    ),
+    "mask of the tail not cut": ("k = U32(k & missing)", "k = k", forward),
     "tail one element too long": (
-        "m = U64(n & U64(15))",
-        "m = U64(U64(n & U64(15)) + U64(1))",
+        "missing = U32(U32(U32(1) << U32(left)) - U32(1))",
+        "missing = U32(U32(U32(2) << U32(left)) - U32(1))",
         forward,
     ),
-    "tail left out": ("if group == whole and m", "if group > U64(n) and m", forward),
-    "one group too many": ("while group < whole:", "while group <= whole:", forward),
+    "tail left out": (
+        "while U64(group << U64(4)) < n",
+        "while U64(group << U64(4) | U64(15)) < n",
+        forward,
+    ),
+    "tail not seen": ("if aligned and left >= U64(16):", "if aligned and left >= U64(15):", tail),
+    "misaligned arrays not seen": (
+        "aligned = U64(U64(U64(x | y) | U64(residual | bias)) & U64(15)) == U64(0)",
+        "aligned = U64(U64(U64(x | y) | U64(residual | bias)) & U64(3)) == U64(0)",
+        lambda: forward(offset=1),
+    ),
+    "one group too many": (
+        "while U64(group << U64(4)) < n",
+        "while U64(group << U64(4)) < U64(n + U64(16))",
+        forward,
+    ),
     "every second turn left out": (
-        "group = U64(group + step())\n        m =",
-        "group = U64(group + U64(step() + step()))\n        m =",
+        "group = U64(group + step())\n            if has_bias",
+        "group = U64(group + U64(step() + step()))\n            if has_bias",
         forward,
     ),
     "two threads on one group": (
-        "group = first()\n        whole",
-        "group = U64(first() >> U64(1))\n        whole",
+        "group = first()\n        aligned = U64",
+        "group = U64(first() >> U64(1))\n        aligned = U64",
         forward,
     ),
     "store in the wrong place": (
-        "put(U64(y + half), y1)",
-        "put(U64(y + U64(8)), y1)",
+        "put(U64(y + at1), y1)",
+        "put(U64(y + U64(at1 >> U64(1))), y1)",
         forward,
     ),
+    "bias goes on at the wrong column": (
+        "column = U32(column - U32(row)) if column >= U32(row) else column",
+        "column = U32(column - U32(row)) if column > U32(row) else column",
+        lambda: checks.test_bias("float32", 112),
+    ),
+    "of a chunk with a NaN nothing is done": (
+        "missing = U32(U32(bits0 if nan0 else none) | U32(bits1 if nan1 else none))",
+        "missing = U32(bits0 if nan0 else none)",
+        forward,
+    ),
+    "NaN not looked for": ("return (a != a) | (b != b)", "return a != a", forward),
     "NaN loses its payload": (
         "return r if v == v else value(raw(bits(v) | quiet))",
         "return r",
@@ -88,6 +122,11 @@ MUTATIONS = {
     "the least NaN of float16 not seen": (
         "U32(0x03FF03FF)",
         "U32(0x03FE03FE)",
+        lambda: checks.test_other_ops("float16", "zoneout"),
+    ),
+    "masks of two elements swapped": (
+        "signs = t.upper_signs if c else t.lower_signs",
+        "signs = t.lower_signs if c else t.upper_signs",
         lambda: forward("float16"),
     ),
     "mask alone, tail not cut": (

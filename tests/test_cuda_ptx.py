@@ -93,10 +93,7 @@ def launch(cc, dtype, p, arrays, *, op="dropout", offset=0, start=0, saves=True,
     source, threshold = rate(p)
     if "given" in arrays:
         source, threshold = "given", {}
-    kernel = compiled(
-        "dropout", cc, dtype, op=op, source=source, shifted=start % 16 != 0, save=saves,
-        vector=offset == 0,
-    )  # fmt: skip
+    kernel = compiled("dropout", cc, dtype, op=op, source=source, shifted=start % 16 != 0)
     x = arrays["x"]
     arrays = {"y": np.full_like(x, 7)} | arrays | ({"saved": room(x.size)} if saves else {})
     row = arrays["bias"].size if "bias" in arrays else 1
@@ -181,7 +178,7 @@ def test_in_place(cc):
     x = some("float32", 6007)
     y, ctx = fd.dropout(x, 0.2, rng=fd.Rng(SEED, CALL))
     source, threshold = rate(0.2)
-    options = {"op": "dropout", "source": source, "shifted": False, "save": True, "vector": True}
+    options = {"op": "dropout", "source": source, "shifted": False}
     kernel, names = compiled("dropout", cc, "float32", **options)
     same = kernel, ["x" if name == "y" else name for name in names]
     arrays = {"x": x, "saved": room(x.size)}
@@ -189,27 +186,37 @@ def test_in_place(cc):
     assert_same_bits(after["x"], y)
 
 
-@pytest.mark.parametrize(
-    "op", ["dropout_add", "bias_dropout_add", "relu_dropout", "alpha_dropout", "zoneout"]
-)
-def test_other_ops(dtype, op):
-    cc, p, n = (9, 0), 0.2, 96 * 63
+def two_arrays(dtype, n):
+    """Of two NaN either may go on in a sum: never two at one place."""
     x, residual = some(dtype, n), some(dtype, n, seed=1)
     with np.errstate(invalid="ignore"):  # signalling NaN
-        residual[np.isnan(x)] = 1  # of two NaN either may go on
+        residual[np.isnan(x)] = 1
+    return x, residual
+
+
+@pytest.mark.parametrize("row", [112, 54])
+def test_bias(dtype, row):
+    """With rows of 16 elements, where they begin in turns of the loop at all columns, and not."""
+    x, residual = two_arrays(dtype, 6048)
+    bias = some(dtype, row, seed=2, quiet=True)
+    y, ctx = fd.bias_dropout_add(
+        x.reshape(-1, row), bias, residual.reshape(-1, row), 0.2, rng=fd.Rng(SEED, CALL)
+    )
+    arrays = {"x": x, "residual": residual, "bias": bias}
+    actual, saved = launch((9, 0), dtype, 0.2, arrays, scale=ctx.scale, op="bias_dropout_add")
+    assert_same_bits(actual, y.reshape(-1))
+    assert_same_bits(saved, packed(x.size, 0.2))
+
+
+@pytest.mark.parametrize("op", ["dropout_add", "relu_dropout", "alpha_dropout", "zoneout"])
+def test_other_ops(dtype, op):
+    cc, p, n = (9, 0), 0.2, 6047
+    x, residual = two_arrays(dtype, n)
     arrays, more = {"x": x}, {}
     draw = fd.Rng(SEED, CALL)
     if op == "dropout_add":
         arrays["residual"] = residual
         y, ctx = fd.dropout_add(x, residual, p, rng=draw)
-    elif op == "bias_dropout_add":
-        arrays |= {"residual": residual, "bias": some(dtype, 96, seed=2, quiet=True)}
-        y, ctx = (
-            a.reshape(-1) if isinstance(a, np.ndarray) else a
-            for a in fd.bias_dropout_add(
-                x.reshape(-1, 96), arrays["bias"], residual.reshape(-1, 96), p, rng=draw
-            )
-        )
     elif op == "relu_dropout":
         y, ctx = fd.relu_dropout(x, p, rng=draw)
     elif op == "alpha_dropout":
@@ -221,7 +228,7 @@ def test_other_ops(dtype, op):
     actual, saved = launch(cc, dtype, p, arrays, scale=ctx.scale, op=op, **more)
     assert_same_bits(actual, y)
     if op == "relu_dropout":
-        assert_same_bits(saved, np.packbits(ctx.mask(), bitorder="little"))
+        assert_same_bits(saved, in_words(ctx.mask()))
     else:
         assert_same_bits(saved, packed(n, p))
 
@@ -250,8 +257,7 @@ def test_every_instruction_is_executed(cc, dtype):
         for n in (15, 16):
             check_dropout(cc, dtype, n, p, start=16 * at, x=nan[:n])
     for source in ("bytes", "bits"):
-        options = {"op": "dropout", "shifted": False, "save": True, "vector": True}
-        kernel, _ = compiled("dropout", cc, dtype, source=source, **options)
+        kernel, _ = compiled("dropout", cc, dtype, op="dropout", source=source, shifted=False)
         assert kernel.unexecuted() == []
 
 
@@ -334,7 +340,7 @@ def test_noise(dtype, op):
             draw.forward(x, expected)
         numbers |= {"start": block.start, "shape": block.shape, "strides": block.strides}
         axes = 0 if block.is_run else len(shape)
-        kernel = compiled("noise", cc, dtype, op=op, axes=axes, small=True, vector=True)
+        kernel = compiled("noise", cc, dtype, op=op, axes=axes, small=True)
         arrays = {"x": x, "g": dy, "y": np.full_like(expected, 7)}
         after = run(kernel, arrays, n=x.size, **numbers)
         assert_same_bits(after["y"], expected)

@@ -13,7 +13,8 @@ pytestmark = pytest.mark.skipif(
 reading = cache(read)
 ARRAYS_READ = {"dropout_add": 2, "bias_dropout_add": 3, "zoneout": 2}
 ALL = cases()
-FEW = [c for c in ALL if c.title.startswith(("forward", "backward"))]
+FEW = [c for c in ALL if c.title.startswith(("dropout", "backward"))]
+COUNTED = [c for c in ALL if c.name == "dropout"]
 
 
 def label(case):
@@ -41,12 +42,12 @@ def check(case, arch):
         assert r.loads == ITEMSIZE[case.dtype] * ARRAYS_READ.get(case.title, 1)
 
 
-@pytest.mark.parametrize("case", FEW, ids=label)
+@pytest.mark.parametrize("case", COUNTED, ids=label)
 def test_instructions_an_element(case):
-    """Of the whole loop, ties included."""
+    """Of a turn with a tie; of all there is in the loop for dropout alone."""
     r = reading(case, 90)
-    assert r.loop <= 24
-    assert r.shortest <= r.loop
+    assert (r.loop if case in FEW else r.usual) <= 24
+    assert r.shortest <= r.usual <= r.loop
     assert r.loop < case.slots  # memory is the limit
 
 
