@@ -4,8 +4,8 @@ Each kernel is compiled for each architecture, assembled by ptxas and disassembl
 table has registers, spills and local memory in bytes as ptxas reports them, and of the main loop
 its 128-bit loads and stores and its instructions an element: all; those of a usual turn, which has
 a tie in some thread of the warp (six of seven have) but no tail and no NaN, whose elements are done
-one by one; those on the shortest way, without ties. Beside them stands the memory floor of an H100: bytes an element, and how many instructions an element may
-be issued in the time that these take.
+one by one; those on the shortest way, without ties. Beside them stands the memory floor of an H100:
+bytes an element, and how many instructions an element may be issued in the time that these take.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Function:
         return max(self.loops(), key=lambda loop: (max(map(self.stored, loop)), len(loop)))
 
     def usual(self, loop: list[int]) -> list[int]:
-        """A loop without those in it that store: they do elements one by one, at a tail or a NaN."""
+        """A loop without those in it that store: they do elements one by one, as at a tail."""
         inner = [set(other) for other in self.loops() if set(other) < set(loop)]
         rare = set().union(*(other for other in inner if any(map(self.stored, other))))
         return [k for k in loop if k not in rare]

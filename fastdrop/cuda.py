@@ -417,9 +417,9 @@ def _draw(seed: int, call: int, p: float, block: Block, like: DeviceArray) -> De
     run = shape == (n,) and (n == 1 or strides == (1,))
     options = {
         "source": _source(p),
-        "shifted": block.start % 16 != 0,
+        "shifted": run and block.start % 16 != 0,
         "axes": 0 if run else len(shape),
-        "small": n < 2**32,
+        "small": run or n < 2**32,
     }
     launch(
         "draw",
@@ -553,7 +553,7 @@ def _noise(op: str, draw: Draw, x: DeviceArray, g: DeviceArray | None, y: Device
         {
             "op": op,
             "axes": 0 if run else len(shape),
-            "small": n < 2**32,
+            "small": run or n < 2**32,
         },
         x=x,
         g=g or 0,

@@ -5,17 +5,26 @@ Needs numba-cuda and the compiler's wheels (``pip install 'fastdrop[test-cuda]'`
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import distributions
+from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
 from fastdrop import cuda_kernels as kernels
+from fastdrop import cuda_targets, rng
+from fastdrop.reference import noise
 
-__all__ = ["Compiled", "compile_ptx"]
+__all__ = ["Compiled", "compile_ptx", "variants"]
 
 
 class Compiled(NamedTuple):
@@ -36,10 +45,26 @@ class Compiled(NamedTuple):
     parameters: list[tuple[str, str]]
 
 
+def variants(axes: int = 4) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Every kernel that `fastdrop.cuda` launches on arrays of up to so many axes (after those that
+    are one in memory became one): name, dtype and options as `compile_ptx` takes them.
+    """
+    for name, (_, defaults, _) in kernels.KERNELS.items():
+        choices = kernels.choices(name, axes)
+        for dtype in choices.pop("dtype"):
+            for values in product(*(choices[option] for option in defaults)):
+                options = dict(zip(defaults, values, strict=True))
+                if kernels.is_launched(name, options):
+                    yield name, dtype, options
+
+
 def compile_ptx(
     kernel_name: str, dtype: str = "float32", cc: tuple[int, int] = (9, 0), **options: Any
 ) -> Compiled:
     """Compile one kernel of `fastdrop.cuda_kernels`.
+
+    What was compiled is kept in the folder that the environment variable ``FASTDROP_CACHE`` names,
+    if it is set, for as long as neither the sources nor the compilers change.
 
     Parameters
     ----------
@@ -51,6 +76,36 @@ def compile_ptx(
     options
         Those of the kernel's function in `fastdrop.cuda_kernels`; else their defaults there.
     """
+    folder = os.environ.get("FASTDROP_CACHE")
+    if not folder:
+        return _compiled(kernel_name, dtype, cc, options)
+    key = repr((kernel_name, dtype, cc, sorted(options.items()), _sources(), _compilers()))
+    file = Path(folder, sha256(key.encode()).hexdigest()[:32] + ".json")
+    if file.exists():
+        ptx, entry, parameters = json.loads(file.read_text())
+        return Compiled(ptx, entry, [(name, kind) for name, kind in parameters])
+    made = _compiled(kernel_name, dtype, cc, options)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}")  # no other process sees half a file
+    part.write_text(json.dumps(made))
+    part.replace(file)
+    return made
+
+
+def _sources() -> list[str]:
+    modules = kernels, cuda_targets, rng, noise
+    return [Path(str(module.__file__)).read_text() for module in modules]
+
+
+@cache
+def _compilers() -> list[tuple[str, str]]:
+    named = ((d.metadata["Name"], d.version) for d in distributions())
+    return sorted(d for d in named if re.match("numba|llvmlite|nvidia-cuda-nv|cuda-", d[0]))
+
+
+def _compiled(
+    kernel_name: str, dtype: str, cc: tuple[int, int], options: dict[str, Any]
+) -> Compiled:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Numba's words on what of it is deprecated
         from numba import cuda, types

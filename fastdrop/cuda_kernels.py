@@ -11,6 +11,7 @@ uint64 for float64, else uint32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache, reduce
 from math import factorial
 from types import SimpleNamespace
@@ -1372,6 +1373,36 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], list]] = {
     "sums": (sums_kernel, {"by": "rows"}, _each("u64", "x sums n row")),
     "total": (total_kernel, {"single": False}, _each("u64", "sums y row")),
 }
+
+
+_SOURCES = ("bytes", "bits", "given", "same")
+_CHOICES: dict[str, dict[str, Sequence]] = {
+    "dropout": {"op": (*OPS, "mean"), "source": _SOURCES},
+    "draw": {"source": _SOURCES[:2]},
+    "noise": {"op": ("scale", "add", "concrete", "gradient")},
+    "sums": {"by": ("rows", "tiles")},
+}
+OF_NO_DTYPE = ("draw", "spread", "unpack")  # compiled for float32, whatever the arrays are
+
+
+def choices(name: str, axes: int) -> dict[str, Sequence]:
+    """The values of a kernel's dtype and options, on arrays of up to so many axes."""
+    least = KERNELS[name][1].get("axes", 0)  # 0 where there is a kernel for runs
+    both = (False, True)
+    general = {"shifted": both, "small": both, "single": both, "axes": range(least, axes + 1)}
+    dtypes = ("float32",) if name in OF_NO_DTYPE else tuple(ITEMSIZE)
+    return general | {"dtype": dtypes} | _CHOICES.get(name, {})
+
+
+def is_launched(name: str, options: dict[str, Any]) -> bool:
+    """Whether `fastdrop.cuda` has a use for these options together."""
+    if name != "dropout":  # small counts for axes, shifted for none
+        axes = options.get("axes", 1)
+        return not options.get("shifted") if axes else bool(options["small"])
+    op, source = options["op"], options["source"]
+    if source == "same" or op == "mean":
+        return source == "same" and op in ("mean", "dropout") and not options["shifted"]
+    return source != "given" or not options["shifted"]
 
 
 def kernel(where: str, name: str, dtype: str, **options: Any) -> tuple[Any, list]:

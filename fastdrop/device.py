@@ -349,6 +349,8 @@ def where() -> str:
 def _kernel(target: str, name: str, dtype: str, options: tuple) -> tuple[Any, list]:
     from fastdrop import cuda_kernels
 
+    if name in cuda_kernels.OF_NO_DTYPE:
+        dtype = "float32"
     kinds = {"u32": np.uint32, "u64": np.uint64, "f32": np.float32, "f64": np.float64}
     kernel, parameters = cuda_kernels.kernel(target, name, dtype, **dict(options))
     return kernel, [(n, kinds[kind], length) for n, kind, length in parameters]

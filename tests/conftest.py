@@ -1,3 +1,5 @@
+import os
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -12,6 +14,13 @@ settings.register_profile(
     "fastdrop", parent=settings.default, deadline=None, suppress_health_check=slow
 )
 settings.load_profile("fastdrop")
+
+
+def pytest_configure(config):
+    """What was compiled for GPUs serves all modules, and later runs."""
+    if hasattr(config, "cache"):
+        os.environ.setdefault("FASTDROP_CACHE", str(config.cache.mkdir("ptx")))
+
 
 RATES = [0, 1e-9, 0.1, 0.2, 0.25, 1 / 3, 0.5, 0.9, 1 - 1e-9, 1]
 DTYPES = [np.float32, np.float64]

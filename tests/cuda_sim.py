@@ -15,8 +15,10 @@ from fake_device import FakeArray, FakeLibrary, to_fake
 
 import fastdrop as fd
 from conftest import ALL_DTYPES, RATES
-from fastdrop import device
+from fastdrop import cuda_kernels, device
+from fastdrop.cuda_compile import variants
 
+VARIANTS = {(n, dtype, tuple(sorted(o.items()))) for n, dtype, o in variants(axes=7)}
 SEED, CALL = 0xDEADBEEFCAFEF00D, 2**40 + 5
 EACH_DTYPE = pytest.mark.parametrize("dtype", ALL_DTYPES, ids=lambda d: np.dtype(d).name)
 
@@ -26,6 +28,19 @@ def few_threads(monkeypatch):
     """The simulator starts a Python thread for each; three make them take turns."""
     monkeypatch.setattr(device, "THREADS", 3)
     monkeypatch.setattr(device, "MAX_BLOCKS", 2)
+
+
+@pytest.fixture(autouse=True)
+def only_variants(monkeypatch):
+    """Whatever is launched is one of the kernels that `cuda_compile.variants` lists."""
+    kernel = device._kernel
+
+    def checked(target, name, dtype, options):
+        dtype = "float32" if name in cuda_kernels.OF_NO_DTYPE else dtype
+        assert (name, dtype, options) in VARIANTS
+        return kernel(target, name, dtype, options)
+
+    monkeypatch.setattr(device, "_kernel", checked)
 
 
 def rng():

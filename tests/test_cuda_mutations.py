@@ -12,6 +12,7 @@ pytest.importorskip("numba_cuda", reason="pip install 'fastdrop[test-cuda]'")
 
 from fastdrop import cuda_compile, cuda_kernels
 
+pytestmark = pytest.mark.slow
 CC = (9, 0)
 
 
@@ -145,13 +146,14 @@ def fresh(monkeypatch):
 
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_wrong_kernel_is_found(monkeypatch, mutation):
+def test_a_wrong_kernel_is_found(monkeypatch, tmp_path, mutation):
     right, wrong, check = MUTATIONS[mutation]
     source = Path(cuda_kernels.__file__).read_text()
     assert source.count(right) == 1
     module = ModuleType(cuda_kernels.__name__)
-    module.__file__ = cuda_kernels.__file__
-    exec(compile(source.replace(right, wrong), "<mutation>", "exec"), module.__dict__)
+    module.__file__ = str(tmp_path / "cuda_kernels.py")
+    Path(module.__file__).write_text(source.replace(right, wrong))
+    exec(compile(source.replace(right, wrong), module.__file__, "exec"), module.__dict__)
     monkeypatch.setitem(sys.modules, cuda_kernels.__name__, module)
     monkeypatch.setattr(cuda_compile, "kernels", module)
     with pytest.raises((AssertionError, Fault)):

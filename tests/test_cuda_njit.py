@@ -38,6 +38,7 @@ def both(op, *arrays, **kwargs):
     return ctx, ctx_cpu
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", ml_dtypes.bfloat16])
 def test_dropout(dtype):
     x = numbers(N, dtype)
@@ -50,12 +51,14 @@ def test_half():
     both(fd.dropout, numbers(N, np.float32), 0.5)
 
 
+@pytest.mark.slow
 def test_start():
     """Indices of more than 32 bits, not at the begin of a block."""
     x = numbers(N // 4, np.float32)
     both(fd.dropout, x, 0.1, region=((2**60 + 5,), (2**61,)), save="seed")
 
 
+@pytest.mark.slow
 def test_shared_axes_and_sums():
     x = numbers((500, 8, 500), np.float32)
     ctx, ctx_cpu = both(fd.dropout, x, 0.3, shared_axes=1)
@@ -65,6 +68,7 @@ def test_shared_axes_and_sums():
         assert_same_bits(a.host, b)
 
 
+@pytest.mark.slow
 def test_noise():
     both(fd.gaussian_dropout, numbers(N // 4, np.float16), 0.3)
     x = np.nan_to_num(numbers(N // 10, np.float64), neginf=1)

@@ -19,8 +19,9 @@ pytest.importorskip("numba_cuda", reason="pip install 'fastdrop[test-cuda]'")
 from fastdrop.cuda_compile import compile_ptx
 from fastdrop.cuda_kernels import round_keys
 
-CAPABILITIES = [(8, 0), (9, 0), (10, 0)]
-DTYPES = ["float32", "float64", "float16", "bfloat16"]
+SLOW = pytest.mark.slow
+CAPABILITIES = [pytest.param((8, 0), marks=SLOW), (9, 0), pytest.param((10, 0), marks=SLOW)]
+DTYPES = ["float32", *(pytest.param(d, marks=SLOW) for d in ("float64", "bfloat16")), "float16"]
 RATES = [0, 1e-9, 0.1, 0.2, 0.25, 0.5, 0.9, 1 - 1e-9, 1]
 SIZES = [1, 15, 16, 17, 31, 32, 1000]  # 6,007 is in all other tests
 SEED, CALL = 0x123456789ABCDEF0, 0xFEDCBA9876543210
@@ -113,7 +114,7 @@ def in_words(mask):
     return np.packbits(np.append(mask, np.zeros(-mask.size % 16, bool)), bitorder="little")
 
 
-@pytest.fixture(params=CAPABILITIES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
+@pytest.fixture(params=CAPABILITIES, ids=["sm_80", "sm_90", "sm_100"])
 def cc(request):
     return request.param
 
