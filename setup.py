@@ -31,11 +31,13 @@ if sys.platform == "linux":
 # What a wheel's archive says of the age of its files: nothing, so that each build is the same.
 os.environ.setdefault("SOURCE_DATE_EPOCH", "315532800")
 
+INCLUDE = "fastdrop/include"
+
 core = Extension(
     "fastdrop._core",
     sources=["src/_core.pyx", *sorted(map(str, Path("src").glob("*.c")))],
-    depends=sorted(map(str, Path("src").glob("*.h"))),
-    include_dirs=["src", numpy.get_include()],
+    depends=sorted(map(str, [*Path("src").glob("*.h"), *Path(INCLUDE).glob("*.h")])),
+    include_dirs=["src", INCLUDE, numpy.get_include()],
     define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")]
     + abi3 * [("Py_LIMITED_API", "0x030B0000")],
     extra_compile_args=compile_args,

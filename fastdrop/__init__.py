@@ -5,6 +5,8 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("fastdrop is not built; in a source tree run: pip install -e .") from error
 
+from pathlib import Path as _Path
+
 from fastdrop import cuda, layers, mc, reference, schedules
 from fastdrop.adversarial import adversarial_dropout, kl_divergence, squared_divergence
 from fastdrop.alpha import alpha_dropout, feature_alpha_dropout
@@ -28,6 +30,12 @@ from fastdrop.variational import (
 
 __version__ = "0.1.0"
 
+
+def get_include() -> str:
+    """The folder of ``fastdrop_api.h``, the kernels for C and Cython code."""
+    return str(_Path(__file__).parent / "include")
+
+
 __all__ = [
     "STREAM_VERSION",
     "Context",
@@ -50,6 +58,7 @@ __all__ = [
     "feature_alpha_dropout",
     "gaussian_dropout",
     "gaussian_noise",
+    "get_include",
     "get_num_threads",
     "keep_mask",
     "kl_divergence",

@@ -9,6 +9,7 @@ import os
 
 cimport numpy as cnp
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
+from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from fastdrop.block import Block
@@ -110,6 +111,10 @@ cdef extern from "fastdrop.h" nogil:
     void fd_apply_examples(fd_machine m, fd_dtype dtype, const char *x, char *y,
                            const uint64_t *keep, size_t bits, int ndim, const fd_axis *axis)
 
+cdef extern from "api.h":
+    const void *fd_api_on(const fd_machine *m)
+    void *fd_xla_dropout(void *call_frame)
+
 cdef extern from *:
     """
     #ifdef Py_LIMITED_API
@@ -144,6 +149,11 @@ cdef fd_machine machine
 machine.kernels = fd_kernels_at(0)
 machine.threads = 1
 machine.stream_bytes = fd_cache_bytes() // 2  # x passes through the cache, too
+
+
+# For compiled code: fastdrop/include/fastdrop_api.h, and XLA, which asks for that name.
+_C_API = PyCapsule_New(<void *> fd_api_on(&machine), "fastdrop._core._C_API", NULL)
+_XLA_DROPOUT = PyCapsule_New(<void *> fd_xla_dropout, "xla._CUSTOM_CALL_TARGET", NULL)
 
 
 def available_isas():

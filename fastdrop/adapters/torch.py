@@ -1,0 +1,287 @@
+"""Dropout for PyTorch: modules in place of those of ``torch.nn``, and `replace` for whole models.
+
+An example::
+
+    from fastdrop.adapters.torch import Dropout
+
+    model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), Dropout(0.5), nn.Linear(512, 10))
+    optimizer = torch.optim.Adam(model.parameters())
+    for x, t in batches:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), t).backward()
+        optimizer.step()
+
+Each call draws a mask of its own, named by a seed and a call number. Without ``seed=`` PyTorch's
+CPU generator gives both, so ``torch.manual_seed`` repeats a run. With it, a module counts its
+calls, and its state dict says where it is: a run that goes on from there draws the masks that it
+would have drawn. Either way gradient checkpointing computes again with the same mask (it must
+preserve the random state, as it does unless told otherwise). For backward nothing is kept but these
+two numbers.
+
+Tensors on the CPU are float16, bfloat16 (needs ml_dtypes), float32 or float64, in any layout, and
+are not copied; those on a GPU go to `fastdrop.cuda`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fastdrop import alpha
+from fastdrop._core import ALPHA_DROPOUT, DROPOUT
+from fastdrop.functional import masked
+from fastdrop.rng import Rng, uint64
+
+__all__ = [
+    "AlphaDropout",
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "FeatureAlphaDropout",
+    "replace",
+]
+
+U64 = 2**64 - 1
+
+
+@torch.library.custom_op("fastdrop::dropout", mutates_args=())
+def dropout(
+    x: Tensor, draw: Tensor, p: float, shared_axes: list[int], scale: float = -1.0
+) -> Tensor:
+    """x * scale where kept, else 0. draw: seed and call, int64. scale: if negative, 1 / (1 - p)."""
+    return _masked(DROPOUT, x, draw, p, shared_axes, (scale, 0.0, 0.0))
+
+
+@torch.library.custom_op("fastdrop::alpha_dropout", mutates_args=())
+def alpha_dropout(x: Tensor, draw: Tensor, p: float, shared_axes: list[int]) -> Tensor:
+    """As `fastdrop.alpha_dropout`; arguments as in `dropout`."""
+    return _masked(ALPHA_DROPOUT, x, draw, p, shared_axes, alpha.affine(p))
+
+
+def _masked(
+    op: int,
+    x: Tensor,
+    draw: Tensor,
+    p: float,
+    shared_axes: list[int],
+    constants: tuple[float, float, float],
+) -> Tensor:
+    y = torch.empty_like(x)
+    rng = Rng(*(number & U64 for number in draw.tolist()))
+    masked(op, _array(x), p, rng, True, shared_axes, None, _array(y), "seed", lambda p: constants)
+    return y
+
+
+def _array(x: Tensor) -> Any:
+    """The same memory, as fastdrop takes it."""
+    x = x.detach()
+    if x.is_cuda:
+        return x
+    if x.dtype is torch.bfloat16:
+        from ml_dtypes import bfloat16
+
+        return x.view(torch.int16).numpy().view(bfloat16)
+    return x.numpy()
+
+
+def _differentiate(op: Any, scale: Any) -> None:
+    """The gradient of either op is `dropout` with the same mask; scale tells by what."""
+
+    def setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, draw, ctx.p, ctx.shared_axes = inputs[:4]
+        ctx.scale = scale(inputs)
+        ctx.save_for_backward(draw)
+
+    def backward(ctx: Any, dy: Tensor) -> tuple:
+        (draw,) = ctx.saved_tensors
+        dx = dropout(dy, draw, ctx.p, ctx.shared_axes, ctx.scale)
+        return (dx, *(None for _ in ctx.needs_input_grad[1:]))
+
+    op.register_fake(lambda x, *_: torch.empty_like(x))
+    op.register_autograd(backward, setup_context=setup)
+
+
+_differentiate(dropout, lambda inputs: inputs[4])
+_differentiate(alpha_dropout, lambda inputs: alpha.affine(inputs[2])[0])
+
+
+MEMORY = 1 << 16  # calls that a checkpoint can go back
+_calls: dict[int, list[int]] = {}
+
+
+@torch.library.custom_op("fastdrop::next_call", mutates_args={"state"})
+def next_call(state: Tensor, token: Tensor) -> Tensor:
+    """Seed and number of the next call of a module that counts them.
+
+    In a backward pass a forward call is one that a checkpoint computes again. The checkpoint has
+    set back PyTorch's generator, so the token tells which it was.
+    """
+    name = int(token)
+    if torch._C._current_graph_task_id() != -1:
+        if name not in _calls:
+            raise RuntimeError(
+                "a Dropout with a seed was called in a backward pass, but not by a checkpoint that "
+                "preserves the random state; use preserve_rng_state=True"
+            )
+        return torch.tensor(_calls[name], dtype=torch.int64)
+    draw = state.tolist()
+    _calls[name] = draw
+    if len(_calls) > MEMORY:
+        del _calls[next(iter(_calls))]
+    state[1] += 1
+    return torch.tensor(draw, dtype=torch.int64)
+
+
+next_call.register_fake(lambda state, token: torch.empty_like(state))
+
+
+class _Module:
+    """What the modules share; comes before one of ``torch.nn``, which checks p.
+
+    Parameters
+    ----------
+    p : float
+        Drop rate in [0, 1]; can be assigned between calls.
+    inplace : bool
+        Whether the input gets the result, too. Saves no memory.
+    seed : int, optional
+        0 to 2**64 - 1. If given, the masks do not depend on PyTorch's random state.
+    """
+
+    axis: ClassVar[dict[int, int]] = {}
+    """The axes from this one on share a draw; by the number of axes of the input."""
+
+    def __init__(self, p: float = 0.5, inplace: bool = False, seed: int | None = None) -> None:
+        super().__init__(p, inplace)
+        self.seed = None if seed is None else uint64(seed, "seed")
+        self.state = None if seed is None else _state(self.seed, 0)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return input
+        y = self._op(input, self._draw(), self._shared_axes(input))
+        return input.copy_(y) if self.inplace else y
+
+    def _op(self, x: Tensor, draw: Tensor, shared_axes: list[int]) -> Tensor:
+        return dropout(x, draw, self.p, shared_axes)
+
+    def _draw(self) -> Tensor:
+        token = torch.randint(-(2**63), 2**63 - 1, (2,), device="cpu")
+        return token if self.state is None else next_call(self.state, token[0])
+
+    def _shared_axes(self, x: Tensor) -> list[int]:
+        if not self.axis:
+            return []
+        if x.ndim not in self.axis:
+            wanted = " or ".join(map(str, self.axis))
+            raise ValueError(f"input must have {wanted} axes, got {tuple(x.shape)}")
+        return list(range(self.axis[x.ndim], x.ndim))
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.state is not None:
+            destination[prefix + "state"] = self.state.clone()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict,
+        prefix: str,
+        metadata: dict,
+        strict: bool,
+        missing: list,
+        unexpected: list,
+        errors: list,
+    ) -> None:
+        """A state dict of ``torch.nn``'s module can be loaded: it leaves the state as it is."""
+        saved = state_dict.get(prefix + "state")
+        if saved is None or self.state is None:
+            super()._load_from_state_dict(
+                state_dict, prefix, metadata, strict, missing, unexpected, errors
+            )
+        else:
+            self.state.copy_(saved)
+            self.seed = int(saved[0]) & U64
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.seed is None else f", seed={self.seed}")
+
+
+def _state(seed: int, call: int) -> Tensor:
+    """On the CPU, wherever the module goes; no buffer, which would be the same on all ranks."""
+    signed = [(number ^ 1 << 63) - (1 << 63) for number in (seed, call)]
+    return torch.tensor(signed, dtype=torch.int64, device="cpu")
+
+
+class Dropout(_Module, nn.Dropout):
+    """`fastdrop.dropout` in place of ``nn.Dropout``; takes ``seed=``, too."""
+
+
+class Dropout1d(_Module, nn.Dropout1d):
+    """Whole channels of (N, C, L) or (C, L), as ``nn.Dropout1d``; takes ``seed=``, too."""
+
+    axis: ClassVar = {2: 1, 3: 2}
+
+
+class Dropout2d(_Module, nn.Dropout2d):
+    """Whole maps of (N, C, H, W) or (N, C, L), as ``nn.Dropout2d``; takes ``seed=``, too."""
+
+    axis: ClassVar = {3: 2, 4: 2}
+
+
+class Dropout3d(_Module, nn.Dropout3d):
+    """Whole maps of (N, C, D, H, W) or (C, D, H, W), as ``nn.Dropout3d``; takes ``seed=``, too."""
+
+    axis: ClassVar = {4: 1, 5: 2}
+
+
+class AlphaDropout(_Module, nn.AlphaDropout):
+    """`fastdrop.alpha_dropout` in place of ``nn.AlphaDropout``; takes ``seed=``, too."""
+
+    def _op(self, x: Tensor, draw: Tensor, shared_axes: list[int]) -> Tensor:
+        return alpha_dropout(x, draw, self.p, shared_axes)
+
+
+class FeatureAlphaDropout(AlphaDropout, nn.FeatureAlphaDropout):
+    """Whole maps of (N, C, ...), as ``nn.FeatureAlphaDropout``; takes ``seed=``, too."""
+
+    axis: ClassVar = {3: 2, 4: 2, 5: 2}
+
+
+REPLACED = {
+    getattr(nn, name): globals()[name] for name in __all__ if name.endswith(("Dropout", "d"))
+}
+
+
+def replace(model: nn.Module, seed: int | None = None) -> nn.Module:
+    """Put our module wherever the model has ``nn.Dropout`` or one of its kind.
+
+    Rate, mode and names stay. Dropout that is a function call, or an argument of another module
+    (attention weights in ``nn.MultiheadAttention``, layers in ``nn.LSTM``), is no module and stays.
+
+    Parameters
+    ----------
+    model : Module
+        Is changed.
+    seed : int, optional
+        Gives each replaced module a seed of its own, else they use PyTorch's random state.
+
+    Returns
+    -------
+    Module
+        The model, or its replacement if it is itself one of these.
+    """
+    rng = None if seed is None else Rng(seed)
+    new: dict[nn.Module, nn.Module] = {}
+    for old in model.modules():
+        ours = REPLACED.get(type(old))
+        if ours:
+            own = None if rng is None else rng.spawn(1)[0].seed
+            new[old] = ours(old.p, old.inplace, own).train(old.training)
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child in new:
+                parent._modules[name] = new[child]
+    return new.get(model, model)
