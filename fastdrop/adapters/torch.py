@@ -251,7 +251,8 @@ class FeatureAlphaDropout(AlphaDropout, nn.FeatureAlphaDropout):
 
 
 REPLACED = {
-    getattr(nn, name): globals()[name] for name in __all__ if name.endswith(("Dropout", "d"))
+    getattr(nn, ours.__name__): ours
+    for ours in (Dropout, Dropout1d, Dropout2d, Dropout3d, AlphaDropout, FeatureAlphaDropout)
 }
 
 

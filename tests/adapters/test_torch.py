@@ -1,0 +1,398 @@
+"""The modules for PyTorch: as ``torch.nn``'s, with fastdrop's masks."""
+
+import copy
+import io
+
+import numpy as np
+import pytest
+from bitwise import assert_same_bits
+
+import fastdrop as fd
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
+
+from fastdrop import functional  # noqa: E402
+from fastdrop.adapters import torch as ft  # noqa: E402
+
+# TorchScript's and the compiler's own, on import and first use.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+MODULES = {
+    ft.Dropout: (nn.Dropout, (4, 300), {}),
+    ft.Dropout1d: (nn.Dropout1d, (8, 40, 5), {"shared_axes": (2,)}),
+    ft.Dropout2d: (nn.Dropout2d, (8, 40, 3, 5), {"shared_axes": (2, 3)}),
+    ft.Dropout3d: (nn.Dropout3d, (8, 40, 2, 3, 2), {"shared_axes": (2, 3, 4)}),
+    ft.AlphaDropout: (nn.AlphaDropout, (4, 300), {}),
+    ft.FeatureAlphaDropout: (nn.FeatureAlphaDropout, (8, 40, 5), {"shared_axes": (2,)}),
+}
+
+
+@pytest.fixture(params=MODULES, ids=lambda module: module.__name__)
+def module(request):
+    return request.param
+
+
+def op_of(module):
+    return (
+        fd.alpha_dropout
+        if issubclass(module, nn.AlphaDropout | nn.FeatureAlphaDropout)
+        else (fd.dropout)
+    )
+
+
+def normal(*shape, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_same_bits_as_numpy(module, dtype):
+    """Forward and backward, call after call."""
+    _, shape, more = MODULES[module]
+    layer, rng, op = module(0.3, seed=2**63 + 5), fd.Rng(2**63 + 5), op_of(module)
+    for _ in range(2):
+        x = normal(*shape, dtype=dtype).requires_grad_()
+        dy = normal(*shape, dtype=dtype) + 3
+        y = layer(x)
+        y.backward(dy)
+        expected, ctx = op(ft._array(x), 0.3, rng=rng, **more)
+        assert y.dtype == dtype
+        assert_same_bits(ft._array(y), expected)
+        assert_same_bits(ft._array(x.grad), ctx.backward(ft._array(dy)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_arrays_share_the_tensors_memory(dtype):
+    x = torch.ones(3, 4, dtype=dtype).t()
+    view = ft._array(x)
+    view[1, 2] = 7
+    assert x[1, 2] == 7
+    assert view.strides == tuple(s * x.element_size() for s in x.stride())
+
+
+LAYOUTS = {
+    "transposed": lambda: normal(30, 20).t(),
+    "strided": lambda: normal(30, 40)[:, ::2],
+    "channels last": lambda: normal(2, 3, 8, 5).to(memory_format=torch.channels_last),
+    "expanded": lambda: normal(30, 1).expand(30, 20),
+    "empty": lambda: normal(0, 3),
+    "0-d": lambda: normal(),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_layout(layout):
+    """The mask depends on the index, not on the memory."""
+    x = LAYOUTS[layout]()
+    y = ft.Dropout(0.4, seed=3)(x)
+    expected, _ = fd.dropout(x.contiguous().numpy(), 0.4, rng=3)
+    assert_same_bits(y.contiguous().numpy(), expected)
+    assert y.stride() == torch.empty_like(x).stride()
+
+
+def test_eval_is_the_input(module):
+    layer = module(0.5, seed=1).eval()
+    x = normal(*MODULES[module][1])
+    assert layer(x) is x
+    assert layer.state.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_edges_are_those_of_torch(module, p):
+    theirs, shape, _ = MODULES[module]
+    x, z = (normal(*shape).requires_grad_() for _ in range(2))
+    y, expected = module(p)(x), theirs(p)(z)
+    assert torch.equal(y, expected)
+    y.sum().backward()
+    expected.sum().backward()
+    assert torch.equal(x.grad, z.grad)
+
+
+def test_distribution_is_that_of_torch(module):
+    """Equal up to the mask: the same two kinds of elements, whole maps, and nearly as many."""
+    theirs, shape, _ = MODULES[module]
+    x = torch.ones(200, *shape[1:])
+    y, expected = module(0.3, seed=1)(x), theirs(0.3)(x)
+    torch.testing.assert_close(y.unique(), expected.unique())
+    size = int(np.prod(shape[2:])) if len(shape) > 2 else 1
+    maps = y.reshape(-1, size)
+    assert torch.equal(maps, maps[:, :1].expand_as(maps))
+    assert (maps[:, 0] == y.max()).double().mean() == pytest.approx(0.7, abs=0.02)
+
+
+@pytest.mark.parametrize("module", [ft.Dropout1d, ft.Dropout3d])
+def test_without_a_batch(module):
+    x = torch.ones(MODULES[module][1][1:])
+    y = module(0.5, seed=1)(x)
+    axes = tuple(range(1, x.ndim))
+    assert_same_bits(y.numpy(), fd.dropout(x.numpy(), 0.5, rng=1, shared_axes=axes)[0])
+
+
+def test_maps_of_three_axes_are_channels():
+    x = torch.ones(8, 40, 5)
+    expected, _ = fd.dropout(x.numpy(), 0.5, rng=1, shared_axes=(2,))
+    assert_same_bits(ft.Dropout2d(0.5, seed=1)(x).numpy(), expected)
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match="dropout probability"):
+        ft.Dropout(1.5)
+    with pytest.raises(ValueError, match=r"seed must be in 0 ... 2\*\*64 - 1, got -1"):
+        ft.Dropout(0.5, seed=-1)
+    with pytest.raises(ValueError, match=r"input must have 3 or 4 axes, got \(2,\)"):
+        ft.Dropout2d(0.5)(torch.ones(2))
+    with pytest.raises(TypeError, match="x must be float16, bfloat16, float32 or float64"):
+        ft.Dropout(0.5)(torch.ones(2, dtype=torch.int64))
+
+
+def test_dropped_infinities_are_zero():
+    x = torch.full((1000,), torch.inf, requires_grad=True)
+    y = ft.Dropout(0.5, seed=1)(x)
+    assert set(y.tolist()) == {0.0, torch.inf}
+
+
+def test_in_place():
+    x = torch.ones(300)
+    y = ft.Dropout(0.5, inplace=True, seed=1)(x)
+    assert y is x
+    assert_same_bits(x.numpy(), fd.dropout(np.ones(300, np.float32), 0.5, rng=1)[0])
+    z = torch.ones(300, requires_grad=True)
+    y = ft.Dropout(0.5, inplace=True, seed=1)(z * 3)
+    y.sum().backward()
+    assert torch.equal(z.grad, x * 3)
+
+
+def test_torchs_seed_repeats_a_run():
+    layer, x = ft.Dropout(0.5), torch.ones(300)
+    torch.manual_seed(5)
+    first, second = layer(x), layer(x)
+    torch.manual_seed(5)
+    assert torch.equal(layer(x), first)
+    assert not torch.equal(first, second)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        assert torch.equal(layer(x), first)
+    assert torch.equal(layer(x), second)
+
+
+def test_own_seed_does_not_depend_on_torchs():
+    x = torch.ones(300)
+    torch.manual_seed(5)
+    first = ft.Dropout(0.5, seed=1)(x)
+    torch.manual_seed(6)
+    assert torch.equal(ft.Dropout(0.5, seed=1)(x), first)
+
+
+def test_state_dict_goes_on_with_the_masks():
+    model, x = nn.Sequential(ft.Dropout(0.5, seed=2**64 - 1)), torch.ones(300)
+    model(x)
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    expected = model(x)
+    again = nn.Sequential(ft.Dropout(0.5, seed=3))
+    again.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    assert torch.equal(again(x), expected)
+    assert repr(again[0]) == f"Dropout(p=0.5, inplace=False, seed={2**64 - 1})"
+
+
+def test_state_dicts_of_torchs_modules_load():
+    theirs = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
+    ours = nn.Sequential(nn.Linear(3, 3), ft.Dropout(0.5))
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for model in (ours, nn.Sequential(nn.Linear(3, 3), ft.Dropout(0.5, seed=1))):
+        model.load_state_dict(theirs.state_dict())
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        ours.load_state_dict(model.state_dict())
+
+
+def test_copies_are_independent():
+    layer, x = ft.Dropout(0.5, seed=1), torch.ones(300)
+    other = copy.deepcopy(layer)
+    assert torch.equal(layer(x), other(x))
+    layer(x)
+    assert (layer.state[1], other.state[1]) == (2, 1)
+
+
+def test_module_goes_to_another_dtype():
+    layer = nn.Sequential(ft.Dropout(0.5, seed=1)).to(torch.float16).to("meta")
+    assert layer[0].state.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("op", ["dropout", "alpha_dropout"])
+@pytest.mark.parametrize("shared_axes", [[], [1]])
+def test_gradients(op, shared_axes):
+    """First and second order, by central differences."""
+    draw = torch.tensor([5, 2])
+    x = normal(6, 4, dtype=torch.float64).requires_grad_()
+
+    def function(x):
+        return getattr(ft, op)(x, draw, 0.3, shared_axes) * x
+
+    assert torch.autograd.gradcheck(function, x, rtol=1e-6)
+    assert torch.autograd.gradgradcheck(function, x, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck(dtype):
+    x = normal(4, 6, dtype=dtype)[:, ::2].t().requires_grad_()
+    for op in (ft.dropout, ft.alpha_dropout):
+        torch.library.opcheck(op, (x, torch.tensor([1, 2]), 0.3, [1]))
+
+
+def test_opcheck_of_the_counter():
+    torch.library.opcheck(ft.next_call, (torch.tensor([1, 2]), torch.tensor(3)))
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpoint_computes_the_same_mask_again(seed, use_reentrant):
+    layer = ft.Dropout(0.5, seed=seed)
+    linear = nn.Linear(30, 30)
+    x = normal(8, 30)
+
+    def block(x):
+        return layer(linear(layer(linear(x))))  # one module, two calls
+
+    def gradients(run):
+        torch.manual_seed(1)
+        if seed:
+            layer.state[1] = 0
+        z = x.clone().requires_grad_()
+        linear.zero_grad()
+        run(block, run(block, z)).square().sum().backward()
+        return z.grad, linear.weight.grad
+
+    plain = gradients(lambda f, z: f(z))
+    again = gradients(lambda f, z: checkpoint(f, z, use_reentrant=use_reentrant))
+    assert plain[0].abs().sum() > 0
+    assert torch.equal(plain[0], again[0])
+    torch.testing.assert_close(plain[1], again[1])  # sums, in another order
+    if seed:
+        assert layer.state.tolist() == [7, 4]
+
+
+def test_checkpoint_that_forgets_the_random_state():
+    layer, x = ft.Dropout(0.5, seed=7), torch.ones(30, requires_grad=True)
+
+    def block(x):
+        return layer(x.exp()).exp()
+
+    y = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+    with pytest.raises(RuntimeError, match="preserve_rng_state=True"):
+        y.sum().backward()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [None, 7])
+def test_compile(seed):
+    """One graph; forward, backward and a checkpoint's recomputation agree on the mask."""
+    layer = ft.Dropout(0.5, seed=seed)
+
+    def square(x):
+        return layer(x).square()
+
+    functions = [square]
+    if seed is None:  # the compiler takes no changes of state in a checkpoint
+        functions.append(lambda x: checkpoint(square, x, use_reentrant=False))
+    for function in functions:
+        torch.compiler.reset()
+        compiled = torch.compile(function, fullgraph=True)
+        masks = []
+        for _ in range(3):
+            x = (normal(40, 30) + 5).requires_grad_()
+            y = compiled(x)
+            y.sum().backward()
+            torch.testing.assert_close(x.grad * x / 2, y)
+            masks.append(y > 0)
+            assert masks[-1].double().mean() == pytest.approx(0.5, abs=0.05)
+        assert not torch.equal(masks[0], masks[1])
+        assert not torch.equal(masks[1], masks[2])
+    if seed:
+        expected = fd.keep_mask((40, 30), 0.5, rng=fd.Rng(7, 2))
+        np.testing.assert_array_equal(masks[2].numpy(), expected)
+
+
+def test_tensors_on_a_gpu(monkeypatch):
+    """They go to fastdrop.cuda as they are, and y comes from there."""
+
+    class OnDevice(torch.Tensor):
+        is_cuda = True
+
+        def numpy(self):
+            raise AssertionError("copied to the host")
+
+    calls = []
+
+    class Cuda:
+        @staticmethod
+        def masked(op, x, p, rng, training, shared_axes, region, out, save, constants):
+            calls.append((op, p, rng.seed, rng.call, shared_axes, save, constants(p)))
+            assert isinstance(x, OnDevice)
+            assert isinstance(out, OnDevice)
+            out.fill_(7)
+
+    monkeypatch.setattr(functional, "cuda", lambda: Cuda)
+    x = torch.ones(3, 4).as_subclass(OnDevice)
+    y = ft._masked(functional.DROPOUT, x, torch.tensor([-1, 5]), 0.3, [1], (2.0, 0.0, 0.0))
+    assert calls == [(functional.DROPOUT, 0.3, 2**64 - 1, 5, [1], "seed", (2.0, 0.0, 0.0))]
+    assert torch.equal(y.as_subclass(torch.Tensor), torch.full((3, 4), 7.0))
+
+
+def test_shape_inference_on_a_gpu():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        x = torch.empty(3, 4, device="cuda", dtype=torch.bfloat16)
+        y = ft.Dropout(0.5)(x)
+    assert (y.shape, y.dtype, y.device) == (x.shape, x.dtype, x.device)
+
+
+def test_replace():
+    shared = nn.Dropout(0.2, inplace=True)
+    model = nn.Sequential(
+        nn.TransformerEncoderLayer(8, 2, 16, dropout=0.3, batch_first=True),
+        nn.Sequential(shared, nn.Dropout2d(0.4).eval(), shared),
+        nn.AlphaDropout(0.1),
+    )
+    names = [name for name, _ in model.named_modules()]
+    keys = model.state_dict().keys()
+    assert ft.replace(model) is model
+    assert [name for name, _ in model.named_modules()] == names
+    assert model.state_dict().keys() == keys
+    encoder, (first, maps, third), alpha = model
+    assert [type(m) for m in (encoder.dropout, encoder.dropout1, encoder.dropout2)] == (
+        [ft.Dropout] * 3
+    )
+    assert first is third
+    assert (type(first), first.p, first.inplace) == (ft.Dropout, 0.2, True)
+    assert (type(maps), maps.training, type(alpha)) == (ft.Dropout2d, False, ft.AlphaDropout)
+    assert not any(type(m) in ft.REPLACED for m in model.modules())
+    assert isinstance(ft.replace(nn.Dropout(0.1)), ft.Dropout)
+
+
+def test_replace_with_a_seed():
+    def masks(seed):
+        model = ft.replace(nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5)), seed=seed)
+        return [layer(torch.ones(300)) for layer in model]
+
+    assert torch.equal(torch.stack(masks(1)), torch.stack(masks(1)))
+    assert not torch.equal(*masks(1))
+    assert not torch.equal(masks(1)[0], masks(2)[0])
+
+
+def test_training():
+    """A small network learns which of two halves of the input is the larger."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), ft.Dropout(0.3), nn.Linear(64, 2))
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    x = normal(512, 20)
+    t = (x[:, :10].sum(1) > x[:, 10:].sum(1)).long()
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), t).backward()
+        optimizer.step()
+    model.eval()
+    assert (model(x).argmax(1) == t).double().mean() > 0.97
