@@ -14,11 +14,11 @@ cdef extern from "fastdrop_api.h" nogil:
     ctypedef struct fastdrop_api:
         int version
         void (*forward)(int dtype, const void *x, void *y, uint8_t *bits, size_t n,
-                        uint64_t start, uint64_t seed, uint64_t call, double p) noexcept
+                        uint64_t start, uint64_t seed, uint64_t call, double p) noexcept nogil
         void (*backward)(int dtype, const void *dy, void *dx, const uint8_t *bits, size_t n,
-                         double p) noexcept
+                         double p) noexcept nogil
         void (*draw)(uint8_t *bits, size_t n, uint64_t start, uint64_t seed, uint64_t call,
-                     double p) noexcept
+                     double p) noexcept nogil
     const fastdrop_api *api "fastdrop"
 
 cdef extern from "fastdrop_api.h":

@@ -1,0 +1,145 @@
+"""The CPU kernels inside Numba's compiled code: `dropout`, `forward`, `backward` and `draw`.
+
+They do what `fastdrop.dropout` does, bit for bit, and need no GIL. An example::
+
+    from fastdrop.adapters.numba import dropout
+
+    @njit(cache=True, nogil=True)
+    def step(w, v, x, t, p, seed, number, rate):
+        h = np.maximum(x @ w, 0)
+        y = dropout(h, p, seed, number)
+        dz = (y @ v - t) / len(x)
+        dh = dropout(dz @ v.T, p, seed, number) * (h > 0)  # backward: the same draw
+        v -= rate * (y.T @ dz)
+        w -= rate * (x.T @ dh)
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+from numba import njit, types
+from numba.core.errors import TypingError
+from numba.extending import intrinsic, overload
+
+from fastdrop import _core
+
+__all__ = ["backward", "draw", "dropout", "forward"]
+
+BITS_PAD = _core.BITS_PAD
+CODES = {types.float32: 0, types.float64: 1}  # of fastdrop_api.h
+
+
+def _link() -> None:
+    """Give the functions of the C API names that compiled code can be linked with."""
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    api = pointer(_core._C_API, b"fastdrop._core._C_API")
+    _, *addresses = (ctypes.c_void_p * 4).from_address(api)  # behind the version
+    for name, address in zip(("forward", "backward", "draw"), addresses, strict=True):
+        llvm.add_symbol(f"fastdrop_{name}", address)
+
+
+def _function(name: str, *arguments: Any) -> types.ExternalFunction:
+    return types.ExternalFunction(f"fastdrop_{name}", types.void(*arguments))
+
+
+_link()
+_ARRAY, _N, _U64 = types.voidptr, types.uintp, types.uint64
+_DRAW = _U64, _U64, _U64, types.float64  # start, seed, call, p
+_forward = _function("forward", types.intc, _ARRAY, _ARRAY, _ARRAY, _N, *_DRAW)
+_backward = _function("backward", types.intc, _ARRAY, _ARRAY, _ARRAY, _N, types.float64)
+_draw = _function("draw", _ARRAY, _N, *_DRAW)
+
+
+@intrinsic
+def _null(typing):
+    """NULL."""
+    return _ARRAY(), lambda context, *_: context.get_constant_null(_ARRAY)
+
+
+def _code(x, y):
+    """The C API's number of the dtype of both."""
+
+
+@overload(_code)
+def _code_of(x, y):
+    code = CODES.get(x.dtype)
+    if code is None or y.dtype != x.dtype:
+        raise TypingError(f"arrays must be both float32 or both float64, got {x} and {y}")
+    return lambda x, y: code
+
+
+@njit(cache=True)
+def _check(x, y, p):
+    if x.shape != y.shape or not (x.flags.c_contiguous and y.flags.c_contiguous):
+        raise ValueError("the arrays must be C-contiguous and have one shape")
+    if not 0 <= p <= 1:
+        raise ValueError("p must be in [0, 1]")
+
+
+@njit(cache=True)
+def _check_bits(bits, n):
+    if bits.itemsize != 1 or not bits.flags.c_contiguous or bits.size < (n + 7) // 8 + BITS_PAD:
+        raise ValueError("bits must be contiguous uint8, at least x.size / 8 + 8 long")
+
+
+@njit(cache=True)
+def dropout(x, p, seed, call, start=0):
+    """x / (1 - p) where kept, else 0: a new array. The backward pass is the same with dy.
+
+    Parameters
+    ----------
+    x : array of float32 or float64
+    p : float
+        Drop rate in [0, 1].
+    seed, call : int
+        Name the draw: the mask is that of ``fastdrop.Rng(seed, call)``.
+    start : int
+        Where x begins in the array whose mask it is, if it is a part of one.
+    """
+    x = np.ascontiguousarray(x)
+    y = np.empty_like(x)
+    _check(x, y, p)
+    _forward(_code(x, y), x.ctypes, y.ctypes, _null(), x.size, start, seed, call, p)
+    return y
+
+
+@njit(cache=True)
+def forward(x, y, bits, p, seed, call, start=0):
+    """As `dropout`, to y, which may be x, and the keep bits to `bits`.
+
+    Parameters
+    ----------
+    x, y : C-contiguous arrays of one shape and dtype
+    bits : array of uint8
+        At least x.size / 8 + 8 long; bit i % 8 of byte i // 8 is 1 where element i is kept.
+    p, seed, call, start
+        As in `dropout`.
+    """
+    _check(x, y, p)
+    _check_bits(bits, x.size)
+    _forward(_code(x, y), x.ctypes, y.ctypes, bits.ctypes, x.size, start, seed, call, p)
+
+
+@njit(cache=True)
+def backward(dy, dx, bits, p):
+    """dx = dy / (1 - p) where the keep bits say so, else 0; dx may be dy. See `forward`."""
+    _check(dy, dx, p)
+    _check_bits(bits, dy.size)
+    _backward(_code(dy, dx), dy.ctypes, dx.ctypes, bits.ctypes, dy.size, p)
+
+
+@njit(cache=True)
+def draw(n, p, seed, call, start=0):
+    """The keep bits of n elements, as `forward` writes them, with their 8 bytes of room."""
+    if n < 0:
+        raise ValueError("n must not be negative")
+    if not 0 <= p <= 1:
+        raise ValueError("p must be in [0, 1]")
+    bits = np.empty((n + 7) // 8 + BITS_PAD, np.uint8)
+    _draw(bits.ctypes, n, start, seed, call, p)
+    return bits

@@ -1,0 +1,158 @@
+"""The kernels inside Numba's compiled code."""
+
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from bitwise import assert_same_bits
+
+import fastdrop as fd
+
+numba = pytest.importorskip("numba")
+from fastdrop.adapters import numba as fn  # noqa: E402
+
+DTYPES = [np.float32, np.float64]
+
+
+@numba.njit(nogil=True)
+def step(x, dy, p, seed, call):
+    y = np.empty_like(x)
+    bits = fn.draw(x.size, p, seed, call)
+    bits[:] = 0
+    fn.forward(x, y, bits, p, seed, call)
+    dx = np.empty_like(dy)
+    fn.backward(dy, dx, bits, p)
+    return fn.dropout(x, p, seed, call), y, bits, dx, fn.dropout(dy, p, seed, call)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.5, 1.0])
+def test_the_same_bits_as_numpy(dtype, p):
+    x = np.random.default_rng(0).standard_normal((7, 1001)).astype(dtype)
+    dy = x[::-1].copy()
+    expected, ctx = fd.dropout(x, p, rng=fd.Rng(2**64 - 1, 3))
+    seed = np.uint64(2**64 - 1)
+    y, same, bits, dx, redrawn = step(x, dy, p, seed, 3)
+    assert_same_bits(y, expected)
+    assert_same_bits(same, expected)
+    assert_same_bits(dx, ctx.backward(dy))
+    assert_same_bits(redrawn, dx)
+    packed = fd.keep_mask(x.shape, p, rng=fd.Rng(2**64 - 1, 3), packed=True)
+    assert_same_bits(bits[:-8], packed)
+    assert_same_bits(fn.draw(x.size, p, seed, 3)[:-8], packed)
+
+
+def test_parts_and_layouts():
+    x = np.random.default_rng(0).standard_normal((40, 100))
+    expected, _ = fd.dropout(x, 0.3, rng=5)
+    assert_same_bits(fn.dropout(x[10:], 0.3, 5, 0, 1000), expected[10:])
+    assert_same_bits(fn.dropout(np.asfortranarray(x), 0.3, 5, 0), expected)
+    assert_same_bits(fn.dropout(x[::2, ::3], 0.3, 5, 0), fd.dropout(x[::2, ::3], 0.3, rng=5)[0])
+    fn.forward(x, x, fn.draw(x.size, 0.3, 5, 0), 0.3, 5, 0)  # in place
+    assert_same_bits(x, expected)
+
+
+def test_in_threads_without_the_gil():
+    """Threads that hold nothing get what one gets alone, more than one kernel's work at a time."""
+    x = np.ones(300_000)
+    results = {}
+    threads = [
+        threading.Thread(target=lambda k=k: results.update({k: step(x, x, 0.3, k, 0)[0]}))
+        for k in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for k in range(6):
+        assert_same_bits(results[k], fd.dropout(x, 0.3, rng=k)[0])
+
+
+@pytest.mark.slow
+def test_in_a_parallel_loop():
+    @numba.njit(parallel=True)
+    def rows(x, p, seed):
+        y = np.empty_like(x)
+        for i in numba.prange(len(x)):
+            y[i] = fn.dropout(x[i], p, seed, 0, i * x.shape[1])
+        return y
+
+    x = np.random.default_rng(0).standard_normal((50, 333))
+    assert_same_bits(rows(x, 0.3, 5), fd.dropout(x, 0.3, rng=5)[0])
+
+
+def test_wrong_arguments():
+    x, bits = np.ones(100), np.empty(100, np.uint8)
+    for p in (-0.1, 1.1, np.nan):
+        with pytest.raises(ValueError, match=r"p must be in \[0, 1\]"):
+            fn.dropout(x, p, 1, 0)
+        with pytest.raises(ValueError, match=r"p must be in \[0, 1\]"):
+            fn.draw(5, p, 1, 0)
+    with pytest.raises(ValueError, match="n must not be negative"):
+        fn.draw(-1, 0.5, 1, 0)
+    with pytest.raises(ValueError, match="one shape"):
+        fn.forward(x, x[1:], bits, 0.5, 1, 0)
+    with pytest.raises(ValueError, match="C-contiguous"):
+        fn.forward(x[::2], x[:50], bits, 0.5, 1, 0)
+    for wrong in (bits[:20], np.empty(100), bits[::2]):
+        with pytest.raises(ValueError, match="bits must be"):
+            fn.forward(x, x, wrong, 0.5, 1, 0)
+    with pytest.raises(ValueError, match="bits must be"):
+        fn.backward(x, x, bits[:20], 0.5)
+    for wrong in (np.ones(100, int), np.ones(100, np.complex64)):
+        with pytest.raises(numba.TypingError, match="both float32 or both float64"):
+            fn.dropout(wrong, 0.5, 1, 0)
+    with pytest.raises(numba.TypingError, match="both float32 or both float64"):
+        fn.forward(x, np.empty(100, np.float32), bits, 0.5, 1, 0)
+
+
+PROGRAM = """
+import numpy as np
+import fastdrop as fd
+from numba import njit
+from fastdrop.adapters.numba import dropout
+
+@njit(cache=True)
+def twice(x, seed):
+    return dropout(dropout(x, 0.5, seed, 0), 0.5, seed, 1)
+
+x = np.ones(1000)
+y, _ = fd.dropout(fd.dropout(x, 0.5, rng=5)[0], 0.5, rng=fd.Rng(5, 1))
+assert (twice(x, 5) == y).all()
+print(sum(twice.stats.cache_hits.values()))
+"""
+
+
+@pytest.mark.slow
+def test_cached_code_works_in_another_process(tmp_path):
+    """Where the kernels have other addresses."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, str(tmp_path / "program.py")]
+    hits = [
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in "12"
+    ]
+    assert hits == ["0\n", "1\n"]
+
+
+@pytest.mark.slow
+def test_training():
+    """A network of two layers, trained in compiled code, learns a linear function."""
+
+    @numba.njit
+    def train(w, v, x, t, p, seed, steps, rate):
+        for number in range(steps):
+            h = np.maximum(x @ w, 0)
+            y = fn.dropout(h, p, seed, number)
+            dz = (y @ v - t) / len(x)
+            dh = fn.dropout(dz @ v.T, p, seed, number) * (h > 0)
+            v -= rate * (y.T @ dz)
+            w -= rate * (x.T @ dh)
+
+    generator = np.random.default_rng(0)
+    w, v = generator.standard_normal((10, 64)) / 3, generator.standard_normal((64, 1)) / 8
+    x = generator.standard_normal((256, 10))
+    t = x.sum(1, keepdims=True)
+    train(w, v, x, t, 0.2, 1, 1000, 0.03)
+    assert np.square(np.maximum(x @ w, 0) @ v - t).mean() < 0.1 * t.var()
