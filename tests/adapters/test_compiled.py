@@ -21,12 +21,12 @@ import fastdrop
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-include = [fastdrop.get_include()]
-strict = ["-Wall", "-Wextra", "-Werror"]
-setup(ext_modules=[
-    *cythonize([Extension("kernels", ["kernels.pyx"], include_dirs=include, extra_compile_args=["-O0"])]),
-    Extension("example", ["example.c"], include_dirs=include, extra_compile_args=strict),
-])
+def extension(name, source, *flags):
+    include = [fastdrop.get_include()]
+    return Extension(name, [source], include_dirs=include, extra_compile_args=[*flags])
+
+cython = cythonize([extension("kernels", "kernels.pyx", "-O0")])
+setup(ext_modules=[*cython, extension("example", "example.c", "-Wall", "-Wextra", "-Werror")])
 """
 
 

@@ -1,0 +1,169 @@
+"""The layer for Keras, on the backend that KERAS_BACKEND names and, in a process of its own, the
+other one.
+"""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from bitwise import assert_same_bits
+
+import fastdrop as fd
+
+if not find_spec("keras"):
+    pytest.skip("needs keras", allow_module_level=True)
+INSTALLED = [name for name in ("torch", "jax") if find_spec(name)]
+if not INSTALLED:
+    pytest.skip("needs torch or jax", allow_module_level=True)
+os.environ.setdefault("KERAS_BACKEND", INSTALLED[0])
+import keras  # noqa: E402
+
+from fastdrop.adapters.keras import Dropout  # noqa: E402
+
+BACKEND = keras.backend.backend()
+# Keras's and its backends' own.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+def numpy(x):
+    return keras.ops.convert_to_numpy(x)
+
+
+def normal(*shape):
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+@pytest.mark.skipif("KERAS_OTHER" in os.environ, reason="is that process")
+@pytest.mark.parametrize("backend", [name for name in INSTALLED if name != BACKEND])
+def test_the_other_backend(backend):
+    env = {**os.environ, "KERAS_BACKEND": backend, "KERAS_OTHER": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    run = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+    assert " passed" in run.stdout
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5, 1.0])
+def test_the_same_bits_as_numpy(rate):
+    """Call after call."""
+    layer, x = Dropout(rate, seed=7), normal(4, 300)
+    for call in range(3):
+        expected, _ = fd.dropout(x, rate, rng=fd.Rng(7, call))
+        assert_same_bits(numpy(layer(x, training=True)), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_dtypes(dtype):
+    x = keras.ops.cast(normal(4, 300), dtype)
+    y = Dropout(0.5, seed=7, dtype=dtype)(x, training=True)
+    assert keras.backend.standardize_dtype(y.dtype) == dtype
+    kept = numpy(keras.ops.cast(y, "float32")) != 0
+    np.testing.assert_array_equal(kept, fd.keep_mask(x.shape, 0.5, rng=7))
+    expected = 2 * numpy(keras.ops.cast(x, "float32"))
+    np.testing.assert_array_equal(numpy(keras.ops.cast(y, "float32"))[kept], expected[kept])
+
+
+def test_inference_and_rate_0_are_the_input():
+    x = normal(4, 300)
+    for y in (Dropout(0.5)(x), Dropout(0.5)(x, training=False), Dropout(0)(x, training=True)):
+        assert_same_bits(numpy(y), x)
+
+
+@pytest.mark.parametrize("noise_shape", [(None, 1, None), (4, 1, 30), [None, 1, 30]])
+def test_noise_shape(noise_shape):
+    x = normal(4, 20, 30)
+    expected, _ = fd.dropout(x, 0.5, rng=7, shared_axes=1)
+    assert_same_bits(numpy(Dropout(0.5, noise_shape, seed=7)(x, training=True)), expected)
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        Dropout(1.5)
+    for noise_shape in ((4, 2, 30), (4, 20), (None,) * 4):
+        with pytest.raises(ValueError, match=r"noise_shape must be the shape of the inputs"):
+            Dropout(0.5, noise_shape)(normal(4, 20, 30), training=True)
+    with pytest.raises(ValueError, match="noise_shape"):
+        Dropout(0.5, "abc")
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "openvino"])
+def test_other_backends_are_named(monkeypatch, backend):
+    monkeypatch.setattr(keras.backend, "backend", lambda: backend)
+    with pytest.raises(NotImplementedError, match=f"no layer for the {backend} backend"):
+        Dropout(0.5)
+
+
+def test_configuration():
+    layer = Dropout(0.3, noise_shape=(None, 1), seed=7, name="d")
+    config = keras.saving.serialize_keras_object(layer)
+    again = keras.saving.deserialize_keras_object(config)
+    assert type(again) is Dropout
+    assert again.get_config() == layer.get_config()
+    assert (again.rate, again.seed, again.noise_shape, again.name) == (0.3, 7, (None, 1), "d")
+    assert config["registered_name"] == "fastdrop>Dropout"
+
+
+def test_random_seeds_differ():
+    x = normal(4, 300)
+    first, second = (numpy(Dropout(0.5)(x, training=True)) for _ in range(2))
+    assert (first != second).any()
+
+
+def network(seed=7):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((20,))
+    x = keras.layers.Dense(64, activation="relu")(inputs)
+    x = Dropout(0.3, seed=seed)(x)
+    outputs = keras.layers.Dense(2, activation="softmax")(x)
+    model = keras.Model(inputs, outputs)
+    loss = "sparse_categorical_crossentropy"
+    model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
+    return model
+
+
+def data():
+    x = normal(512, 20)
+    return x, (x[:, :10].sum(1) > x[:, 10:].sum(1)).astype(int)
+
+
+def test_training():
+    """A small network learns which of two halves of the input is the larger."""
+    model = network()
+    x, t = data()
+    model.fit(x, t, epochs=10, batch_size=64, verbose=0)
+    assert model.evaluate(x, t, verbose=0)[1] > 0.95
+    assert numpy(model.layers[2].seed_generator.state)[1] >= 80
+    assert_same_bits(numpy(model.predict(x, verbose=0)), numpy(model.predict(x, verbose=0)))
+
+
+def test_a_saved_model_goes_on_with_the_masks(tmp_path):
+    model, x = network(), normal(8, 20)
+    model(x, training=True)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(again.layers[2]) is Dropout
+    assert_same_bits(numpy(again(x, training=True)), numpy(model(x, training=True)))
+
+
+def test_gradient():
+    """One step of gradient descent on a weight in front of the layer."""
+    x = np.ones((1, 1000), np.float32)
+
+    class Scale(keras.layers.Layer):
+        def build(self, shape):
+            self.w = self.add_weight(shape=shape[1:], initializer="ones")
+
+        def call(self, x):
+            return x * self.w
+
+    model = keras.Sequential([Scale(), Dropout(0.3, seed=7)])
+    model.compile(keras.optimizers.SGD(1.0), lambda t, y: keras.ops.sum(y, -1))
+    model.build((None, 1000))
+    start = numpy(model.layers[1].seed_generator.state)[1]
+    model.train_on_batch(x, np.zeros((1, 1000), np.float32))
+    _, ctx = fd.dropout(x, 0.3, rng=fd.Rng(7, int(start)))
+    np.testing.assert_allclose(numpy(model.layers[0].w), 1 - ctx.backward(x)[0], atol=1e-6)
