@@ -26,6 +26,9 @@ NOISE_SCALE: int
 NOISE_ADD: int
 CONCRETE: int
 
+_C_API: object  # capsules
+_XLA_DROPOUT: object
+
 def available_isas() -> tuple[str, ...]: ...
 def get_isa() -> str: ...
 def set_isa(name: str) -> None: ...

@@ -26,7 +26,8 @@ def extension(name, source, *flags):
     return Extension(name, [source], include_dirs=include, extra_compile_args=[*flags])
 
 cython = cythonize([extension("kernels", "kernels.pyx", "-O0")])
-setup(ext_modules=[*cython, extension("example", "example.c", "-Wall", "-Wextra", "-Werror")])
+strict = "-Wall", "-Wextra", "-Werror", "-DPy_LIMITED_API=0x030B0000"
+setup(ext_modules=[*cython, extension("example", "example.c", *strict)])
 """
 
 
