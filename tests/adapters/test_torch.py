@@ -235,6 +235,7 @@ def test_gradients(op, shared_axes):
     assert torch.autograd.gradgradcheck(function, x, rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # the check's own
 @pytest.mark.parametrize("op", [ft.dropout, ft.alpha_dropout], ids=["dropout", "alpha"])
 def test_opcheck(op):
     draw = torch.tensor([1, 2])
