@@ -59,7 +59,10 @@ class AdversarialContext(Context):
         return *super().__reduce__(), (self.scales, self.changed)
 
     def __setstate__(self, state: tuple[npt.NDArray, npt.NDArray]) -> None:
-        self.scales, self.changed = state
+        scales, changed = state  # which may come from anywhere
+        self.scales, self.changed = np.asarray(scales, np.float64), np.asarray(changed, np.intp)
+        gate.like(self.scales, "scales", self.shape[:1])
+        gate.like(self.changed, "changed", self.shape[:1])
 
 
 def adversarial_dropout(

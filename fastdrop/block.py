@@ -34,13 +34,13 @@ class Block:
         Index of its first element.
     strides : tuple of int
         How far one step along each axis goes, in elements of the whole mask array.
-    shared_axes, region
-        What it was made from.
+    of, shared_axes, region
+        What it was made from; `of`: the shape of x.
     is_run : bool
         Whether x's elements in C order have consecutive indices.
     """
 
-    __slots__ = ("is_run", "region", "shape", "shared_axes", "start", "strides")
+    __slots__ = ("is_run", "of", "region", "shape", "shared_axes", "start", "strides")
 
     def __init__(
         self, shape: tuple[int, ...], shared_axes: tuple[int, ...], region: Region | None
@@ -48,7 +48,7 @@ class Block:
         def shrunk(lengths: tuple[int, ...], to: int) -> tuple[int, ...]:
             return tuple(to if d in shared_axes else n for d, n in enumerate(lengths))
 
-        self.shared_axes, self.region = shared_axes, region
+        self.of, self.shared_axes, self.region = shape, shared_axes, region
         start, whole = region or ((0,) * len(shape), shape)
         self.shape = shrunk(shape, 1)
         self.strides = c_strides(shrunk(whole, 1))
@@ -72,12 +72,11 @@ class Block:
             piece.is_run = False
             yield (slice(None),) * axis + (slice(begin, end),), piece
 
-    def __getstate__(self) -> dict[str, object]:
-        return {name: getattr(self, name) for name in self.__slots__}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
+    def __copy__(self) -> Block:
+        other = Block.__new__(Block)
+        for name in self.__slots__:
+            setattr(other, name, getattr(self, name))
+        return other
 
     @property
     def size(self) -> int:

@@ -32,6 +32,7 @@ def sigmoid(logit: float) -> float:
 class ConcreteContext(NoiseContext):
     """Context of `concrete_dropout`: refers to x, which the rate's gradient needs."""
 
+    ops = (CONCRETE,)
     x: npt.NDArray
     p: float
     draw: Draw | None

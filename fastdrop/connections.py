@@ -17,6 +17,7 @@ from fastdrop import _core, cpu, gate
 from fastdrop._core import DROPOUT
 from fastdrop.block import Block
 from fastdrop.noise import normals
+from fastdrop.restore import Restored
 from fastdrop.rng import Rng, RngLike, draw_call, uint64
 from fastdrop.stateful import Layer, Rate
 
@@ -27,7 +28,7 @@ Gradients = tuple[Array, Array, Array | None]  # of x, weight, masked bias
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class DropConnectContext:
+class DropConnectContext(Restored):
     """What one call of `dropconnect` leaves for its backward pass. Can be pickled.
 
     It refers to x, weight and bias: change them in place only after `backward`.
@@ -68,6 +69,10 @@ class DropConnectContext:
         """Bytes held for the backward pass beside x, weight and bias: always 0."""
         return 0
 
+    def check(self) -> None:
+        Restored.check(self)
+        _operands(self.x, self.weight, self.bias)
+
     def backward(self, dy: npt.ArrayLike) -> tuple[Array, ...]:
         """Gradients with respect to x, weight and, if there is one, bias.
 
@@ -80,7 +85,6 @@ class DropConnectContext:
         tuple of ndarray
             (dx, dweight), or (dx, dweight, dbias).
         """
-        _operands(self.x, self.weight, self.bias)  # may come from a pickle
         dy = _floats(dy, "dy")
         gate.like(dy, "dy", (*self.shape[:-1], self.weight.shape[1]), self.x.dtype)
         dy = _rows(dy)

@@ -12,6 +12,7 @@ from fastdrop import _core, cpu, gate
 from fastdrop._core import BITS_PAD
 from fastdrop.block import Block
 from fastdrop.functional import Region
+from fastdrop.restore import Restored
 from fastdrop.rng import RngLike, draw_call
 from fastdrop.stateful import OpLayer, Rate
 
@@ -19,7 +20,7 @@ __all__ = ["DropBlock", "DropBlockContext", "drop_block"]
 
 
 @dataclass(frozen=True, slots=True)
-class DropBlockContext:
+class DropBlockContext(Restored):
     """Context of `drop_block`.
 
     Attributes
@@ -48,18 +49,12 @@ class DropBlockContext:
     first: int = 0
     bits: bytes | None = field(default=None, repr=False)
 
-    def __post_init__(self) -> None:
-        if self.bits is None:
-            return
-        batch, *drawn = self._drawn  # a pickle may come from anywhere
-        held = _core.bytes_of_examples(batch, prod(drawn))
-        if len(self.bits) != held:
+    def check(self) -> None:
+        Restored.check(self)
+        _maps_of(self.shape)
+        held = _core.bytes_of_examples(self._drawn[0], prod(self._drawn[1:]))
+        if self.bits is not None and len(self.bits) != held:
             raise ValueError(f"bits must be {held} bytes, got {len(self.bits)}")
-
-    def __reduce__(self) -> tuple:
-        geometry = self.block_size, self.channels_last, self.per_channel, self.first
-        draw = self.p, self.seed, self.call
-        return DropBlockContext, (self.shape, *draw, *geometry, self.bits)
 
     @property
     def nbytes(self) -> int:
@@ -224,11 +219,7 @@ def drop_block(
     """
     gate.choice(save, ("bits", "seed"), "save")
     x, p, block_size = gate.array(x), gate.rate(p), gate.count(block_size, "block_size")
-    if x.ndim not in (3, 4):
-        raise ValueError(
-            "x must have a batch axis, a channel axis and 1 or 2 spatial axes, "
-            f"got {x.ndim} axes in all"
-        )
+    _maps_of(x.shape)
     x, out = gate.output(x, out)
     first = 0 if region is None else _first(x.shape, region)
     seed, call = draw_call(rng) if training else (None, None)
@@ -236,6 +227,15 @@ def drop_block(
     ctx = DropBlockContext(x.shape, p if training else 0.0, seed, call, *geometry)
     held = replace(ctx, bits=ctx._keep_bits()) if ctx._drops else ctx
     return held.backward(x, out), held if save == "bits" else ctx
+
+
+def _maps_of(shape: tuple[int, ...]) -> None:
+    """Checks that this is the shape of feature maps."""
+    if len(shape) not in (3, 4):
+        raise ValueError(
+            "x must have a batch axis, a channel axis and 1 or 2 spatial axes, "
+            f"got {len(shape)} axes in all"
+        )
 
 
 def _first(shape: tuple[int, ...], region: Region) -> int:

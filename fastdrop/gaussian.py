@@ -29,6 +29,7 @@ __all__ = [
 class GaussianContext(NoiseContext):
     """Context of `gaussian_dropout` and `gaussian_noise`: holds nothing that grows with x."""
 
+    ops = NOISE_SCALE, NOISE_ADD
     shape: tuple[int, ...]
     p: float
     draw: Draw | None

@@ -8,15 +8,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fastdrop import _core, gate
-from fastdrop._core import BIAS_ROOM, CONCRETE, LOGISTIC, NOISE_PAD, NORMAL, PARTS
+from fastdrop._core import (
+    BIAS_ROOM,
+    CONCRETE,
+    LOGISTIC,
+    NOISE_ADD,
+    NOISE_PAD,
+    NOISE_SCALE,
+    NORMAL,
+    PARTS,
+)
 from fastdrop.block import Block
 from fastdrop.device import cuda, on_device
+from fastdrop.restore import Restored
 
 __all__ = ["Draw", "NoiseContext", "compute_type", "forward", "normals"]
 
@@ -33,7 +43,7 @@ def normals(
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class Draw(Restored):
     """The noise of one call, and what a kernel does with it.
 
     Attributes
@@ -79,6 +89,15 @@ class Draw:
             return dx, terms
         return dx, sums[0] if group != 1 else sums[0].sum()
 
+    def check(self) -> None:
+        Restored.check(self)
+        if self.op not in (NOISE_SCALE, NOISE_ADD, CONCRETE):
+            raise ValueError(f"op must be that of a noise op, got {self.op}")
+        if (self.relaxed is None) != (self.op != CONCRETE) or len(self.relaxed or "four") != 4:
+            raise ValueError(f"relaxed must be four numbers for CONCRETE only, got {self.relaxed}")
+        if (self.sigma is None) != (self.op == CONCRETE):
+            raise ValueError("sigma must be an array for all but CONCRETE")
+
     @property
     def _kind(self) -> int:
         return LOGISTIC if self.op == CONCRETE else NORMAL
@@ -103,11 +122,24 @@ class Draw:
         return (operand, length), noise, (self.relaxed, self.seed, self.call, self.block.start)
 
 
-class NoiseContext:
+class NoiseContext(Restored):
     """What the contexts of noise ops share. `draw` is None where y has the values of x."""
 
     __slots__ = ()
+    ops: ClassVar[tuple[int, ...]] = (NOISE_SCALE,)
     draw: Draw | None
+
+    def check(self) -> None:
+        draw = self.draw
+        if draw is None:
+            return Restored.check(self)
+        if type(draw) is not Draw or draw.op not in self.ops:
+            raise ValueError(f"draw must be one of this context's, got {draw!r:.40}")
+        shape = tuple(self.shape)  # type: ignore[attr-defined]
+        if draw.block.of != shape:
+            raise ValueError(f"draw must be for shape {shape}, got {draw.block.of}")
+        if draw.sigma is not None and draw.sigma.shape not in ((), shape[-1:], shape):
+            raise ValueError(f"sigma must have shape {shape} or its end, got {draw.sigma.shape}")
 
     @property
     def seed(self) -> int | None:

@@ -14,6 +14,7 @@ from fastdrop._core import ZONEOUT
 from fastdrop.device import cuda, on_device
 from fastdrop.functional import Context, Region
 from fastdrop.noise import compute_type
+from fastdrop.restore import Restored
 from fastdrop.rng import RngLike, draw_call
 from fastdrop.stateful import OpLayer, Rate
 
@@ -51,7 +52,7 @@ class ZoneoutContext(Context):
 
 
 @dataclass(frozen=True, slots=True)
-class ZoneoutMeanContext:
+class ZoneoutMeanContext(Restored):
     """Context of `zoneout` without training, where nothing is drawn.
 
     Attributes
@@ -66,6 +67,9 @@ class ZoneoutMeanContext:
     seed: ClassVar[None] = None
     call: ClassVar[None] = None
     nbytes: ClassVar[int] = 0
+
+    def check(self) -> None:
+        pass  # nothing is drawn
 
     def backward(self, dy: npt.ArrayLike) -> tuple[npt.NDArray, npt.NDArray]:
         """(dprevious, dnew): p * dy and (1 - p) * dy.

@@ -15,6 +15,7 @@ from fastdrop import _core, cpu, gate
 from fastdrop._core import DROPOUT
 from fastdrop.device import on_device
 from fastdrop.functional import Context, Region, keep_mask, masked
+from fastdrop.restore import Restored
 from fastdrop.rng import Rng, RngLike, draw_call
 from fastdrop.stateful import Layer, OpLayer, Rate
 
@@ -144,7 +145,7 @@ def _union(*axes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EmbeddingContext:
+class EmbeddingContext(Restored):
     """Context of `embedding_dropout` with ids.
 
     Attributes
@@ -161,6 +162,10 @@ class EmbeddingContext:
     seed: int | None
     call: int | None
     ids: npt.NDArray[np.int64]
+
+    def check(self) -> None:
+        Restored.check(self)
+        _in_table(self.ids, self.shape)
 
     @property
     def scale(self) -> float:
@@ -248,8 +253,7 @@ def embedding_dropout(
     ids = np.asarray(ids)
     if ids.dtype.kind not in "iu" and ids.size:
         raise TypeError(f"ids must be integers, got {ids.dtype}")
-    if ids.size and not 0 <= ids.min() <= ids.max() < len(weight):
-        raise IndexError(f"ids must be in 0 ... {len(weight) - 1}, got {ids.min()} ... {ids.max()}")
+    _in_table(ids, weight.shape)
     ids = np.array(ids, np.int64, order="C")  # a copy: the caller's may change before backward
     seed, call = draw_call(rng) if training else (None, None)
     ctx = EmbeddingContext(weight.shape, p if training else 0.0, seed, call, ids)
@@ -260,6 +264,11 @@ def embedding_dropout(
         bits = cpu.draw(seed, call, p, len(weight))
         cpu.lookup(np.asarray(weight, order="C"), ids, bits, y, ctx.scale)
     return y, ctx
+
+
+def _in_table(ids: npt.NDArray, shape: tuple[int, ...]) -> None:
+    if ids.size and not 0 <= ids.min() <= ids.max() < shape[0]:
+        raise IndexError(f"ids must be in 0 ... {shape[0] - 1}, got {ids.min()} ... {ids.max()}")
 
 
 def drop_path(

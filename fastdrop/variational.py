@@ -11,6 +11,7 @@ import numpy.typing as npt
 from fastdrop import gate
 from fastdrop._core import NOISE_SCALE
 from fastdrop.noise import Draw, NoiseContext, compute_type, forward, normals
+from fastdrop.restore import Restored
 from fastdrop.rng import RngLike, draw_call
 from fastdrop.stateful import Layer
 
@@ -51,6 +52,11 @@ class VariationalContext(NoiseContext):
     def nbytes(self) -> int:
         """What is held for the backward pass, in bytes: x itself, or nothing in eval mode."""
         return self.x.nbytes if self.draw is not None else 0
+
+    def check(self) -> None:
+        NoiseContext.check(self)
+        sigma = self.log_alpha if self.draw is None else self.draw.sigma
+        gate.like(self.log_alpha, "log_alpha", sigma.shape)
 
     def backward(self, dy: npt.ArrayLike) -> tuple[npt.NDArray, npt.NDArray]:
         """(dx, dlog_alpha): dx like dy, dlog_alpha like log_alpha and 0 where that was clipped.
@@ -193,7 +199,7 @@ _K1, _K2, _K3 = 0.63576, 1.87320, 1.48695
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SparseVariationalContext:
+class SparseVariationalContext(Restored):
     """Context of `sparse_variational_linear`: refers to its arguments, draws the noise again."""
 
     x: npt.NDArray
@@ -213,6 +219,13 @@ class SparseVariationalContext:
     def nbytes(self) -> int:
         """What is held for the backward pass beyond the arguments, in bytes."""
         return 0 if self.deviation is None else self.deviation.nbytes
+
+    def check(self) -> None:
+        _fit(self.x, self.weight, self.log_variance, self.bias)
+        if self.deviation is not None:
+            shape = len(_rows(self.x)), self.weight.shape[1]
+            gate.like(self.deviation, "deviation", shape, self.x.dtype)
+            Restored.check(self)
 
     def backward(self, dy: npt.ArrayLike) -> tuple[npt.NDArray, ...]:
         """(dx, dweight, dlog_variance), and dbias if there is a bias.
@@ -276,19 +289,9 @@ def sparse_variational_linear(
     2017, equations 12 to 17.
     """
     x, weight = gate.array(x), gate.array(weight, "weight")
-    if x.dtype not in (np.float32, np.float64):
-        raise TypeError(f"x must be float32 or float64, got {x.dtype}; convert it with .astype")
-    if weight.ndim != 2 or x.ndim == 0 or weight.shape[0] != x.shape[-1]:
-        raise ValueError(
-            f"weight must have shape (x.shape[-1], outputs), got {weight.shape} for x of shape "
-            f"{x.shape}"
-        )
-    gate.like(weight, "weight", weight.shape, x.dtype)
     log_variance = gate.array(log_variance, "log_variance")
-    gate.like(log_variance, "log_variance", weight.shape, x.dtype)
-    if bias is not None:
-        bias = gate.array(bias, "bias")
-        gate.like(bias, "bias", weight.shape[1:], x.dtype)
+    bias = None if bias is None else gate.array(bias, "bias")
+    _fit(x, weight, log_variance, bias)
     rows = _rows(x)
     if training:
         seed, call = draw_call(rng)
@@ -302,6 +305,23 @@ def sparse_variational_linear(
         y += bias
     ctx = SparseVariationalContext(x, weight, log_variance, bias, deviation, seed, call)
     return y.reshape(*x.shape[:-1], weight.shape[1]), ctx
+
+
+def _fit(
+    x: npt.NDArray, weight: npt.NDArray, log_variance: npt.NDArray, bias: npt.NDArray | None
+) -> None:
+    """Checks that these are operands of one linear layer."""
+    if x.dtype not in (np.float32, np.float64):
+        raise TypeError(f"x must be float32 or float64, got {x.dtype}; convert it with .astype")
+    if weight.ndim != 2 or x.ndim == 0 or weight.shape[0] != x.shape[-1]:
+        raise ValueError(
+            f"weight must have shape (x.shape[-1], outputs), got {weight.shape} for x of shape "
+            f"{x.shape}"
+        )
+    gate.like(weight, "weight", weight.shape, x.dtype)
+    gate.like(log_variance, "log_variance", weight.shape, x.dtype)
+    if bias is not None:
+        gate.like(bias, "bias", weight.shape[1:], x.dtype)
 
 
 def _log_alpha(weight: npt.NDArray, log_variance: npt.NDArray) -> npt.NDArray:
