@@ -6,7 +6,9 @@ public functions have checked: arrays in native byte order, dtypes, shapes and s
 A packed mask is a bytes object with BITS_PAD bytes of room behind its last bit.
 """
 import os
+import warnings
 
+cimport cython
 cimport numpy as cnp
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from cpython.pycapsule cimport PyCapsule_New
@@ -20,6 +22,12 @@ cdef extern from "numpy/arrayobject.h":
     int NPY_HALF
     bint PyArray_SAMESHAPE(cnp.ndarray, cnp.ndarray)
     cnp.ndarray PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, void *, int)
+
+cdef extern from "Python.h":
+    int Py_AddPendingCall(int (*)(void *) except -1, void *) nogil
+
+cdef extern from "pool.h" nogil:
+    void (*pool_refused)() noexcept
 
 cdef extern from "fastdrop.h" nogil:
     int FD_BITS_PAD, FD_BIAS_ROOM
@@ -188,6 +196,21 @@ def get_threads():
 def set_threads(int n):
     """Let a call use n threads, the caller's included."""
     machine.threads = n
+
+
+cdef int warn_refused(void *unused) except -1:
+    warnings.warn(
+        "the system refused a thread; fastdrop goes on with fewer, set_num_threads sets how many",
+        RuntimeWarning,
+    )
+    return 0
+
+
+cdef void on_refused() noexcept nogil:
+    Py_AddPendingCall(warn_refused, NULL)  # as kernels run without the GIL
+
+
+pool_refused = on_refused
 
 
 def set_piece(int64_t n):
@@ -604,22 +627,28 @@ def philox4x32(cnp.ndarray counters, cnp.ndarray key, int rounds, cnp.ndarray wo
 
 
 cdef class CallCounter:
-    """Seed and next call number; `take` is one step under the GIL."""
+    """Seed and next call number; `take` is one step for all threads."""
 
     cdef uint64_t _seed, _call
 
     def __init__(self, uint64_t seed, uint64_t call):
-        self._seed, self._call = seed, call
+        with cython.critical_section(self):
+            self._seed, self._call = seed, call
 
     def take(self):
         """(seed, call) of the next call, which is thereby used up."""
-        cdef uint64_t call = self._call
-        self._call = call + 1
-        return self._seed, call
+        cdef uint64_t seed, call
+        with cython.critical_section(self):
+            seed, call = self._seed, self._call
+            self._call = call + 1
+        return seed, call
 
     def peek(self):
         """(seed, call) of the next call."""
-        return self._seed, self._call
+        cdef uint64_t seed, call
+        with cython.critical_section(self):
+            seed, call = self._seed, self._call
+        return seed, call
 
 
 cdef class Saved:

@@ -1,4 +1,7 @@
 #include "pool.h"
+#include <stddef.h>
+
+void (*pool_refused)(void) = NULL;
 
 #if defined(_WIN32)
 void pool_run(int threads, uint64_t n, uint64_t chunk, pool_work *work, const void *job)
@@ -88,6 +91,10 @@ static void hire(int n)
         pool.workers++;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attr);
+    if (pool.workers < n && pool_refused) {
+        pool_refused();
+        pool_refused = NULL;
+    }
 }
 
 void pool_run(int threads, uint64_t n, uint64_t chunk, pool_work *work, const void *job)

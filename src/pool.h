@@ -14,4 +14,7 @@ typedef void pool_work(const void *job, uint64_t first, uint64_t last);
  * thread there is in a forked child until it asks for more. No thread starts before the first job. */
 void pool_run(int threads, uint64_t n, uint64_t chunk, pool_work *work, const void *job);
 
+/* Called once, by whichever thread is refused another by the system; the job is done with fewer. */
+extern void (*pool_refused)(void);
+
 #endif

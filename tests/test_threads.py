@@ -143,29 +143,6 @@ def test_several_python_threads_at_once():
     assert not failures
 
 
-FORK = """
-import os, numpy as np, fastdrop as fd
-fd.set_num_threads(2)
-x = np.ones(300_000, np.float32)
-expected = fd.dropout(x, 0.2, rng=3)[0]
-for _ in range(20):
-    child = os.fork()
-    if not child:
-        os._exit(0 if np.array_equal(fd.dropout(x, 0.2, rng=3)[0], expected) else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert np.array_equal(fd.dropout(x, 0.2, rng=3)[0], expected)
-print("done")
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_fork_after_threads():
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=60
-    )
-    assert result.stdout == "done\n", result.stderr
-
-
 def threads_of(code, **environment):
     code = f"import fastdrop as fd, numpy as np, threading, os\n{code}"
     result = subprocess.run(
