@@ -1,4 +1,8 @@
-"""The compiled part; everything else is in pyproject.toml."""
+"""The compiled part; everything else is in pyproject.toml.
+
+Two switches for developers, environment variables: FASTDROP_SANITIZE (address, undefined or thread;
+see trust/sanitize) and FASTDROP_TRACE (counts the lines of the .pyx; see trust/coverage).
+"""
 
 import os
 import sys
@@ -9,29 +13,30 @@ import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
+INCLUDE = "fastdrop/include"
+
+sanitizer = os.environ.get("FASTDROP_SANITIZE")
+trace = bool(os.environ.get("FASTDROP_TRACE"))
 # One build for every Python from 3.11 on, but for free-threaded ones, which load no such thing.
-abi3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
+abi3 = not (sysconfig.get_config_var("Py_GIL_DISABLED") or trace)
 
 if sys.platform == "win32":
     compile_args, link_args = ["/O2", "/std:c11", "/fp:precise"], []
 else:
     # A fused multiply-add would round once where the stream's definition rounds twice.
-    compile_args = [
-        "-O3",
-        "-std=gnu11",
-        "-ffp-contract=off",
-        "-fvisibility=hidden",
-        "-g0",
-        "-fno-asynchronous-unwind-tables",
-    ]
+    compile_args = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fvisibility=hidden"]
     link_args = ["-pthread"]
-if sys.platform == "linux":
-    link_args += ["-Wl,-s", "-Wl,--build-id=none"]  # nothing that differs from folder to folder
+    if sanitizer:
+        compile_args += ["-O1", "-g", "-fno-sanitize-recover=all", "-fno-wrapv"]
+        compile_args += [f"-fsanitize={sanitizer}"]
+        link_args += [f"-fsanitize={sanitizer}"]
+    else:
+        compile_args += ["-g0", "-fno-asynchronous-unwind-tables"]
+        if sys.platform == "linux":  # nothing that differs from folder to folder
+            link_args += ["-Wl,-s", "-Wl,--build-id=none"]
 
 # What a wheel's archive says of the age of its files: nothing, so that each build is the same.
 os.environ.setdefault("SOURCE_DATE_EPOCH", "315532800")
-
-INCLUDE = "fastdrop/include"
 
 core = Extension(
     "fastdrop._core",
@@ -39,13 +44,18 @@ core = Extension(
     depends=sorted(map(str, [*Path("src").glob("*.h"), *Path(INCLUDE).glob("*.h")])),
     include_dirs=["src", INCLUDE, numpy.get_include()],
     define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")]
-    + abi3 * [("Py_LIMITED_API", "0x030B0000")],
+    + abi3 * [("Py_LIMITED_API", "0x030B0000")]
+    + trace * [("CYTHON_TRACE_NOGIL", "1")],
     extra_compile_args=compile_args,
     extra_link_args=link_args,
     py_limited_api=abi3,
 )
 
 setup(
-    ext_modules=cythonize([core], build_dir="build"),
+    ext_modules=cythonize(
+        [core],
+        build_dir="build/trace" if trace else "build",
+        compiler_directives={"linetrace": trace},
+    ),
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if abi3 else {},
 )
