@@ -1,4 +1,4 @@
-"""What the system may do to a process: no memory, no threads, signals, forks, other interpreters."""
+"""What may happen to a process: no memory, no threads, signals, forks, interpreters beside it."""
 
 import os
 import subprocess
