@@ -202,11 +202,11 @@ def run_fused(
     """`fastdrop.fused._run` on the device."""
     where()
     x, p = array(x), gate.rate(p)
-    if residual is not None:
+    if op != RELU_DROPOUT:
         residual = array(residual, "residual")
         gate.like(residual, "residual", x.shape, x.dtype)
         residual = contiguous(residual)
-    if bias is not None:
+    if op == BIAS_DROPOUT_ADD:
         if not x.ndim:
             raise ValueError("x must have at least one axis, along which bias is added, got 0-d")
         bias = array(bias, "bias")

@@ -196,10 +196,10 @@ def _run(
         arguments = x, residual, bias, p, rng, training, shared_axes, region, out, save
         return cuda().run_fused(op, kind, *arguments)
     x, p = gate.array(x), gate.rate(p)
-    if residual is not None:
+    if op != RELU_DROPOUT:
         residual = gate.array(residual, "residual")
         gate.like(residual, "residual", x.shape, x.dtype)
-    if bias is not None:
+    if op == BIAS_DROPOUT_ADD:
         if not x.ndim:
             raise ValueError("x must have at least one axis, along which bias is added, got 0-d")
         bias = gate.array(bias, "bias")

@@ -198,6 +198,16 @@ def test_bias_gradient_does_not_depend_on_threads_or_isa():
         assert_same_bits(result, results[0])
 
 
+def test_operands_are_needed():
+    x = np.ones((3, 4), np.float32)
+    with pytest.raises(TypeError, match="residual must be float16"):
+        fd.dropout_add(x, None, 0.5, rng=1)
+    with pytest.raises(TypeError, match="residual must be float16"):
+        fd.bias_dropout_add(x, x[0], None, 0.5, rng=1)
+    with pytest.raises(TypeError, match="bias must be float16"):
+        fd.bias_dropout_add(x, None, x, 0.5, rng=1)
+
+
 def test_errors_name_the_argument():
     x, bias, residual, _ = operands((3, 4), np.float32)
     rng = fd.Rng(1)
