@@ -134,6 +134,8 @@ def shape(value: Any) -> tuple[int, ...]:
             raise TypeError(f"shape must be an int or a tuple of ints, got {value!r}") from None
     if len(dims) > 64 or any(n < 0 for n in dims):
         raise ValueError(f"shape must have at most 64 lengths, none negative, got {value!r}")
+    if prod(dims) > MAX_INDEX:
+        raise ValueError(f"shape must have at most 2**62 elements, got {value!r}")
     return dims
 
 

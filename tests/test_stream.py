@@ -1,5 +1,7 @@
 """The stream: known answers, the layout of keystreams, and rates."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -76,6 +78,7 @@ def test_decision_table_element_by_element():
     }
     for p in (0.1, 0.5, 0.7, 1e-9, 1e-3):
         T = round(p * 2**32)
+        kept = reference.keep(np.arange(n, dtype=np.uint64), p, seed, call)
         for i in range(n):
             if T == 2**31:
                 dropped = not keystream[rng.BITS][i // 8] >> i % 8 & 1
@@ -83,7 +86,7 @@ def test_decision_table_element_by_element():
                 byte = keystream[rng.BYTES][i]
                 w = int.from_bytes(keystream[rng.REFINEMENT][4 * i : 4 * i + 4], "little")
                 dropped = byte < T >> 24 or (byte == T >> 24 and w >> 8 < T & 0xFFFFFF)
-            assert reference.keep(i, p, seed, call) == (not dropped)
+            assert kept[i] == (not dropped)
             if i > 300 and p in (1e-9, 0.7):
                 break
 
@@ -107,6 +110,22 @@ def test_threshold(isa, p, T):
         kept = fd.keep_mask(4096, p, rng=3)
         assert kept.all() if T == 0 else not kept.all()
         assert kept.any() == (T < 2**32)
+
+
+def test_realised_rate_is_within_2_to_the_minus_33(isa):
+    """Each element has a number of 32 bits; it is kept if T, as the kernels round it, is not above."""
+    for p in np.random.default_rng(0).uniform(size=1000):
+        assert abs(Fraction(reference.threshold(p), 2**32) - Fraction(p)) <= Fraction(1, 2**33)
+    n = 400
+    index = np.arange(n, dtype=np.uint64)
+    high = rng.keystream(9, 4, rng.BYTES, n).astype(np.uint64) << np.uint64(24)
+    number = high | rng.words_at(9, 4, rng.REFINEMENT, index) >> np.uint64(8)
+    for i, v in enumerate(number.tolist()):
+        if v in (2**31 - 1, 2**31):
+            continue  # at p = 1/2 it owns another bit
+        for T, dropped in ((v, False), (v + 0.49, False), (v + 0.51, True), (v + 1, True)):
+            mask = fd.keep_mask(i + 1, T / 2**32, rng=fd.Rng(9, 4))
+            assert mask[i] != dropped, (i, T)
 
 
 def test_stream_is_frozen():
