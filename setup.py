@@ -45,7 +45,7 @@ core = Extension(
     include_dirs=["src", INCLUDE, numpy.get_include()],
     define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")]
     + abi3 * [("Py_LIMITED_API", "0x030B0000")]
-    + trace * [("CYTHON_TRACE_NOGIL", "1")],
+    + trace * [("CYTHON_TRACE", "1")],
     extra_compile_args=compile_args,
     extra_link_args=link_args,
     py_limited_api=abi3,
