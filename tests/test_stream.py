@@ -113,7 +113,7 @@ def test_threshold(isa, p, T):
 
 
 def test_realised_rate_is_within_2_to_the_minus_33(isa):
-    """An element has a number of 32 bits; it is kept if T, as the kernels round it, is not above."""
+    """An element has a number of 32 bits and is kept if T, as kernels round it, is not above."""
     for p in np.random.default_rng(0).uniform(size=1000):
         assert abs(Fraction(reference.threshold(p), 2**32) - Fraction(p)) <= Fraction(1, 2**33)
     n = 400
