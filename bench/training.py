@@ -81,13 +81,16 @@ def optimizer(model):
 
 
 def main():
+    models = {"MLP": mlp, "transformer": transformer}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(models)}; all")
     parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
-    table = rows("MLP", mlp, rounds) + rows("transformer", transformer, rounds)
+    options = parser.parse_args()
     print(headline(), f"{torch.get_num_threads()} threads of PyTorch's", sep=", ")
     headers = ["an epoch of", "dropout", "seconds", "of nn.Dropout's"]
-    print(tabulate(table, headers, floatfmt=".3f", tablefmt="github"))
+    for name in options.models or models:
+        table = rows(name, models[name], options.rounds)
+        print(tabulate(table, headers, floatfmt=".3f", tablefmt="github"), flush=True)
 
 
 if __name__ == "__main__":
