@@ -536,6 +536,8 @@ def draw_noise(fd_noise kind, uint64_t seed, uint64_t call, block, cnp.ndarray n
         fd_draw_noise(machine, kind, fd_stream_of(seed, call, 0), start, ndim, n, step, out)
 
 
+@cython.profile(False)  # line tracing would make a dict of the result, and strings of its pointers
+@cython.linetrace(False)
 cdef fd_noise_operands noise_operands(cnp.ndarray x, cnp.ndarray g, cnp.ndarray y,
                                       cnp.ndarray sigma, size_t sigma_length, cnp.ndarray noise,
                                       tuple relaxed):
@@ -588,6 +590,8 @@ def scale_of(double p):
     return fd_scale(p)
 
 
+@cython.profile(False)
+@cython.linetrace(False)
 cdef fd_linear linear_of(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray y):
     cdef size_t batch = <size_t> cnp.PyArray_DIM(x, 0)
     cdef size_t inputs = <size_t> cnp.PyArray_DIM(weight, 0)
