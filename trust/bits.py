@@ -14,7 +14,7 @@ def main():
         while True:
             sys.stdout.buffer.write(fd.keep_mask(1 << 26, 0.5, rng=rng, packed=True))
     except BrokenPipeError:
-        sys.stderr.close()  # the battery has what it wanted; nor may the interpreter's exit complain
+        sys.stderr.close()  # the battery has what it wanted; no complaint at exit either
 
 
 if __name__ == "__main__":
