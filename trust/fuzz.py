@@ -166,6 +166,8 @@ def one_call(data):
         options[argument] = value
     if choices.below(64) == 0:
         options[choices.one_of(("nonsense", "p", "rng", "out"))] = choices.anything(x)
+    if type(options.get("samples")) is int:
+        options["samples"] = 3  # so many would be taken, one by one
     with contextlib.suppress(*DOCUMENTED), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of overflow: bytes make large numbers
         result = getattr(fd, name)(**options)
