@@ -422,7 +422,7 @@ class DropConnect(Layer):
 
 def _floats(value: npt.ArrayLike, name: str) -> Array:
     """C-contiguous float32 or float64."""
-    value = np.asarray(value)
+    value = gate.host(value, name)
     native = value.dtype.newbyteorder("=")
     if native not in (np.float32, np.float64):
         raise TypeError(

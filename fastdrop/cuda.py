@@ -68,6 +68,7 @@ __all__ = [
     "drop_path",
     "dropout",
     "dropout_add",
+    "embedding_dropout",
     "feature_alpha_dropout",
     "gaussian_dropout",
     "gaussian_noise",
@@ -123,6 +124,7 @@ feature_alpha_dropout = _on_device(alpha.feature_alpha_dropout)
 spatial_dropout = _on_device(shared.spatial_dropout)
 locked_dropout = _on_device(shared.locked_dropout)
 drop_path = _on_device(shared.drop_path)
+embedding_dropout = _on_device(shared.embedding_dropout)
 gaussian_dropout = _on_device(gaussian.gaussian_dropout)
 gaussian_noise = _on_device(gaussian.gaussian_noise)
 concrete_dropout = _on_device(concrete.concrete_dropout)

@@ -38,7 +38,7 @@ def on_device(x: Any) -> bool:
     if isinstance(is_cuda, bool):
         return is_cuda
     try:
-        if hasattr(x, "__cuda_array_interface__"):
+        if hasattr(x, "__cuda_array_interface__") or hasattr(x, "copy_to_host"):  # the simulator's
             return True
         return hasattr(x, "__dlpack_device__") and int(x.__dlpack_device__()[0]) == DLPACK_CUDA
     except Exception:  # an array library's own words on an array it cannot export

@@ -69,15 +69,20 @@ def _real(value: Any, words: str) -> float:
     return float(value)
 
 
+def host(x: Any, name: str) -> npt.NDArray:
+    """x as an array of any dtype, if it is not on a GPU."""
+    if type(x) is not np.ndarray and on_device(x):
+        raise TypeError(
+            f"{name} is a CUDA array, for which this operation has no kernels, or of which it "
+            "has others in the host's memory; copy it to the host"
+        )
+    return np.asarray(x)
+
+
 def array(x: Any, name: str = "x") -> npt.NDArray:
     """A floating-point array that the kernels can read, copied only if they could not."""
     if type(x) is not np.ndarray:
-        if on_device(x):
-            raise TypeError(
-                f"{name} is a CUDA array, for which this operation has no kernels, or of which it "
-                "has others in the host's memory; copy it to the host"
-            )
-        x = np.asarray(x)
+        x = host(x, name)
     if _core.has_kernels(x):
         return x
     if x.dtype.name == "bfloat16" and x.dtype.itemsize == 2:  # of ml_dtypes, if that is installed

@@ -218,7 +218,8 @@ def embedding_dropout(
     weight : array_like of float16, bfloat16 (ml_dtypes), float32 or float64, shape (words, ...)
         The table.
     ids : array_like of int, any shape, optional
-        Rows to look up, 0 to words - 1. Only they are read and multiplied then.
+        Rows to look up, 0 to words - 1. Only they are read and multiplied then. Not with a table on
+        a GPU.
     p, rng, training
         As in `fastdrop.dropout`.
 
@@ -232,7 +233,7 @@ def embedding_dropout(
     Raises
     ------
     TypeError
-        Ids that are not integers.
+        Ids that are not integers, or with a table on a GPU.
     ValueError
         A table of less than two axes.
     IndexError
@@ -244,7 +245,13 @@ def embedding_dropout(
     networks. NeurIPS 2016, section 4.2. S. Merity, N. S. Keskar, R. Socher: Regularizing and
     optimizing LSTM language models. ICLR 2018, section 4.
     """
-    weight, p = gate.array(weight, "weight"), gate.rate(p)
+    there = on_device(weight)
+    if there and ids is not None:
+        raise TypeError(
+            "ids are taken with a weight in the host's memory only; leave them out, and look up "
+            "rows of the table that comes back"
+        )
+    weight, p = weight if there else gate.array(weight, "weight"), gate.rate(p)
     if weight.ndim < 2:
         raise ValueError(f"weight must have shape (words, ...), got {weight.shape}")
     if ids is None:

@@ -1,7 +1,9 @@
 """`fastdrop.cuda` in Numba's simulator, compared with the CPU bit by bit; run by test_cuda_sim.py,
-with NUMBA_ENABLE_CUDASIM=1 in the environment.
+with NUMBA_ENABLE_CUDASIM=1 in the environment. With FASTDROP_GPU=1 arrays are on the device that
+Numba has: so bench/gpu.py runs it on a GPU.
 """
 
+import os
 import pickle
 import sys
 from contextlib import nullcontext
@@ -11,13 +13,21 @@ import ml_dtypes
 import numpy as np
 import pytest
 from bitwise import assert_same_bits
-from fake_device import FakeArray, FakeLibrary, to_fake
+from numba.core import config
 
 import fastdrop as fd
 from conftest import ALL_DTYPES, RATES
 from fastdrop import cuda_kernels, device
 from fastdrop.cuda_compile import variants
 
+if os.environ.get("FASTDROP_GPU"):
+    from real_device import RealArray as FakeArray
+    from real_device import RealLibrary as FakeLibrary
+    from real_device import to_real as to_fake
+else:
+    from fake_device import FakeArray, FakeLibrary, to_fake
+
+HOST_ONLY = pytest.mark.skipif("FASTDROP_GPU" in os.environ, reason="needs the host's memory")
 VARIANTS = {(n, dtype, tuple(sorted(o.items()))) for n, dtype, o in variants(axes=7)}
 SEED, CALL = 0xDEADBEEFCAFEF00D, 2**40 + 5
 EACH_DTYPE = pytest.mark.parametrize("dtype", ALL_DTYPES, ids=lambda d: np.dtype(d).name)
@@ -26,6 +36,8 @@ EACH_DTYPE = pytest.mark.parametrize("dtype", ALL_DTYPES, ids=lambda d: np.dtype
 @pytest.fixture(autouse=True)
 def few_threads(monkeypatch):
     """The simulator starts a Python thread for each; three make them take turns."""
+    if not config.ENABLE_CUDASIM:
+        return
     monkeypatch.setattr(device, "THREADS", 3)
     monkeypatch.setattr(device, "MAX_BLOCKS", 2)
 
@@ -223,12 +235,12 @@ def test_zoneout(dtype, expectation):
     for p in (0, 0.3, 1):
         _, ctx, _, ctx_cpu = both(fd.zoneout, previous, new, p, expectation=expectation)
         backward(ctx, ctx_cpu, dy)
-        # The mean in NumPy gives bfloat16 NaN no payload, and its context has no pickle.
+        # The mean in NumPy gives bfloat16 NaN no payload.
         with np.errstate(invalid="ignore"):
             a, b, c = (np.where(np.isfinite(v), v, dtype(4)) for v in (previous, new, dy))
         kwargs = {"training": False, "expectation": expectation}
         _, ctx, _, ctx_cpu = both(fd.zoneout, a, b, p, **kwargs)
-        same(ctx.backward(to_fake(c)), ctx_cpu.backward(c))
+        backward(ctx, ctx_cpu, c)
 
 
 def test_shared_draws():
@@ -238,6 +250,7 @@ def test_shared_draws():
         (fd.spatial_dropout, {"channels_last": True}),
         (fd.feature_alpha_dropout, {}),
         (fd.locked_dropout, {}),
+        (fd.embedding_dropout, {}),
         (fd.drop_path, {}),
         (fd.drop_path, {"mode": "batch", "scale_by_keep": False}),
     ):
@@ -267,7 +280,7 @@ def test_out():
     assert fd.dropout(fake, 0.3, rng=rng(), out=fake)[0] is fake
     assert_same_bits(fake.host, expected)
     fake = to_fake(np.concatenate([x.ravel(), x.ravel()]))
-    ahead, behind = FakeArray(fake.host[:63]), FakeArray(fake.host[5:68])
+    ahead, behind = fake.part(0, 63), fake.part(5, 68)
     fd.dropout(ahead, 0.3, rng=rng(), out=behind)  # they overlap askew
     assert_same_bits(behind.host, expected.ravel())
     fake = to_fake(residual)
@@ -307,6 +320,7 @@ def test_nothing_is_fetched(monkeypatch):
     fd.zoneout(x, x, 0.3, rng=1)[1].backward(x)
 
 
+@HOST_ONLY
 def test_launches(monkeypatch):
     """Grid, block and stream of a launch."""
     seen = []
@@ -379,14 +393,30 @@ def test_errors():
         fd.dropout(x, 0.3)[1].backward(to_fake(np.ones(3, np.float32)))
     with pytest.raises(TypeError, match="residual must have dtype float32 as x has, got float64"):
         fd.dropout_add(x, to_fake(np.ones(4)), 0.3)
-    with pytest.raises(TypeError, match=r"weight is a CUDA array, .* has no kernels"):
-        fd.targeted_dropout(x, 0.3)
+    with pytest.raises(TypeError, match="ids are taken with a weight in the host's memory only"):
+        fd.embedding_dropout(to_fake(np.ones((4, 4))), 0.3, ids=[1])
     call = fd.Rng(1)
     with pytest.raises(ValueError, match="region"):
         fd.dropout(x, 0.3, rng=call, region=((0,), (3,)))
     assert call.call == 0
 
 
+def test_operations_without_kernels():
+    x, images = (to_fake(np.ones(n, np.float32)) for n in ((4, 4), (2, 3, 8, 8)))
+    for op in (
+        lambda: fd.targeted_dropout(x, 0.3),
+        lambda: fd.targeted_prune(x, 0.3),
+        lambda: fd.adversarial_dropout(x, x, 0.05, 0.3),
+        lambda: fd.variational_dropout(x, -1.0),
+        lambda: fd.sparse_variational_linear(x, x, x),
+        lambda: fd.dropconnect(x, x, p=0.3),
+        lambda: fd.drop_block(images, 0.1, 3),
+    ):
+        with pytest.raises(TypeError, match=r"is a CUDA array, .* has no kernels"):
+            op()
+
+
+@HOST_ONLY
 def test_dlpack(monkeypatch):
     """An array that has __dlpack__ alone is seen by CuPy and comes back as what it was."""
 
