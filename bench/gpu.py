@@ -85,8 +85,8 @@ def operations(n: int, dtype: str) -> Functions:
     for peer in (pytorch, cupy):
         try:
             found |= peer(host)
-        except ImportError as error:
-            print(f"left out: {error}", file=sys.stderr)
+        except Exception as error:  # whatever it is, the others are still worth timing
+            print(f"{peer.__name__} left out: {error!r:.200}", file=sys.stderr)
     return found
 
 
