@@ -197,10 +197,10 @@ def with_numpy_alone(python: Native | Emulated, wheel: Path, folder: Path) -> No
 def suite(python: Native | Emulated, wheel: Path, folder: Path, tests: list[str]) -> None:
     """The tests, in a folder that has all but the package."""
     python.install(f"{wheel}[test]")
-    for name in ("tests", "bench", "src"):
+    for name in ("tests", "bench", "src", "trust"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("conftest.py", "pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, folder)
+    for path in [ROOT / "conftest.py", ROOT / "pyproject.toml", *ROOT.glob("*.md")]:
+        shutil.copy(path, folder)
     options = {"cwd": folder, "env": python.environment}
     print(run(*python.command, "-m", "pytest", "-q", *tests, **options).splitlines()[-1])
 
