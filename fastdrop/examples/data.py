@@ -12,7 +12,7 @@ import pickle
 import sys
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,16 @@ class Data:
     def classes(self) -> int:
         """How many there are."""
         return 1 + max(int(t.max()) for t in (self.t_train, self.t_valid, self.t_test))
+
+    def part(self, train: int, valid: int) -> Data:
+        """The same with fewer images to train and to validate; they are in random order."""
+        return replace(
+            self,
+            x_train=self.x_train[:train],
+            t_train=self.t_train[:train],
+            x_valid=self.x_valid[:valid],
+            t_valid=self.t_valid[:valid],
+        )
 
     def __str__(self) -> str:
         n, *shape = self.x_train.shape

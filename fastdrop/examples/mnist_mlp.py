@@ -6,6 +6,7 @@ fifth of the training images for validation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -22,11 +23,13 @@ CASES = {"without dropout": 0.0, "dropout 0.5": 0.5}
 SPLITS = "train", "validation", "test"
 
 
-def perceptron(data: Data, rate: float, seed: int, units: int = 512) -> nn.Network:
-    """Dense, ReLU, dropout, twice; dense to the classes."""
+def perceptron(
+    data: Data, rate: float, seed: int, units: int = 512, in_front: Sequence[fd.layers.Layer] = ()
+) -> nn.Network:
+    """Dense, ReLU, dropout, twice; dense to the classes. What is in front sees the images."""
     init, rng = np.random.default_rng(seed), fd.Rng(seed)
     inputs = data.x_train[0].size
-    layers: list = [nn.Flatten()]
+    layers: list = [nn.Flatten(), *in_front]
     for _ in range(2):
         layers += [nn.Dense(inputs, units, init), nn.ReLU()]
         layers += [nn.Dropout(rate, rng=rng)] if rate else []
