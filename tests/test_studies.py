@@ -14,7 +14,8 @@ import pytest
 import fastdrop as fd
 import fastdrop.examples
 from fastdrop.__main__ import main
-from fastdrop.examples import STUDIES, study
+from fastdrop.examples import STUDIES, nn, rate_sweep, study
+from fastdrop.examples.data import load
 from fastdrop.examples.study import Run, difference, spread
 
 EPOCHS = "--epochs", "3", "--threads", "1"
@@ -80,6 +81,56 @@ def test_train_alone_repeats_with_its_seed(tmp_path):
     assert first["dropout 0.5", 3] != other["dropout 0.5", 4]
     assert record(tmp_path)["study"] == "mnist-mlp"
     assert record(tmp_path)["arguments"]["data"] == "digits"
+
+
+def pictures(folder):
+    """Those on record, each a PNG with a sentence."""
+    found = record(folder)["pictures"]
+    assert {path.name for path in folder.glob("*.png")} == found.keys()
+    for name in found:
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    return found
+
+
+def test_rate_sweep(tmp_path):
+    found = train(tmp_path, "rate-sweep", "--quick", "--epochs", 1, "--threads", 1)
+    dropped = {(f"{place} {p}", 0) for place in rate_sweep.PLACES for p in (0.2, 0.5, 0.8)}
+    assert found.keys() == {("without dropout", 0), *dropped}
+    accuracy = {name: measures["test accuracy"] for (name, _), (_, measures) in found.items()}
+    assert accuracy["without dropout"] > accuracy["all layers 0.8"] + 0.2
+    (table,) = record(tmp_path)["tables"]
+    assert table["rows"][2][1] == spread([accuracy["input 0.5"]])
+    sentences = pictures(tmp_path)
+    best = max(accuracy[f"hidden {p}"] if p else accuracy["without dropout"] for p in (0, 0.2, 0.5))
+    assert f"({spread([best])}, without" in sentences["accuracy.png"]
+
+
+def test_dropout_is_never_on_the_output():
+    data = load("digits", 0)
+    for place, behind in ("input", [0]), ("hidden", [2, 5]), ("all layers", [0, 3, 6]):
+        layers = rate_sweep.start(data, 0.3, place, 0).net.layers[1:]
+        found = [k for k, layer in enumerate(layers) if isinstance(layer, fd.layers.Dropout)]
+        assert found == behind
+        assert {layers[k].p for k in found} == {0.3}
+        assert isinstance(layers[-1], nn.Dense)
+
+
+def test_sweep_says_where_rates_help():
+    def trained(name, *values):
+        return [Run(name, seed, measures={"test accuracy": v}) for seed, v in enumerate(values)]
+
+    session = study.Session.__new__(study.Session)
+    session.runs = trained("without dropout", 0.5, 0.6)
+    for place in rate_sweep.PLACES:
+        helps = place != "input"
+        session.runs += trained(f"{place} 0.2", 0.6, 0.7 if helps else 0.6)
+        session.runs += trained(f"{place} 0.5", 0.7, 0.8 if helps else 0.5)
+        session.runs += trained(f"{place} 0.8", 0.4, 0.9)
+    shown = rate_sweep.findings(session, rate_sweep.QUICK_RATES, "accuracy")
+    assert "Dropout of hidden: the test accuracy is best at rate 0.5 (0.7500 ± 0.0707" in shown
+    assert shown.count("with every seed, at 0.2, 0.5.") == 2
+    assert shown.count("with every seed, at no rate.") == 1
+    assert shown.endswith("holds for dropout of hidden, all layers only.")
 
 
 def test_lstm(tmp_path):
