@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import pytest
 import fastdrop as fd
 import fastdrop.examples
 from fastdrop.__main__ import main
-from fastdrop.examples import STUDIES, nn, rate_sweep, study
+from fastdrop.examples import STUDIES, nn, rate_sweep, regularisers, study
 from fastdrop.examples.data import load
 from fastdrop.examples.study import Run, difference, spread
 
@@ -131,6 +132,58 @@ def test_sweep_says_where_rates_help():
     assert shown.count("with every seed, at 0.2, 0.5.") == 2
     assert shown.count("with every seed, at no rate.") == 1
     assert shown.endswith("holds for dropout of hidden, all layers only.")
+
+
+def test_regularisers(tmp_path):
+    found = train(tmp_path, "regularisers", "--quick", "--epochs", 1, "--threads", 1)
+    names = [f"{name}{dropout}" for name in regularisers.MEANS for dropout in ("", ", dropout")]
+    assert list(found) == [(name, 0) for name in names]
+    assert all(measures["test accuracy"] > 0.3 for _, measures in found.values())
+    losses = {name: measures["test loss"] for (name, _), (_, measures) in found.items()}
+    alike = "nothing", "early stopping"  # it cannot stop after one epoch
+    assert losses[alike[0]] == losses[alike[1]]
+    assert len(set(losses.values())) == len(losses) - 2
+    (table,) = record(tmp_path)["tables"]
+    assert [row[2] for row in table["rows"]] == [spread([losses[n]]) for n in names[::2]]
+    assert set(pictures(tmp_path)) == {"test.png", "losses.png"}
+
+
+@pytest.fixture
+def digits():
+    return load("digits", 0).part(256, 64)
+
+
+def test_a_committee_answers_with_the_mean_probability(digits):
+    training = regularisers.start(digits, regularisers.MEANS["five networks"], 0.5, 0)
+    row = training.epoch(digits, lambda part: None)
+    nets = training.net.nets
+    assert len({net.parameters["1.W"][0, 0] for net in nets}) == len(nets) == 5
+    p = sum(nn.softmax(net.predict(digits.x_valid)) for net in nets) / 5
+    right = p[np.arange(64), digits.t_valid]
+    assert row["validation loss"] == pytest.approx(-np.log(right).mean(), rel=1e-5)
+    assert row["validation accuracy"] == (p.argmax(axis=1) == digits.t_valid).mean()
+    assert training.net.dropout_seconds > nets[0].dropout_seconds > 0
+
+
+def test_max_norm_with_momentum(digits):
+    means = replace(regularisers.MEANS["momentum and max-norm"], max_norm=1.0)
+    training = regularisers.start(digits, means, 0.0, 0)
+    training.epoch(digits, lambda part: None)
+    assert isinstance(training.update, nn.SGD)
+    assert training.update.step == 2
+    weights = [p for p in training.net.parameters.values() if p.ndim == 2]
+    norms = np.concatenate([np.linalg.norm(W, axis=0) for W in weights])
+    assert norms.max() == pytest.approx(1, rel=1e-5)
+
+
+def test_differences_in_groups():
+    def trained(*values):
+        return [Run("r", seed, measures={"test accuracy": v}) for seed, v in enumerate(values)]
+
+    base = trained(0.5, 0.6)
+    pairs = {"a": trained(0.6, 0.7), "b": trained(0.4, 0.7), "c": trained(0.9, 0.8)}
+    shown = regularisers.grouped({name: (runs, base) for name, runs in pairs.items()})
+    assert shown == "higher: a, c; not clearly different: b"
 
 
 def test_lstm(tmp_path):

@@ -8,5 +8,6 @@ module named as here, with ``_`` for ``-``, that has `FULL` and `QUICK`, two `st
 STUDIES = {
     "mnist-mlp": "a perceptron with and without dropout",
     "rate-sweep": "dropout of the input, the hidden units, all layers, with rates from 0 to 0.8",
+    "regularisers": "dropout against, and with, early stopping, weight decay, noise, max-norm, ...",
     "lstm": "four kinds of dropout in a recurrent network that learns a text by heart",
 }
