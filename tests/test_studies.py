@@ -15,7 +15,7 @@ import pytest
 import fastdrop as fd
 import fastdrop.examples
 from fastdrop.__main__ import main
-from fastdrop.examples import STUDIES, nn, rate_sweep, regularisers, study
+from fastdrop.examples import STUDIES, co_adaptation, nn, rate_sweep, regularisers, study
 from fastdrop.examples.data import load
 from fastdrop.examples.study import Run, difference, spread
 
@@ -184,6 +184,37 @@ def test_differences_in_groups():
     pairs = {"a": trained(0.6, 0.7), "b": trained(0.4, 0.7), "c": trained(0.9, 0.8)}
     shown = regularisers.grouped({name: (runs, base) for name, runs in pairs.items()})
     assert shown == "higher: a, c; not clearly different: b"
+
+
+def test_co_adaptation(tmp_path):
+    found = train(tmp_path, "co-adaptation", "--quick", "--epochs", 4, "--threads", 1)
+    names = [co_adaptation.label(n, p) for n in co_adaptation.NETWORKS for p in (0, 0.5)]
+    assert list(found) == [(name, 0) for name in names]
+    for _, measures in found.values():
+        for kind in "activations", "mean activations":
+            assert sum(measures[kind]) == pytest.approx(1)
+        assert measures["loss of a half"] > measures["test loss"]
+    assert set(pictures(tmp_path)) == {"features.png", "activations.png"}
+
+
+def test_what_is_measured_of_a_layer(digits):
+    """Two units that do the same, one that sees a single pixel, one that is dead."""
+    training = co_adaptation.start(digits, "autoencoder", 0.0, 0)
+    first, second = (layer for layer in training.net.layers if isinstance(layer, nn.Dense))
+    pixel = int(digits.x_train.std(axis=0).argmax())
+    first.b[3:], second.W[...] = -1000, 0
+    first.W[:, :2], first.W[:, 2], first.W[pixel, 2] = 1, 0, 1
+    found = co_adaptation.measure(training, digits)
+    x = digits.x_test.reshape(len(digits.x_test), -1)
+    active = 2 * (x.sum(axis=1) > 0).mean() + (x[:, pixel] > 0).mean()
+    assert found["share active"] == pytest.approx(active / 256)
+    assert found["mean activation"] == pytest.approx(
+        (2 * x.sum() + x[:, pixel].sum()) / len(x) / 256
+    )
+    other = np.corrcoef(x.sum(axis=1), x[:, pixel])[0, 1]
+    assert found["correlation"] == pytest.approx((1 + 2 * abs(other)) / 3, rel=1e-5)
+    assert found["loss of a half"] == found["test loss"]  # the second layer hears none
+    assert found["test loss"] == pytest.approx(np.square(x).sum() / len(x))
 
 
 def test_lstm(tmp_path):
