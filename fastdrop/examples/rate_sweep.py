@@ -37,11 +37,10 @@ def start(data: Data, rate: float, place: str, seed: int) -> nn.Training:
 def run(session: Session) -> None:
     """Train with each rate in each place, with every seed."""
     rates = QUICK_RATES if session.quick else RATES
+    cases = {label(rate, place): (rate, place) for rate in rates for place in PLACES}
     for seed in session.seeds:
         data = session.data(seed).part(IMAGES, TO_VALIDATE)
-        for name, (rate, place) in {
-            label(rate, place): (rate, place) for rate in rates for place in PLACES
-        }.items():
+        for name, (rate, place) in cases.items():
             begin = partial(start, data, rate, place, seed)
             session.fit(name, seed, begin, data, finish=nn.Training.test)
     table(session, rates)
@@ -65,15 +64,9 @@ def table(session: Session, rates: tuple[float, ...]) -> None:
         accuracy = sweep(session, rates, place, "test accuracy")
         columns[f"{place}: test accuracy"] = accuracy
         columns[f"{place}: gap"] = sweep(session, rates, place, "train accuracy") - accuracy
-    session.table(
-        f"After {session.epochs} epochs, mean ± deviation of the seeds; gap: how much higher the "
-        "training accuracy is",
-        ["rate", *columns],
-        (
-            [rate, *(spread(column[k]) for column in columns.values())]
-            for k, rate in enumerate(rates)
-        ),
-    )
+    rows = ([rate, *map(spread, row)] for rate, *row in zip(rates, *columns.values(), strict=True))
+    title = f"After {session.epochs} epochs, mean ± deviation of the seeds; gap: train less test"
+    session.table(title, ["rate", *columns], rows)
 
 
 def pictures(session: Session, rates: tuple[float, ...]) -> None:
