@@ -67,8 +67,9 @@ def measure(training: nn.Training, data: Data) -> dict[str, Any]:
     """What the first layer makes of the test images, without dropping.
 
     share active: of all activations, those above 0
-    correlation: of two units' activations, mean of the absolute values over all pairs
-    extent: share of the pixels that have half of a feature's energy, mean over the units
+    silent: of all units, those that are above 0 for no image
+    correlation: of two other units' activations, mean of the absolute values over all pairs
+    extent: share of the pixels that have half of a feature's energy, mean over the other units
     loss of a half: the test loss when half of the units are removed and the others count twice
     """
     net = training.net
@@ -76,19 +77,22 @@ def measure(training: nn.Training, data: Data) -> dict[str, Any]:
     for layer in net.layers[:3]:
         h = layer(h)
     of_units = h.mean(axis=0)
-    energy = -np.sort(-np.square(features(training, data)), axis=0).cumsum(axis=0)
+    heard = of_units > 0
+    energy = -np.sort(-np.square(features(training, data)[:, heard]), axis=0).cumsum(axis=0)
     energy /= energy[-1]
     half = deepcopy(net)
     behind = [layer for layer in half.layers if isinstance(layer, nn.Dense)][1]
     behind.W *= 2 * fd.keep_mask(of_units.shape, 0.5, rng=0)[:, None]
-    correlations = np.abs(np.corrcoef(h[:, h.std(axis=0) > 0].T))
+    correlations = np.abs(np.corrcoef(h[:, heard].T))
     return {
         **training.test(data),
         "share active": float((h > 0).mean()),
         "mean activation": float(of_units.mean()),
+        "silent": float(1 - heard.mean()),
         "correlation": float(correlations[~np.eye(len(correlations), dtype=bool)].mean()),
         "extent": float((1 + (energy < 0.5).sum(axis=0)).mean() / len(energy)),
         "loss of a half": half.score(data.x_test, data.t_test)[1],
+        "most active": np.argsort(-of_units)[: FEATURES**2],
         "activations": histogram(h, "activation"),
         "mean activations": histogram(of_units, "mean activation"),
     }
@@ -125,7 +129,7 @@ def label(network: str, rate: float) -> str:
 
 def table(session: Session) -> None:
     """All measures."""
-    measures = "test accuracy", "test loss", *SPARSITY, *RELIANCE, "extent"
+    measures = "test accuracy", "test loss", *SPARSITY, "silent", *RELIANCE, "extent"
     rows = [
         [name, *(spread(run.last(measure) for run in session.of(name)) for measure in measures)]
         for name in session.names
@@ -138,19 +142,20 @@ def table(session: Session) -> None:
 
 
 def picture_features(session: Session) -> None:
-    """The first units' features as images, of the last seed."""
+    """The features of the most active units as images, of the last seed."""
     data = session.data(session.seeds[-1]).part(IMAGES, TO_VALIDATE)
     figure = Figure(figsize=(10, 10), layout="constrained")
     axes = figure.subplots(len(NETWORKS), len(RATES))
     for axis, name in zip(axes.flat, session.names, strict=True):
-        shown = features(session.of(name)[-1].trainer, data)[:, : FEATURES**2]
+        run = session.of(name)[-1]
+        shown = features(run.trainer, data)[:, run.measures["most active"]]
         axis.imshow(mosaic(shown, data.x_train.shape[1:]), cmap="gray", vmin=-1, vmax=1)
         axis.set(title=name, xticks=[], yticks=[])
     session.picture(
         "features.png",
         figure,
-        f"Seed {session.seeds[-1]}: weights of the first {FEATURES**2} units, times the deviation "
-        "of their pixel, each unit on its own scale; chosen by their number, not by their look. "
+        f"Seed {session.seeds[-1]}: weights of the {FEATURES**2} units with the highest mean "
+        "activation, times the deviation of their pixel, each unit on its own scale. "
         f"That features are more local with dropout, by the extent: "
         f"{findings(session, ('extent',))} What a feature is for is not shown.",
     )

@@ -83,9 +83,9 @@ def start(data: Data, means: Means, rate: float, seed: int) -> nn.Training:
     """A new network, or five, and what trains it."""
     nets = []
     for k in range(means.networks):
-        own, other = (rng.seed for rng in fd.Rng(seed, 2 * k).spawn(2))
-        noise = fd.layers.GaussianNoise(means.noise, rng=fd.Rng(other))
-        nets.append(perceptron(data, rate, own, in_front=[noise] if means.noise else []))
+        own, other = fd.Rng(seed, k).spawn(2)
+        noise = fd.layers.GaussianNoise(means.noise, rng=other)
+        nets.append(perceptron(data, rate, own.seed, in_front=[noise] if means.noise else []))
     net = Committee(nets) if means.networks > 1 else nets[0]
     if means.large_steps:
         update = nn.SGD(net.parameters, decaying, momentum=0.95, max_norm=means.max_norm)
@@ -104,7 +104,8 @@ def run(session: Session) -> None:
                 begin = partial(start, data, means, rate, seed)
                 session.fit(label(name, rate), seed, begin, data, finish=nn.Training.test)
     table(session)
-    pictures(session)
+    picture_test(session)
+    picture_losses(session)
 
 
 def label(name: str, rate: float) -> str:
@@ -131,8 +132,8 @@ def table(session: Session) -> None:
     session.table(title, headers, rows)
 
 
-def pictures(session: Session) -> None:
-    """What the test images say, and the validation losses on the way."""
+def picture_test(session: Session) -> None:
+    """Accuracies and losses on the test images, with the range of the seeds."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for axis, what in zip(axes, ("accuracy", "loss"), strict=True):
@@ -149,6 +150,10 @@ def pictures(session: Session) -> None:
     axes[0].invert_yaxis()
     axes[0].legend()
     session.picture("test.png", figure, f"{session.seeds_shown}. {findings(session)}")
+
+
+def picture_losses(session: Session) -> None:
+    """The validation losses on the way."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for axis, rate in zip(axes, (0.0, RATE), strict=True):
