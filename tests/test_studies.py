@@ -93,8 +93,9 @@ def pictures(folder):
     return found
 
 
-def test_rate_sweep(tmp_path):
-    found = train(tmp_path, "rate-sweep", "--quick", "--epochs", 1, "--threads", 1)
+def test_rate_sweep(tmp_path, monkeypatch):
+    monkeypatch.setattr(rate_sweep, "IMAGES", 384)
+    found = train(tmp_path, "rate-sweep", "--quick", *EPOCHS)
     dropped = {(f"{place} {p}", 0) for place in rate_sweep.PLACES for p in (0.2, 0.5, 0.8)}
     assert found.keys() == {("without dropout", 0), *dropped}
     accuracy = {name: measures["test accuracy"] for (name, _), (_, measures) in found.items()}
@@ -134,11 +135,12 @@ def test_sweep_says_where_rates_help():
     assert shown.endswith("holds for dropout of hidden, all layers only.")
 
 
-def test_regularisers(tmp_path):
+def test_regularisers(tmp_path, monkeypatch):
+    monkeypatch.setattr(regularisers, "IMAGES", 640)
     found = train(tmp_path, "regularisers", "--quick", "--epochs", 1, "--threads", 1)
     names = [f"{name}{dropout}" for name in regularisers.MEANS for dropout in ("", ", dropout")]
     assert list(found) == [(name, 0) for name in names]
-    assert all(measures["test accuracy"] > 0.3 for _, measures in found.values())
+    assert all(measures["test accuracy"] > 0.2 for _, measures in found.values())  # chance is 0.1
     losses = {name: measures["test loss"] for (name, _), (_, measures) in found.items()}
     changed = [name for name in regularisers.MEANS if losses[name] != losses["nothing"]]
     assert changed == list(regularisers.MEANS)[2:]  # one epoch is too early to stop
@@ -185,8 +187,9 @@ def test_differences_in_groups():
     assert shown == "higher: a, c; not clearly different: b"
 
 
-def test_co_adaptation(tmp_path):
-    found = train(tmp_path, "co-adaptation", "--quick", "--epochs", 4, "--threads", 1)
+def test_co_adaptation(tmp_path, monkeypatch):
+    monkeypatch.setattr(co_adaptation, "IMAGES", 384)
+    found = train(tmp_path, "co-adaptation", "--quick", *EPOCHS)
     names = [co_adaptation.label(n, p) for n in co_adaptation.NETWORKS for p in (0, 0.5)]
     assert list(found) == [(name, 0) for name in names]
     for _, measures in found.values():

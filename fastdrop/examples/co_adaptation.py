@@ -144,7 +144,7 @@ def table(session: Session) -> None:
 def picture_features(session: Session) -> None:
     """The features of the most active units as images, of the last seed."""
     data = session.data(session.seeds[-1]).part(IMAGES, TO_VALIDATE)
-    figure = Figure(figsize=(10, 10), layout="constrained")
+    figure = Figure(figsize=(9, 9), layout="constrained")
     axes = figure.subplots(len(NETWORKS), len(RATES))
     for axis, name in zip(axes.flat, session.names, strict=True):
         run = session.of(name)[-1]
