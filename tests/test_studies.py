@@ -229,6 +229,24 @@ def test_lstm(tmp_path):
         assert after < before < 4
 
 
+def assert_pictures(folder, number):
+    """They are there, with a sentence each."""
+    pictures = record(folder)["pictures"]
+    assert {path.name for path in folder.glob("*.png")} == pictures.keys()
+    assert len(pictures) == number
+    assert all(len(sentence) > 100 for sentence in pictures.values())
+
+
+def test_cifar_cnn(tmp_path):
+    found = train(tmp_path, "cifar-cnn", "--quick", *EPOCHS)
+    assert found.keys() == {("without dropout", 0), ("dropout 0.25", 0)}
+    for curves, measures in found.values():
+        first, *_, last = curves["train loss"]
+        assert last < first
+        assert measures["test loss"] < 1.5  # chance is 1.39, but it begins above 2
+    assert_pictures(tmp_path, 2)
+
+
 COMMAND = "mnist-mlp", "--quick", "--seed", "0", *EPOCHS
 
 

@@ -10,5 +10,6 @@ STUDIES = {
     "rate-sweep": "dropout of the input, the hidden units, all layers, with rates from 0 to 0.8",
     "regularisers": "dropout against, and with, early stopping, weight decay, noise, max-norm, ...",
     "co-adaptation": "features and activations of the first layer, without and with dropout",
+    "cifar-cnn": "a convolutional network with and without dropout: where the losses part",
     "lstm": "four kinds of dropout in a recurrent network that learns a text by heart",
 }
