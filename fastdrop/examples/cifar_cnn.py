@@ -116,7 +116,7 @@ def pictures(session: Session, images: int) -> None:
         "accuracies.png",
         figure,
         f"{trained}: with dropout, the last validation accuracy is {valid}, that on the test "
-        f"images {test}. How sure a network is of its mistakes is not shown here, but by the losses.",
+        f"images {test}. How sure a network is of its mistakes is not shown here; the losses tell.",
     )
 
 
