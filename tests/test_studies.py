@@ -247,6 +247,40 @@ def test_cifar_cnn(tmp_path):
     assert_pictures(tmp_path, 2)
 
 
+def test_variants(tmp_path, capsys):
+    found = train(tmp_path, "variants", "--quick", "--epochs", 1, "--threads", 1)
+    assert len(found) == 18
+    for (name, _), (curves, measures) in found.items():
+        (accuracy,) = curves["validation accuracy"]
+        assert accuracy > 0.2, name  # chance is 0.1
+        pruned = measures.get("pruned accuracy", [0.0])
+        assert pruned[-1] <= pruned[0]
+    learned = {name for (name, _), (curves, _) in found.items() if "rate 2" in curves}
+    assert learned == {f"perceptron, {kind}" for kind in ("concrete", "curriculum", "variational")}
+    (sparsity,) = found["perceptron, sparse variational", 0][0]["sparsity"]
+    assert 0 < sparsity < 1
+    assert f"sparsity {sparsity:.2f}" in capsys.readouterr().out
+    assert_pictures(tmp_path, 3)
+
+
+def test_uncertainty(tmp_path):
+    found = train(tmp_path, "uncertainty", "--quick", *EPOCHS)
+    (_, plain), (_, dropped) = found.values()
+    sampled = dropped["dropout, Monte Carlo"]
+    assert plain.keys() | dropped.keys() == {"without dropout", "dropout, evaluation"} | {
+        "dropout, Monte Carlo"
+    }
+    for measures in (*plain.values(), *dropped.values()):
+        upright, *_, turned, _, _, _ = measures["accuracies"]
+        assert turned < upright
+        assert 0 < measures["calibration error"] < 0.5
+        assert measures["sets"]["test images"]["predictive_entropy"]["area"] == 0.5
+        assert measures["sets"]["shuffled pixels"]["predictive_entropy"]["area"] > 0.7
+    assert min(sampled["information"]) > 0.01
+    assert max(plain["without dropout"]["information"]) < 1e-9
+    assert_pictures(tmp_path, 3)
+
+
 COMMAND = "mnist-mlp", "--quick", "--seed", "0", *EPOCHS
 
 

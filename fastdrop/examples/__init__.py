@@ -11,5 +11,7 @@ STUDIES = {
     "regularisers": "dropout against, and with, early stopping, weight decay, noise, max-norm, ...",
     "co-adaptation": "features and activations of the first layer, without and with dropout",
     "cifar-cnn": "a convolutional network with and without dropout: where the losses part",
+    "variants": "the same networks under every kind of dropout",
+    "uncertainty": "how sure Monte Carlo dropout is, of digits and of what is none",
     "lstm": "four kinds of dropout in a recurrent network that learns a text by heart",
 }

@@ -1,0 +1,125 @@
+"""What single studies are made of: gradients of the variants, measures of uncertainty."""
+
+import numpy as np
+import pytest
+
+import fastdrop as fd
+from fastdrop.examples import nn, uncertainty, variants
+from fastdrop.examples.data import load
+
+
+def again(net):
+    """Everything as it was: the same draws, rates and weights of the loss."""
+    rng = fd.Rng(3)
+    net.step = 7
+    for layer in net.layers:
+        drawing = getattr(layer, "dropout", layer)
+        if hasattr(drawing, "rng"):
+            drawing.rng, drawing.step = rng, 40
+
+
+@pytest.mark.parametrize("name", variants.CASES)
+def test_gradient_along_a_line(name, monkeypatch):
+    monkeypatch.setattr(variants, "UNITS", 20)
+    data = load("digits", 0).few(100, 10)
+    net = variants.CASES[name](variants.Builder(data, 0, 50))
+    direction = np.random.default_rng(1)
+    for layer in net.layers:
+        for parameter in layer.learned:
+            setattr(layer, parameter, getattr(layer, parameter).astype(np.float64))
+            if parameter == "b":  # with 0, black pixels are where ReLU has no gradient
+                layer.b += 0.1 * direction.standard_normal(layer.b.shape)
+    x, t = data.x_train[:8].astype(np.float64), data.t_train[:8]
+    again(net)
+    net.learn(x, t)
+    gradients = net.gradients
+    assert gradients.keys() == net.parameters.keys()
+    for parameter, value in net.parameters.items():
+        along = direction.standard_normal(value.shape)
+        slope, kept, losses = np.sum(gradients[parameter] * along), value.copy(), []
+        for step in (1e-6, -1e-6):
+            value[...] = kept + step * along
+            again(net)
+            losses.append(net.learn(x, t))
+        value[...] = kept
+        size = np.linalg.norm(gradients[parameter])
+        assert size > 0, parameter
+        assert abs((losses[0] - losses[1]) / 2e-6 - slope) < 1e-5 * size + 1e-8, parameter
+
+
+def test_targeted_dense_is_not_pruned_in_evaluation():
+    init = np.random.default_rng(0)
+    dense = variants.TargetedDense(6, 5, init, fd.layers.TargetedDropout(1.0, 0.5, rng=1))
+    x = init.standard_normal((3, 6), np.float32)
+    expected = x @ fd.targeted_prune(dense.W, 0.5)
+    np.testing.assert_allclose(dense(x), expected, rtol=1e-6)
+    dense.train(False)
+    np.testing.assert_allclose(dense(x), x @ dense.W, rtol=1e-6)
+
+
+def test_noise_names_the_rates():
+    data = load("digits", 0)
+    for name, first in (("concrete", 0.1), ("variational", 1 / 3), ("curriculum", 0.0)):
+        net = variants.CASES[f"perceptron, {name}"](variants.Builder(data, 0, 1))
+        assert variants.noise(net) == pytest.approx({"rate 1": first, "rate 2": first})
+    net = variants.CASES["perceptron, dropout"](variants.Builder(data, 0, 1))
+    assert variants.noise(net) == {}
+
+
+def test_calibration_by_hand():
+    p = np.array([[0.8, 0.2], [0.75, 0.25], [0.45, 0.55], [1.0, 0.0]])
+    found = uncertainty.calibration(p, np.array([0, 1, 1, 0]))
+    assert found["accuracy"] == 0.75
+    # 0.55 is right; of 0.8 and 0.75 in bins of their own one is; 1.0 is in the last bin and right
+    assert found["calibration error"] == pytest.approx((0.45 + 0.2 + 0.75 + 0.0) / 4)
+    np.testing.assert_array_equal(found["bins"]["images"], [0, 0, 0, 0, 0, 1, 0, 1, 1, 1])
+    assert found["mean confidence"] == pytest.approx((0.8 + 0.75 + 0.55 + 1) / 4)
+    assert found["loss"] == pytest.approx(-np.log([0.8, 0.25, 0.55, 1.0]).mean())
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 5, 3), (2, 6, 6, 1)])
+def test_rotated(shape):
+    images = np.random.default_rng(0).random(shape, np.float32)
+    np.testing.assert_array_equal(uncertainty.rotated(images, 0), images)
+    for turns in (1, 2):
+        expected = np.rot90(images, turns, (1, 2))
+        np.testing.assert_allclose(uncertainty.rotated(images, 90 * turns), expected, atol=1e-6)
+    flat = uncertainty.rotated(np.ones((1, 21, 21, 1), np.float32), 30)[0, :, :, 0]
+    np.testing.assert_allclose(flat[5:16, 5:16], 1, rtol=1e-6)
+    assert flat[0, 0] == 0
+
+
+def test_images_of_another_kind():
+    images = load("digits", 0).x_test[:20]
+    patches = uncertainty.photographs(images, 0)
+    assert patches.shape == images.shape
+    assert patches.dtype == np.float32
+    assert 0 <= patches.min() < patches.max() <= 1
+    moved = uncertainty.shuffled(images, 0)
+    assert not np.array_equal(moved, images)
+    for one, other in zip(moved, images, strict=True):
+        np.testing.assert_array_equal(np.sort(one, axis=None), np.sort(other, axis=None))
+
+
+def test_how_unsure_tells_apart():
+    sure, unsure = fd.mc.Classification(), fd.mc.Classification()
+    sure.update(np.array([[0.99, 0.01], [0.9, 0.1]]))
+    unsure.update(np.array([[0.5, 0.5], [0.95, 0.05], [0.3, 0.7]]))
+    found = uncertainty.told_apart(unsure, sure)["predictive_entropy"]
+    assert found["area"] == pytest.approx(5 / 6)  # 0.95 is surer than 0.9: one pair of six
+    assert found["histogram"][-1] == 1  # all that one can be unsure
+    assert found["histogram"].sum() == 3
+
+
+def test_monte_carlo_leaves_the_network_as_it_was():
+    init = np.random.default_rng(0)
+    net = nn.Network(nn.Dense(4, 8, init), nn.ReLU(), nn.Dropout(0.5, rng=1), nn.Dense(8, 3, init))
+    x = init.standard_normal((5, 4), np.float32)
+    before = net.predict(x)
+    answer = uncertainty.monte_carlo(net, x)
+    assert answer.samples == uncertainty.PASSES
+    assert answer.mutual_information.max() > 0.01
+    np.testing.assert_array_equal(net.predict(x), before)
+    np.testing.assert_array_equal(
+        uncertainty.evaluation(net, x).mean, nn.softmax(before).astype(np.float64)
+    )
