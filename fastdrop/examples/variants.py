@@ -21,7 +21,7 @@ from fastdrop.examples.cifar_cnn import features
 from fastdrop.examples.data import Data
 from fastdrop.examples.study import Defaults, Run, Session, difference, draw, label_axis, spread
 
-FULL = Defaults(epochs=20, data="mnist")
+FULL = Defaults(epochs=15, data="mnist")
 QUICK = Defaults(epochs=10, data="digits", seeds=(0,))
 Layers = Callable[..., Any] | None  # what makes a layer
 
@@ -197,9 +197,9 @@ class Builder:
     def lstm(self, drop: Layers = None, recurrent: float = 0.0) -> list[Any]:
         """One over the rows of an image; `drop` makes what is in front of and behind it."""
         _, _, width, channels = self.data.x_train.shape
-        lstm = nn.LSTM(width * channels, 128, self.init, recurrent=recurrent, rng=self.rng)
+        lstm = nn.LSTM(width * channels, 64, self.init, recurrent=recurrent, rng=self.rng)
         front, behind = ([drop(rng=self.rng)] if drop else [] for _ in range(2))
-        return [Rows(), *front, lstm, *behind, Mean(), self.dense(128, self.data.classes)]
+        return [Rows(), *front, lstm, *behind, Mean(), self.dense(64, self.data.classes)]
 
 
 CASES: dict[str, Callable[[Builder], nn.Network]] = {
