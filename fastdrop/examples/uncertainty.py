@@ -170,11 +170,11 @@ def told_apart(answer: fd.mc.Classification, known: fd.mc.Classification) -> dic
     for what in UNSURE:
         values, others = (getattr(a, what) for a in (answer, known))
         labels = np.repeat([1, 0], [len(values), len(others)])
-        limit = np.log(answer.mean.shape[1])
+        parts = np.minimum(values / np.log(answer.mean.shape[1]), 1)
         found[what] = {
             "mean": float(values.mean()),
             "area": float(roc_auc_score(labels, np.concatenate([values, others]))),
-            "histogram": np.histogram(values / limit, HISTOGRAM, (0, 1))[0],
+            "histogram": np.histogram(parts, HISTOGRAM, (0, 1))[0],
         }
     return found
 

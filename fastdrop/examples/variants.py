@@ -1,8 +1,8 @@
 """The same networks under every kind of dropout: what each gains, learns and costs.
 
 Four networks: a perceptron of two hidden layers, the same with SELU, two convolutions, and an
-LSTM that reads images row by row. Adam, batches of 128. There is little to learn from, 3,000
-images, so that regularization matters; 2,000 validate.
+LSTM that reads images row by row. Adam, batches of 128, 15 epochs. There is little to learn from,
+3,000 images, so that regularization matters; 2,000 validate.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from fastdrop.examples.study import Defaults, Run, Session, difference, draw, la
 
 FULL = Defaults(epochs=15, data="mnist")
 QUICK = Defaults(epochs=10, data="digits", seeds=(0,))
-Layers = Callable[..., Any] | None  # what makes a layer
-
 UNITS, BATCH = 512, 128
 NOISE = "logit", "log_alpha", "log_variance"  # parameters that say how much is dropped
 SPARSE = 0.05  # of the divergence; with 200 weights an image, all of it would leave too few
 TARGETED = 0.75  # fraction of the weights that targeted dropout prepares for pruning
 PRUNED = 0.5, TARGETED, 0.9, 0.95  # fractions of the weights
 TO_PRUNE = "perceptron", "perceptron, dropout", "perceptron, targeted"
+
+Layers = Callable[..., Any] | None  # what makes a layer
 
 
 class TargetedDense(nn.Dense):
@@ -154,6 +154,7 @@ class Builder:
         self.init, self.rng = np.random.default_rng(seed), fd.Rng(seed)
 
     def dense(self, inputs: int, outputs: int, gain: float = 2.0) -> nn.Dense:
+        """The usual layer; the next ones make others of the same shape."""
         return nn.Dense(inputs, outputs, self.init, gain)
 
     def selu_dense(self, inputs: int, outputs: int) -> nn.Dense:
