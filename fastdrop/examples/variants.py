@@ -134,10 +134,10 @@ class Adversarial(nn.Network):
 class TwoAdams:
     """Adam for the weights, and a faster one for what is learned of the noise."""
 
-    def __init__(self, parameters: nn.Arrays) -> None:
+    def __init__(self, parameters: nn.Arrays, rate: float) -> None:
         noise = {k: p for k, p in parameters.items() if k.split(".")[1] in NOISE}
         weights = {k: p for k, p in parameters.items() if k not in noise}
-        self.each = nn.Adam(weights), nn.Adam(noise, rate=1e-2)
+        self.each = nn.Adam(weights, rate), nn.Adam(noise, rate=1e-2)
 
     def __call__(self, gradients: nn.Arrays) -> None:
         """One step."""
@@ -274,7 +274,8 @@ def noise(net: nn.Network) -> dict[str, float]:
 def start(name: str, data: Data, seed: int, epochs: int) -> Training:
     """A new network and its optimizers."""
     net = CASES[name](Builder(data, seed, epochs))
-    return Training(net, TwoAdams(net.parameters), seed, BATCH)
+    rate = 5e-3 if network_of(name) == "LSTM" else 1e-3
+    return Training(net, TwoAdams(net.parameters, rate), seed, BATCH)
 
 
 def prune(trainer: Training, data: Data) -> dict[str, list[float]]:
