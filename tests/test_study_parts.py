@@ -1,5 +1,7 @@
 """What single studies are made of: gradients of the variants, measures of uncertainty."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,23 @@ def test_gradient_along_a_line(name, monkeypatch):
         size = np.linalg.norm(gradients[parameter])
         assert size > 0, parameter
         assert abs((losses[0] - losses[1]) / 2e-6 - slope) < 1e-5 * size + 1e-8, parameter
+
+
+@pytest.mark.parametrize("name", variants.CASES)
+def test_what_is_pickled_goes_on_as_if_nothing_happened(name, monkeypatch):
+    monkeypatch.setattr(variants, "UNITS", 20)
+    data = load("digits", 0).few(150, 20)
+    trainer = variants.start(name, data, 0, 2)
+
+    def train(trainer):
+        row = trainer.epoch(data, lambda part: None)
+        return {key: value for key, value in row.items() if not key.endswith("seconds")}
+
+    first = train(trainer)
+    restored = pickle.loads(pickle.dumps(trainer))
+    second = train(trainer)
+    assert second["train loss"] != first["train loss"]
+    assert train(restored) == second
 
 
 def test_targeted_dense_is_not_pruned_in_evaluation():

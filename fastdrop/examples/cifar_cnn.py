@@ -68,7 +68,7 @@ def run(session: Session) -> None:
             begin = partial(start, data, rate, seed)
             session.fit(name, seed, begin, data, finish=nn.Training.test)
     table(session)
-    pictures(session, len(data.t_train))
+    pictures(session, data)
 
 
 def table(session: Session) -> None:
@@ -85,7 +85,7 @@ def table(session: Session) -> None:
     session.table(f"After {session.epochs} epochs, mean ± deviation of the seeds", headers, rows)
 
 
-def pictures(session: Session, images: int) -> None:
+def pictures(session: Session, data: Data) -> None:
     """Training and validation loss side by side; the four accuracy curves."""
     without, dropped = (session.of(name) for name in CASES)
     figure = Figure(figsize=(11, 5), layout="constrained")
@@ -94,7 +94,7 @@ def pictures(session: Session, images: int) -> None:
             draw(axis, session.of(name), f"{split} loss", label=split)
         axis.set_yscale("log")
         label_axis(axis, "loss", name)
-    trained = f"{session.seeds_shown}, {images} images of {session.source} to train"
+    trained = f"{session.seeds_shown}, {len(data.t_train)} images of {data.name} to train"
     borne = all(rise(a) > max(0.05, rise(b)) for a, b in zip(without, dropped, strict=True))
     session.picture(
         "losses.png",
