@@ -15,9 +15,16 @@ import pytest
 import fastdrop as fd
 import fastdrop.examples
 from fastdrop.__main__ import main
-from fastdrop.examples import STUDIES, co_adaptation, nn, rate_sweep, regularisers, study
+from fastdrop.examples import (
+    STUDIES,
+    co_adaptation,
+    nn,
+    rate_sweep,
+    regularisers,
+    study,
+    uncertainty,
+)
 from fastdrop.examples.data import load
-from fastdrop.examples import STUDIES, study, uncertainty
 from fastdrop.examples.study import Run, difference, spread
 
 EPOCHS = "--epochs", "3", "--threads", "1"

@@ -23,7 +23,7 @@ def again(net):
 @pytest.mark.parametrize("name", variants.CASES)
 def test_gradient_along_a_line(name, monkeypatch):
     monkeypatch.setattr(variants, "UNITS", 20)
-    data = load("digits", 0).few(100, 10)
+    data = load("digits", 0).part(100, 10)
     net = variants.CASES[name](variants.Builder(data, 0, 50))
     direction = np.random.default_rng(1)
     for layer in net.layers:
@@ -52,7 +52,7 @@ def test_gradient_along_a_line(name, monkeypatch):
 @pytest.mark.parametrize("name", variants.CASES)
 def test_what_is_pickled_goes_on_as_if_nothing_happened(name, monkeypatch):
     monkeypatch.setattr(variants, "UNITS", 20)
-    data = load("digits", 0).few(150, 20)
+    data = load("digits", 0).part(150, 20)
     trainer = variants.start(name, data, 0, 2)
 
     def train(trainer):

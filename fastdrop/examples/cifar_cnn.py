@@ -63,7 +63,7 @@ def run(session: Session) -> None:
     for seed in session.seeds:
         data = session.data(seed)
         if data.x_train.shape[-1] == 1:
-            data = data.few(4000, 2000)
+            data = data.part(4000, 2000)
         for name, rate in CASES.items():
             begin = partial(start, data, rate, seed)
             session.fit(name, seed, begin, data, finish=nn.Training.test)

@@ -293,7 +293,7 @@ def prune(trainer: Training, data: Data) -> dict[str, list[float]]:
 def run(session: Session) -> None:
     """Train all with every seed."""
     for seed in session.seeds:
-        data = session.data(seed).few(3000, 2000)
+        data = session.data(seed).part(3000, 2000)
         for name in CASES:
             begin = partial(start, name, data, seed, session.epochs)
             session.fit(name, seed, begin, data, finish=prune if name in TO_PRUNE else None)
