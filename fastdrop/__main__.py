@@ -101,15 +101,20 @@ def main(argv: list[str] | None = None) -> None:
     command = commands.add_parser("info", help=info.__doc__, description=info.__doc__)
     command.set_defaults(run=info)
 
-    command = commands.add_parser("train", help=train.__doc__, description=train.__doc__)
+    command = commands.add_parser(
+        "train",
+        help=train.__doc__,
+        description=train.__doc__,
+        epilog="studies:\n" + "\n".join(f"  {name:16}{what}" for name, what in STUDIES.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     command.set_defaults(run=train)
     command.add_argument(
         "study",
         nargs="?",
         metavar="STUDY",
         choices=STUDIES,
-        help="; ".join(f"{name}: {what}" for name, what in STUDIES.items())
-        + "; mnist-mlp on digits if omitted",
+        help="one of those below; mnist-mlp on digits if omitted",
     )
     command.add_argument(
         "--data",
