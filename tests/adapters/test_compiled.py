@@ -1,5 +1,6 @@
 """The kernels from Cython and C: both examples in compiled/ are built as a user would."""
 
+import os
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -38,7 +39,9 @@ def build(tmp_path_factory):
         (folder / source.name).write_text(source.read_text())
     (folder / "setup.py").write_text(SETUP)
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    # Cython looks for .pxd along sys.path, where editable installs are not.
+    environment = {**os.environ, "PYTHONPATH": str(Path(fd.__file__).parents[1])}
+    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
     return folder
