@@ -199,7 +199,9 @@ def masked(
 
     constants: scale, shift and value of what is dropped, from the rate; else `INVERTED`.
     """
-    gate.choice(save, ("bits", "seed"), "save")
+    keep = save == "bits"
+    if not keep:
+        gate.choice(save, ("bits", "seed"), "save")
     if not _core.admits(x, p, out):
         if on_device(x):
             arguments = x, p, rng, training, shared_axes, region, out, save, constants
@@ -215,7 +217,6 @@ def masked(
         np.copyto(out, x)
         return out, Context(x.shape, 0.0, seed, call, None, None)
     scale, shift, dropped = constants(p) if constants else INVERTED
-    keep = save == "bits"
     bits = cpu.forward(op, x, None, None, out, seed, call, p, block, keep, scale, shift, dropped)
     return out, Context(x.shape, p, seed, call, block, bits, scale)
 
