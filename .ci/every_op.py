@@ -37,8 +37,8 @@ OPS = {
 }
 
 NO_OPS = {
-    *("concrete_regularizer", "cpu_features", "dropconnect_inference", "get_num_threads"),
-    *("keep_mask", "kl_divergence", "set_num_threads", "sparse_variational_kl"),
+    *("concrete_regularizer", "cpu_features", "dropconnect_inference", "get_include"),
+    *("get_num_threads", "keep_mask", "kl_divergence", "set_num_threads", "sparse_variational_kl"),
     *("squared_divergence", "targeted_prune", "variational_kl"),
 }
 

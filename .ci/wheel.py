@@ -142,7 +142,7 @@ class Emulated:
         }
         apt = ["apt-get", *(f"-o{name}={value}" for name, value in settings.items())]
         run(*apt, "update")
-        packages = "python3-minimal", "libpython3-stdlib"
+        packages = "python3-minimal", "libpython3-stdlib", "libstdc++6"
         run(*apt, "install", "--download-only", "--no-install-recommends", "-y", *packages)
         for package in (state / "cache/archives").glob("*.deb"):
             run("dpkg", "-x", package, root)

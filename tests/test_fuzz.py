@@ -25,7 +25,7 @@ def test_random_bytes():
 
 def test_every_operation_is_there():
     ops = {name for name in fd.__all__ if inspect.isfunction(getattr(fd, name))}
-    plain = {"cpu_features", "get_num_threads", "set_num_threads"}
+    plain = {"cpu_features", "get_include", "get_num_threads", "set_num_threads"}
     assert ops - plain - set(fuzz.OPS) == {"kl_divergence", "squared_divergence"}
 
 
