@@ -70,6 +70,8 @@ def _code_of(x, y):
     code = CODES.get(x.dtype)
     if code is None or y.dtype != x.dtype:
         raise TypingError(f"arrays must be both float32 or both float64, got {x} and {y}")
+    if not y.mutable:
+        raise TypingError(f"the array that is written to is read-only, {y}")
     return lambda x, y: code
 
 

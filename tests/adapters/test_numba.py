@@ -108,6 +108,18 @@ def test_wrong_arguments():
         fn.forward(x, np.empty(100, np.float32), bits, 0.5, 1, 0)
 
 
+def test_read_only_arrays():
+    """They can be read; writing to them is refused when code is compiled."""
+    x, bits = np.ones(100), np.zeros(100, np.uint8)
+    fixed = np.frombuffer(x.tobytes())
+    assert_same_bits(fn.dropout(fixed, 0.5, 1, 0), fd.dropout(x, 0.5, rng=1)[0])
+    with pytest.raises(numba.TypingError, match="read-only"):
+        fn.forward(x, fixed, bits, 0.5, 1, 0)
+    with pytest.raises(numba.TypingError, match="read-only"):
+        fn.backward(x, fixed, bits, 0.5)
+    assert (fixed == 1).all()
+
+
 PROGRAM = """
 import numpy as np
 import fastdrop as fd
