@@ -120,6 +120,8 @@ def _words(value: Any, name: str) -> jax.Array:
 
 def _seed(key: Any) -> jax.Array:
     """The words of a key, if it has two; else two words drawn with it."""
+    if isinstance(key, np.ndarray) and key.ndim:  # of a checkpoint
+        key = jnp.asarray(key)
     if not isinstance(key, jax.Array):
         return _words(key, "key")
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):

@@ -45,7 +45,8 @@ def test_the_same_bits_as_numpy(dtype, p, shared_axes):
 def test_keys():
     x = jnp.ones(300)
     expected, _ = fd.dropout(np.ones(300, np.float32), 0.5, rng=fd.Rng(1234, 5))
-    for key in (1234, jax.random.key(1234), jax.random.PRNGKey(1234), jnp.uint32(1234)):
+    raw = jax.random.PRNGKey(1234)
+    for key in (1234, jax.random.key(1234), raw, np.asarray(raw), jnp.uint32(1234)):
         assert_same_bits(np.asarray(dropout(x, key=key, call=5)), expected)
         again = jax.jit(dropout)(x, key=key, call=jnp.int32(5))
         assert_same_bits(np.asarray(again), expected)
