@@ -118,13 +118,13 @@ def dropout(
 def floating(x: Any, name: str) -> da.Array:
     """A dask array that the kernels can read, of known size."""
     x = da.asanyarray(x)
-    gate.array(np.empty(0, x.dtype), name)
+    native = gate.array(np.empty(0, x.dtype), name).dtype
     if any(math.isnan(n) for n in x.shape):
         raise ValueError(
             f"{name} must have chunks of known size, got shape {x.shape}; "
             "call its compute_chunk_sizes() first"
         )
-    return x
+    return x.astype(native)
 
 
 def drop(block: npt.NDArray, ctx: DaskContext, block_info: dict) -> npt.NDArray:

@@ -60,6 +60,14 @@ def test_dtypes(any_dtype):
     assert_same_bits(y.compute(), fd.dropout(a, 0.2, rng=3)[0])
 
 
+def test_foreign_byte_order():
+    """What dask says of y's dtype is what it computes."""
+    a = x.astype(x.dtype.newbyteorder())
+    y, _ = dropout(da.from_array(a, chunks=20), 0.2, rng=3)
+    assert y.dtype == y.compute().dtype == x.dtype
+    assert_same_bits(y.compute(), fd.dropout(x, 0.2, rng=3)[0])
+
+
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0)])
 def test_small_shapes(shape):
     a = np.ones(shape)
