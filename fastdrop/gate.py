@@ -128,7 +128,7 @@ def like(
         raise TypeError(f"{name} must have dtype {dtype} as {other} has, got {value.dtype}")
 
 
-def shape(value: Any) -> tuple[int, ...]:
+def shape(value: Any, name: str = "shape") -> tuple[int, ...]:
     """A shape as NumPy takes it."""
     try:
         dims = (operator.index(value),)
@@ -136,11 +136,11 @@ def shape(value: Any) -> tuple[int, ...]:
         try:
             dims = tuple(operator.index(n) for n in value)
         except TypeError:
-            raise TypeError(f"shape must be an int or a tuple of ints, got {value!r}") from None
+            raise TypeError(f"{name} must be an int or a tuple of ints, got {value!r}") from None
     if len(dims) > 64 or any(n < 0 for n in dims):
-        raise ValueError(f"shape must have at most 64 lengths, none negative, got {value!r}")
+        raise ValueError(f"{name} must have at most 64 lengths, none negative, got {value!r}")
     if prod(dims) > MAX_INDEX:
-        raise ValueError(f"shape must have at most 2**62 elements, got {value!r}")
+        raise ValueError(f"{name} must have at most 2**62 elements, got {value!r}")
     return dims
 
 

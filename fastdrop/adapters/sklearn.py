@@ -212,7 +212,7 @@ class DropoutMLPClassifier(ClassifierMixin, BaseEstimator):
 
     def _check_parameters(self) -> None:
         """Errors that name the parameter, before anything is set."""
-        sizes = gate.shape(self.hidden_layer_sizes)
+        sizes = gate.shape(self.hidden_layer_sizes, "hidden_layer_sizes")
         if 0 in sizes:
             raise ValueError(f"hidden_layer_sizes must be positive, got {sizes}")
         if np.iterable(self.dropout) and len(self.dropout) != len(sizes):
@@ -229,6 +229,10 @@ class DropoutMLPClassifier(ClassifierMixin, BaseEstimator):
         gate.count(self.max_iter, "max_iter")
         gate.real(self.tol, "tol", 0.0)
         gate.count(self.n_iter_no_change, "n_iter_no_change")
+        if self.early_stopping:
+            held_out = gate.real(self.validation_fraction, "validation_fraction", 0.0, 1.0)
+            if held_out in (0.0, 1.0):
+                raise ValueError(f"validation_fraction must be between 0 and 1, got {held_out:g}")
 
     def _rates(self) -> list[float]:
         """One a hidden layer."""
@@ -271,6 +275,8 @@ class DropoutMLPClassifier(ClassifierMixin, BaseEstimator):
             loss, grads = self._loss(X[rows], t[rows])
             self._adam(grads)
             total += loss * len(rows)
+        if not np.isfinite(total):
+            raise ValueError("the loss is not finite; scale X, or lower learning_rate_init")
         self.n_iter_ += 1
         self.loss_curve_.append(total / n)
 

@@ -175,6 +175,7 @@ def test_in_a_grid_search():
     ("parameter", "value"),
     [
         ("hidden_layer_sizes", (10, 0)),
+        ("hidden_layer_sizes", (10, -1)),
         ("dropout", 1.1),
         ("dropout", (0.5, 0.5)),
         ("input_dropout", -0.1),
@@ -187,5 +188,21 @@ def test_in_a_grid_search():
     ],
 )
 def test_errors_name_the_parameter(parameter, value):
-    with pytest.raises(ValueError, match=f"{parameter} must be"):
+    with pytest.raises(ValueError, match=f"{parameter} must "):
         DropoutMLPClassifier(**{parameter: value}).fit(X, y)
+
+
+@pytest.mark.parametrize("fraction", [0, 1, 1.5])
+def test_nothing_or_everything_held_out(fraction):
+    model = DropoutMLPClassifier(early_stopping=True, validation_fraction=fraction)
+    with pytest.raises(ValueError, match="validation_fraction must be"):
+        model.fit(X, y)
+    model.set_params(early_stopping=False, max_iter=1)
+    with pytest.warns(ConvergenceWarning):
+        model.fit(X, y)  # where it has no meaning it is not looked at
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_diverging_loss_is_an_error():
+    with pytest.raises(ValueError, match=r"loss is not finite.*learning_rate_init"):
+        DropoutMLPClassifier(learning_rate_init=1e300, random_state=0).fit(X, y)
