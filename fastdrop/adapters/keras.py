@@ -43,6 +43,8 @@ class Dropout(keras.layers.Dropout):
     ------
     NotImplementedError
         Another backend of Keras.
+    RuntimeError
+        PyTorch's backend computes the layer again for a backward pass (``keras.RematScope``).
     """
 
     def __init__(
@@ -84,8 +86,15 @@ class Dropout(keras.layers.Dropout):
 
 
 def _torch(x: Any, rate: float, state: Any, shared_axes: list[int]) -> Any:
+    import torch
+
     from fastdrop.adapters.torch import dropout
 
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            "a Dropout was computed again in a backward pass, for which Keras counts a further "
+            "call, so it would have another mask; keep it out of keras.RematScope"
+        )
     return dropout(x, state, rate, shared_axes)
 
 

@@ -149,6 +149,18 @@ def test_a_saved_model_goes_on_with_the_masks(tmp_path):
     assert_same_bits(numpy(again(x, training=True)), numpy(model(x, training=True)))
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="JAX's fails by itself: it traces `training`")
+def test_rematerialization_is_refused():
+    """Keras counts a call more when PyTorch computes again: the gradient would be wrong."""
+    import torch
+
+    x = torch.ones(300, requires_grad=True)
+    with keras.RematScope(mode="full"):
+        y = Dropout(0.5, seed=7)(x, training=True)
+    with pytest.raises(RuntimeError, match=r"keep it out of keras\.RematScope"):
+        y.sum().backward()
+
+
 def test_gradient():
     """One step of gradient descent on a weight in front of the layer."""
     x = np.ones((1, 1000), np.float32)
