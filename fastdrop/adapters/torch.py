@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from fastdrop import alpha
 from fastdrop._core import ALPHA_DROPOUT, DROPOUT
@@ -162,11 +163,22 @@ class _Module:
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return input
-        y = self._op(input, self._draw(), self._shared_axes(input))
+        draw, shared_axes = self._draw(), self._shared_axes(input)
+        if forward_ad._current_level < 0:
+            y = self._op(input, draw, shared_axes)
+        else:  # custom operators have no rule for forward mode, and lose tangents without a word
+            x, dx = forward_ad.unpack_dual(input)
+            y = self._op(x, draw, shared_axes)
+            if dx is not None:
+                y = forward_ad.make_dual(y, dropout(dx, draw, self.p, shared_axes, self._slope()))
         return input.copy_(y) if self.inplace else y
 
     def _op(self, x: Tensor, draw: Tensor, shared_axes: list[int]) -> Tensor:
         return dropout(x, draw, self.p, shared_axes)
+
+    def _slope(self) -> float:
+        """The scale of the derivative, as `dropout` takes it."""
+        return -1.0
 
     def _draw(self) -> Tensor:
         token = torch.randint(-(2**63), 2**63 - 1, (2,), device="cpu")
@@ -242,6 +254,9 @@ class AlphaDropout(_Module, nn.AlphaDropout):
 
     def _op(self, x: Tensor, draw: Tensor, shared_axes: list[int]) -> Tensor:
         return alpha_dropout(x, draw, self.p, shared_axes)
+
+    def _slope(self) -> float:
+        return alpha.affine(self.p)[0]
 
 
 class FeatureAlphaDropout(AlphaDropout, nn.FeatureAlphaDropout):

@@ -235,6 +235,19 @@ def test_gradients(op, shared_axes):
     assert torch.autograd.gradgradcheck(function, x, rtol=1e-6)
 
 
+def test_forward_mode(module):
+    """The tangent goes through the same mask; what has none stays without."""
+    _, shape, more = MODULES[module]
+    x, dx = normal(*shape), normal(*shape) + 3
+    expected, ctx = op_of(module)(x.numpy(), 0.3, rng=5, **more)
+    y, dy = torch.func.jvp(module(0.3, seed=5), (x,), (dx,))
+    assert_same_bits(y.numpy(), expected)
+    assert_same_bits(dy.numpy(), ctx.backward(dx.numpy()))
+    with torch.autograd.forward_ad.dual_level():
+        y = module(0.3, seed=5)(x)
+        assert torch.autograd.forward_ad.unpack_dual(y).tangent is None
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # the check's own
 @pytest.mark.parametrize("op", [ft.dropout, ft.alpha_dropout], ids=["dropout", "alpha"])
 def test_opcheck(op):
