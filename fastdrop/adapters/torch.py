@@ -262,7 +262,7 @@ class AlphaDropout(_Module, nn.AlphaDropout):
 class FeatureAlphaDropout(AlphaDropout, nn.FeatureAlphaDropout):
     """Whole maps of (N, C, ...), as ``nn.FeatureAlphaDropout``; takes ``seed=``, too."""
 
-    axis: ClassVar = {3: 2, 4: 2, 5: 2}
+    axis: ClassVar = {2: 2, 3: 2, 4: 2, 5: 2}
 
 
 REPLACED = {

@@ -137,6 +137,16 @@ def test_maps_of_three_axes_are_channels():
     assert_same_bits(ft.Dropout2d(0.5, seed=1)(x).numpy(), expected)
 
 
+def test_maps_of_one_element():
+    """As in torch, (N, C) will do: each element is a map."""
+    x = normal(8, 40)
+    y = ft.FeatureAlphaDropout(0.5, seed=1)(x)
+    assert_same_bits(y.numpy(), fd.alpha_dropout(x.numpy(), 0.5, rng=1)[0])
+    z = torch.ones(200, 40)
+    theirs = nn.FeatureAlphaDropout(0.5)(z)
+    torch.testing.assert_close(ft.FeatureAlphaDropout(0.5)(z).unique(), theirs.unique())
+
+
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="dropout probability"):
         ft.Dropout(1.5)
