@@ -72,7 +72,8 @@ def _masked(
 ) -> Tensor:
     y = torch.empty_like(x)
     rng = Rng(*(number & U64 for number in draw.tolist()))
-    masked(op, _array(x), p, rng, True, shared_axes, None, _array(y), "seed", lambda p: constants)
+    axes = tuple(shared_axes)  # an empty one, unlike a list, is known to ask for nothing
+    masked(op, _array(x), p, rng, True, axes, None, _array(y), "seed", lambda p: constants)
     return y
 
 

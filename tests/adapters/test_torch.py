@@ -361,8 +361,14 @@ def test_tensors_on_a_gpu(monkeypatch):
     monkeypatch.setattr(functional, "cuda", lambda: Cuda)
     x = torch.ones(3, 4).as_subclass(OnDevice)
     y = ft._masked(functional.DROPOUT, x, torch.tensor([-1, 5]), 0.3, [1], (2.0, 0.0, 0.0))
-    assert calls == [(functional.DROPOUT, 0.3, 2**64 - 1, 5, [1], "seed", (2.0, 0.0, 0.0))]
+    assert calls == [(functional.DROPOUT, 0.3, 2**64 - 1, 5, (1,), "seed", (2.0, 0.0, 0.0))]
     assert torch.equal(y.as_subclass(torch.Tensor), torch.full((3, 4), 7.0))
+
+
+def test_no_block_where_no_axes_are_shared(monkeypatch):
+    """Making one takes as long as all else of a small call."""
+    monkeypatch.setattr(functional.gate, "block", None)
+    assert ft.Dropout(0.5)(torch.ones(3)).shape == (3,)
 
 
 def test_shape_inference_on_a_gpu():
