@@ -20,6 +20,9 @@ two numbers.
 
 Tensors on the CPU are float16, bfloat16 (needs ml_dtypes), float32 or float64, in any layout, and
 are not copied; those on a GPU go to `fastdrop.cuda`.
+
+Custom operators cannot be in ``torch.jit.script`` or under ``torch.func.grad``. A call costs some
+30 microseconds, three times PyTorch's, so the gain begins at a few thousand elements.
 """
 
 from __future__ import annotations
@@ -275,8 +278,9 @@ REPLACED = {
 def replace(model: nn.Module, seed: int | None = None) -> nn.Module:
     """Put our module wherever the model has ``nn.Dropout`` or one of its kind.
 
-    Rate, mode and names stay. Dropout that is a function call, or an argument of another module
-    (attention weights in ``nn.MultiheadAttention``, layers in ``nn.LSTM``), is no module and stays.
+    Rate, mode and names stay; hooks of the old modules are gone. Dropout that is a function call,
+    or an argument of another module (attention weights in ``nn.MultiheadAttention``, layers in
+    ``nn.LSTM``), is no module and stays.
 
     Parameters
     ----------
