@@ -92,6 +92,11 @@ def _array(x: Tensor) -> Any:
     return x.numpy()
 
 
+def _with_tangent(y: Tensor, dx: Tensor | None, *how: Any) -> Tensor:
+    """y for forward mode, for which custom operators have no rule: they drop tangents silently."""
+    return y if dx is None else forward_ad.make_dual(y, dropout(dx, *how))
+
+
 def _differentiate(op: Any, scale: Any) -> None:
     """The gradient of either op is `dropout` with the same mask; scale tells by what."""
 
@@ -102,7 +107,12 @@ def _differentiate(op: Any, scale: Any) -> None:
 
     def backward(ctx: Any, dy: Tensor) -> tuple:
         (draw,) = ctx.saved_tensors
-        dx = dropout(dy, draw, ctx.p, ctx.shared_axes, ctx.scale)
+        how = draw, ctx.p, ctx.shared_axes, ctx.scale
+        if forward_ad._current_level < 0:
+            dx = dropout(dy, *how)
+        else:
+            dy, tangent = forward_ad.unpack_dual(dy)
+            dx = _with_tangent(dropout(dy, *how), tangent, *how)
         return (dx, *(None for _ in ctx.needs_input_grad[1:]))
 
     op.register_fake(lambda x, *_: torch.empty_like(x))
@@ -170,11 +180,10 @@ class _Module:
         draw, shared_axes = self._draw(), self._shared_axes(input)
         if forward_ad._current_level < 0:
             y = self._op(input, draw, shared_axes)
-        else:  # custom operators have no rule for forward mode, and lose tangents without a word
+        else:
             x, dx = forward_ad.unpack_dual(input)
             y = self._op(x, draw, shared_axes)
-            if dx is not None:
-                y = forward_ad.make_dual(y, dropout(dx, draw, self.p, shared_axes, self._slope()))
+            y = _with_tangent(y, dx, draw, self.p, shared_axes, self._slope())
         return input.copy_(y) if self.inplace else y
 
     def _op(self, x: Tensor, draw: Tensor, shared_axes: list[int]) -> Tensor:

@@ -258,6 +258,19 @@ def test_forward_mode(module):
         assert torch.autograd.forward_ad.unpack_dual(y).tangent is None
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_forward_over_reverse(create_graph):
+    """A product with the Hessian of sum(dropout(x^2)^2), which is 12 x^2 s^2 on the diagonal."""
+    x, v = (normal(300, dtype=torch.float64) + k for k in (0, 3))
+    with torch.autograd.forward_ad.dual_level():
+        z = torch.autograd.forward_ad.make_dual(x.requires_grad_(), v)
+        loss = ft.Dropout(0.3, seed=5)(z * z).square().sum()
+        (dz,) = torch.autograd.grad(loss, z, create_graph=create_graph)
+        product = torch.autograd.forward_ad.unpack_dual(dz).tangent
+    scale = torch.from_numpy(fd.dropout(np.ones(300), 0.3, rng=5)[0])
+    torch.testing.assert_close(product, 12 * x**2 * scale**2 * v)
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # the check's own
 @pytest.mark.parametrize("op", [ft.dropout, ft.alpha_dropout], ids=["dropout", "alpha"])
 def test_opcheck(op):
