@@ -4,7 +4,6 @@ import doctest
 import os
 import pickle
 import signal
-import sys
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ import fastdrop as fd
 
 pytest.importorskip("dask.array")
 pytest.importorskip("distributed")
-import cloudpickle
 import dask.array as da
 import distributed
 
@@ -150,7 +148,6 @@ def test_errors_come_at_once():
 @pytest.fixture(scope="module")
 def cluster():
     """Two worker processes; one that dies is started anew."""
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # they cannot import this module
     with (
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
@@ -169,19 +166,19 @@ def test_cluster(cluster, chunks):
     assert_same_bits(dx, ctx.backward(expected))
 
 
-def kill_once(block, marker):
-    """The first chunk takes its worker with it, and all the results that this one holds."""
-    try:
-        with open(marker, "x") as file:
-            file.write(str(os.getpid()))
-    except FileExistsError:
-        return block
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_a_killed_worker_changes_nothing(cluster, tmp_path):
     """Chunks on it are lost, drawn again elsewhere, and are what they were."""
+
+    def kill_once(block, marker):  # inside, or it would go to the workers as a name
+        """The first chunk takes its worker with it, and all the results that this one holds."""
+        try:
+            with open(marker, "x") as file:
+                file.write(str(os.getpid()))
+        except FileExistsError:
+            return block
+        os.kill(os.getpid(), signal.SIGKILL)
+
     expected, ctx = fd.dropout(x, 0.2, rng=3)
     dx_expected = ctx.backward(expected)
     pids, marker = {nanny.pid for nanny in cluster.workers.values()}, tmp_path / "killed"
