@@ -16,10 +16,13 @@ CPU generator gives both, so ``torch.manual_seed`` repeats a run. With it, a mod
 calls, and its state dict says where it is: a run that goes on from there draws the masks that it
 would have drawn. Either way gradient checkpointing computes again with the same mask (it must
 preserve the random state, as it does unless told otherwise). For backward nothing is kept but these
-two numbers.
+two numbers. In data-parallel training give each rank another seed, or all draw the same masks.
+Two checkpointed passes of a module with a seed, both begun from one ``torch.manual_seed`` and both
+before either goes back, cannot be told from each other: there leave ``seed=`` out.
 
 Tensors on the CPU are float16, bfloat16 (needs ml_dtypes), float32 or float64, in any layout, and
-are not copied; those on a GPU go to `fastdrop.cuda`.
+are not copied; those on a GPU go to `fastdrop.cuda`. In a CUDA graph captured by hand the mask
+would be the same each time, as the draw is decided on the CPU.
 
 Custom operators cannot be in ``torch.jit.script`` or under ``torch.func.grad``. A call costs some
 30 microseconds, three times PyTorch's, so the gain begins at a few thousand elements.
