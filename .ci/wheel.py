@@ -62,13 +62,11 @@ def toolchain(machine: str) -> dict[str, str]:
 
 
 def build(machine: str, source: Path, out: Path) -> Path:
-    """A wheel from a source tree."""
-    out.mkdir(parents=True, exist_ok=True)
-    before = set(out.glob("*.whl"))
+    """A wheel from a source tree, in a new folder."""
     tag = f"--plat-name=manylinux2014_{machine}"
     command = "-m", "build", "--wheel", "--no-isolation", f"-C--build-option={tag}"
     run(sys.executable, *command, "--outdir", out, source, env=toolchain(machine))
-    (wheel,) = set(out.glob("*.whl")) - before
+    (wheel,) = out.glob("*.whl")
     return wheel
 
 
@@ -217,7 +215,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         source, tree = copied(scratch / "source"), copied(scratch / "tree")
-        wheel = build(args.machine, source, args.out.resolve())
+        wheel = build(args.machine, source, scratch / "wheel")
         inspect(args.machine, wheel)
         same_again(args.machine, wheel, tree, scratch)
         for number, command in enumerate([args.machine] if emulated else args.python):
@@ -227,7 +225,8 @@ def main() -> None:
             python = (Emulated if emulated else Native)(command, folder / "venv")
             with_numpy_alone(python, wheel, folder)
             suite(python, wheel, folder / "suite", CORE if emulated or args.core else [])
-    print(f"\n{wheel}")
+        args.out.mkdir(parents=True, exist_ok=True)
+        print(f"\n{shutil.copy(wheel, args.out)}")
 
 
 if __name__ == "__main__":
