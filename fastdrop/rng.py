@@ -19,7 +19,7 @@ SC 2011. https://doi.org/10.1145/2063384.2063405
 from __future__ import annotations
 
 import operator
-import secrets
+import os
 from typing import TypeAlias
 
 import numpy as np
@@ -120,9 +120,7 @@ class Rng(CallCounter):
     __slots__ = ()
 
     def __init__(self, seed: int | None = None, call: int = 0) -> None:
-        super().__init__(
-            secrets.randbits(64) if seed is None else uint64(seed, "seed"), uint64(call, "call")
-        )
+        super().__init__(_entropy() if seed is None else uint64(seed, "seed"), uint64(call, "call"))
 
     @property
     def seed(self) -> int:
@@ -168,9 +166,15 @@ class Rng(CallCounter):
         return "Rng(seed={}, call={})".format(*self.peek())
 
 
+# In quotes, as NumPy would import its random module, which takes longer than all of fastdrop.
 RngLike: TypeAlias = (
-    Rng | int | np.random.SeedSequence | np.random.Generator | np.random.BitGenerator | None
+    "Rng | int | np.random.SeedSequence | np.random.Generator | np.random.BitGenerator | None"
 )
+
+
+def _entropy() -> int:
+    """A seed from the operating system."""
+    return int.from_bytes(os.urandom(8), "little")
 
 
 def draw_call(rng: RngLike) -> tuple[int, int]:
@@ -182,7 +186,7 @@ def draw_call(rng: RngLike) -> tuple[int, int]:
     if isinstance(rng, CallCounter):
         return rng.take()
     if rng is None:
-        return secrets.randbits(64), 0
+        return _entropy(), 0
     if isinstance(rng, np.random.SeedSequence):
         return int(rng.generate_state(1, np.uint64)[0]), 0
     if isinstance(rng, np.random.BitGenerator):
