@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import operator
 import os
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -166,10 +166,12 @@ class Rng(CallCounter):
         return "Rng(seed={}, call={})".format(*self.peek())
 
 
-# In quotes, as NumPy would import its random module, which takes longer than all of fastdrop.
-RngLike: TypeAlias = (
-    "Rng | int | np.random.SeedSequence | np.random.Generator | np.random.BitGenerator | None"
-)
+if TYPE_CHECKING:
+    RngLike: TypeAlias = (
+        Rng | int | np.random.SeedSequence | np.random.Generator | np.random.BitGenerator | None
+    )
+else:  # The names would import NumPy's random module, which takes longer than all of fastdrop.
+    RngLike: TypeAlias = Any
 
 
 def _entropy() -> int:
