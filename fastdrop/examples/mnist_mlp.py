@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -107,6 +108,7 @@ def pictures(session: Session) -> None:
         "accuracies.png",
         figure,
         f"{measured}with dropout, the last validation accuracy is {valid}, that on the test images "
-        f"{test}. So the claim that dropout helps with new images is {borne} on {session.source}; "
+        f"{test}. So the claim that dropout helps with new images is {borne} on "
+        f"{Path(session.source).name}; "
         "what another rate, network or number of epochs would give is not shown.",
     )
