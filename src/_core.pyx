@@ -14,6 +14,14 @@ from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+cdef extern from *:
+    """
+    /* Calls, not loops: half the size. */
+    #if defined(__GNUC__) && !defined(__clang__)
+    #pragma GCC optimize("Os")
+    #endif
+    """
+
 from fastdrop.block import Block
 
 cnp.import_array()
@@ -179,7 +187,7 @@ def get_isa():
     return machine.kernels.name.decode()
 
 
-def set_isa(str name not None):
+def set_isa(str name not None, /):
     """Use this table from now on. Raises ValueError if this CPU cannot run it."""
     names = available_isas()
     if name not in names:
@@ -193,7 +201,7 @@ def get_threads():
     return machine.threads
 
 
-def set_threads(int n):
+def set_threads(int n, /):
     """Let a call use n threads, the caller's included."""
     machine.threads = n
 
@@ -213,7 +221,7 @@ cdef void on_refused() noexcept nogil:
 pool_refused = on_refused
 
 
-def set_piece(int64_t n):
+def set_piece(int64_t n, /):
     """How large a mask is drawn at once where none is kept. Returns what it was: for tests."""
     global PIECE
     before = PIECE
@@ -221,7 +229,7 @@ def set_piece(int64_t n):
     return before
 
 
-def set_stream_bytes(uint64_t n):
+def set_stream_bytes(uint64_t n, /):
     """From which size of y on to write past the caches. Returns what it was: for tests."""
     before = machine.stream_bytes
     machine.stream_bytes = n
@@ -238,7 +246,7 @@ if os.environ.get("FASTDROP_ISA"):
 cdef int bfloat16_num = -1  # NumPy's number of ml_dtypes' bfloat16, once one has been seen
 
 
-def use_bfloat16(int num):
+def use_bfloat16(int num, /):
     """Tell NumPy's number of the bfloat16 type."""
     global bfloat16_num
     bfloat16_num = num
@@ -295,7 +303,7 @@ cpdef bint overlaps_otherwise(cnp.ndarray x, cnp.ndarray y) noexcept:
     return cnp.PyArray_DATA(x) != cnp.PyArray_DATA(y)
 
 
-def admits(x, p, out):
+def admits(x, p, out, /):
     """Whether x, p and out are what the kernels take, so that the gate has nothing to do."""
     if type(x) is not cnp.ndarray or type(p) is not float or not has_kernels(x):
         return False
@@ -313,7 +321,7 @@ def admits(x, p, out):
     )
 
 
-def empty_like(cnp.ndarray x):
+def empty_like(cnp.ndarray x, /):
     """An array of x's shape, dtype and memory order."""
     return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
 
@@ -324,7 +332,7 @@ cdef inline char *data(cnp.ndarray x) noexcept:
 
 def forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray bias, cnp.ndarray y,
             uint64_t seed, uint64_t call, double p, block, bint save, double scale=-1,
-            double shift=0, double dropped=0):
+            double shift=0, double dropped=0, /):
     """One of the ops of fastdrop.h. Returns the packed mask for backward, if `save`. A negative
     scale stands for that of the rate, as in `Saved`.
 
@@ -374,7 +382,7 @@ cdef bytes forward_walk(fd_op op, cnp.ndarray x, cnp.ndarray y, fd_operands *o,
     return bits if active is None and save else active
 
 
-def draw(uint64_t seed, uint64_t call, double p, block):
+def draw(uint64_t seed, uint64_t call, double p, block, /):
     """The packed mask of a block of the mask array, or of its first `block` elements."""
     cdef int64_t n[64]
     cdef int64_t step[64]
@@ -421,7 +429,7 @@ cdef void walk(fd_op op, cnp.ndarray x, cnp.ndarray y, fd_operands *o, size_t bi
         fd_apply(machine, op, dtype, o[0], bias_length, mask, ndim, axis, scale)
 
 
-def backward(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double scale, block):
+def backward(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double scale, block, /):
     """dx = dy * scale where the packed mask says kept, else 0."""
     cdef fd_operands o = fd_operands(data(dy), NULL, NULL, data(dx), NULL, 0, 0)
     cdef uint8_t *mask = <uint8_t *> PyBytes_AsString(bits)
@@ -435,7 +443,7 @@ def backward(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double scale, block):
 
 
 def backward_sums(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double scale,
-                  cnp.ndarray sums):
+                  cnp.ndarray sums, /):
     """`backward` on C-contiguous arrays, one bit an element, and the sums over all but the last
     axis in sums[0], float64 of shape (PARTS, length of the last axis). bits None: the sums alone.
     """
@@ -450,12 +458,12 @@ def backward_sums(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double scale,
         fd_backward_sums(machine, dtype, py, px, mask, n, row, out, scale)
 
 
-def bytes_of_examples(size_t examples, size_t bits):
+def bytes_of_examples(size_t examples, size_t bits, /):
     """How long the keep bits are that `drop_blocks` returns, BITS_PAD included."""
     return examples * FD_WORDS(bits) * sizeof(uint64_t) + FD_BITS_PAD
 
 
-def drop_blocks(bytes seeds, tuple shape, size_t block_height, size_t block_width):
+def drop_blocks(bytes seeds, tuple shape, size_t block_height, size_t block_width, /):
     """Keep bits of maps of this shape (examples, maps, height, width), none of them 0, in which
     each zero of the packed mask `seeds` begins a block. Each example begins with a word.
     """
@@ -472,7 +480,7 @@ def drop_blocks(bytes seeds, tuple shape, size_t block_height, size_t block_widt
     return keep
 
 
-def apply_examples(cnp.ndarray x, cnp.ndarray y, bytes keep, bint per_channel):
+def apply_examples(cnp.ndarray x, cnp.ndarray y, bytes keep, bint per_channel, /):
     """y = x * scale where kept, else 0, with scale = elements / kept elements of the example. x and
     y, not empty, have the shape that was given to `drop_blocks`, except that one map of keep bits
     is for all channels if not per_channel.
@@ -492,7 +500,7 @@ def apply_examples(cnp.ndarray x, cnp.ndarray y, bytes keep, bint per_channel):
         fd_apply_examples(machine, dtype, px, py, words, bits, ndim, axis)
 
 
-def lookup(cnp.ndarray table, cnp.ndarray ids, bytes bits, cnp.ndarray y, double scale):
+def lookup(cnp.ndarray table, cnp.ndarray ids, bytes bits, cnp.ndarray y, double scale, /):
     """y = table[ids] * scale where bit ids[i] of the packed mask says kept, else 0.
 
     All C-contiguous; ids: int64, each the number of a row.
@@ -508,7 +516,7 @@ def lookup(cnp.ndarray table, cnp.ndarray ids, bytes bits, cnp.ndarray y, double
         fd_lookup(machine, dtype, x, rows, mask, to, n, row, scale)
 
 
-def add_rows(cnp.ndarray x, cnp.ndarray ids, cnp.ndarray sums):
+def add_rows(cnp.ndarray x, cnp.ndarray ids, cnp.ndarray sums, /):
     """Add the rows of x to those of sums, float64, with these numbers (int64).
 
     All C-contiguous.
@@ -523,7 +531,7 @@ def add_rows(cnp.ndarray x, cnp.ndarray ids, cnp.ndarray sums):
         fd_add_rows(machine, dtype, px, rows, n, row, to)
 
 
-def draw_noise(fd_noise kind, uint64_t seed, uint64_t call, block, cnp.ndarray noise):
+def draw_noise(fd_noise kind, uint64_t seed, uint64_t call, block, cnp.ndarray noise, /):
     """Noise of a block of the noise array, to contiguous float32 of at least its size."""
     cdef int64_t n[64]
     cdef int64_t step[64]
@@ -551,7 +559,7 @@ cdef fd_noise_operands noise_operands(cnp.ndarray x, cnp.ndarray g, cnp.ndarray 
 
 def noise_forward(fd_noise kind, fd_noise_op op, cnp.ndarray x, cnp.ndarray y, cnp.ndarray sigma,
                   size_t sigma_length, cnp.ndarray noise, tuple relaxed, uint64_t seed,
-                  uint64_t call, uint64_t start):
+                  uint64_t call, uint64_t start, /):
     """One of the noise ops of fastdrop.h on C-contiguous arrays.
 
     sigma: 64 times the same with sigma_length 0; else, if it repeats, BIAS_ROOM longer than
@@ -569,7 +577,7 @@ def noise_forward(fd_noise kind, fd_noise_op op, cnp.ndarray x, cnp.ndarray y, c
 def noise_backward(fd_noise kind, fd_noise_op op, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray dx,
                    cnp.ndarray terms, cnp.ndarray sums, cnp.ndarray sigma, size_t sigma_length,
                    cnp.ndarray noise, tuple relaxed, uint64_t seed, uint64_t call,
-                   uint64_t start):
+                   uint64_t start, /):
     """dx (None: not wanted) and the gradient of sigma or logit: element by element in terms, or
     summed in sums[0], float64 of shape (PARTS, row), where element i counts in column i % row.
     """
@@ -585,7 +593,7 @@ def noise_backward(fd_noise kind, fd_noise_op op, cnp.ndarray x, cnp.ndarray dy,
                           sigma_length, px, t, row, s, n)
 
 
-def scale_of(double p):
+def scale_of(double p, /):
     """1 / (1 - p); 0 at p = 1, where nothing is left to scale."""
     return fd_scale(p)
 
@@ -601,7 +609,7 @@ cdef fd_linear linear_of(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cn
 
 
 def connect(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray y,
-            uint64_t seed, uint64_t call, double p, uint64_t first):
+            uint64_t seed, uint64_t call, double p, uint64_t first, /):
     """y = x @ kept(weight) + kept(bias), not scaled; all C-contiguous and aligned, bias or None."""
     cdef fd_linear linear = linear_of(x, weight, bias, y)
     with nogil:
@@ -610,7 +618,7 @@ def connect(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray y,
 
 def connect_back(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray dy,
                  cnp.ndarray dx, cnp.ndarray dweight, cnp.ndarray dbias,
-                 uint64_t seed, uint64_t call, double p, uint64_t first):
+                 uint64_t seed, uint64_t call, double p, uint64_t first, /):
     """The gradients of `connect`, not scaled. dx must be zero; dbias None if bias is."""
     cdef fd_linear linear = linear_of(x, weight, bias, None)
     linear.dy, linear.dx = data(dy), data(dx)
@@ -619,7 +627,7 @@ def connect_back(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarra
         fd_connect_back(machine, fd_stream_of(seed, call, p), first, &linear)
 
 
-def philox4x32(cnp.ndarray counters, cnp.ndarray key, int rounds, cnp.ndarray words):
+def philox4x32(cnp.ndarray counters, cnp.ndarray key, int rounds, cnp.ndarray words, /):
     """The kernels' own Philox, 7 or 10 rounds, on C-contiguous uint32 (n, 4), (2,), (n, 4)."""
     machine.kernels.philox(
         <const uint32_t *> cnp.PyArray_DATA(counters),
@@ -635,7 +643,7 @@ cdef class CallCounter:
 
     cdef uint64_t _seed, _call
 
-    def __init__(self, uint64_t seed, uint64_t call):
+    def __init__(self, uint64_t seed, uint64_t call, /):
         with cython.critical_section(self):
             self._seed, self._call = seed, call
 
@@ -664,7 +672,7 @@ cdef class Saved:
     cdef readonly object _block
     cdef readonly object _held  # None, bytes, or a fastdrop.device.DeviceBits
 
-    def __init__(self, tuple shape, double p, seed, call, block, bits, double scale=-1):
+    def __init__(self, tuple shape, double p, seed, call, block, bits, double scale=-1, /):
         self.scale = fd_scale(p) if scale < 0 else scale
         self.shape, self.p, self.seed, self.call = shape, p, seed, call
         self._block, self._held = block, bits

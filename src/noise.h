@@ -12,7 +12,7 @@ static const float COS[] = {1.0f, -0.5f, 0.041666646f, -0.001388731f, 2.4432327e
 #define QUARTER_TURN 3.6572953e-10f /* pi / 4 * 2^-31 */
 
 #define POLYNOMIAL(table, x) polynomial(table, (int)(sizeof(table) / sizeof *(table)), x)
-static inline F32_VEC polynomial(const float *c, int n, F32_VEC x)
+ALWAYS_INLINE F32_VEC polynomial(const float *c, int n, F32_VEC x)
 {
     F32_VEC v = F32_SET(c[n - 1]);
     for (int k = n - 2; k >= 0; k--)
@@ -21,7 +21,7 @@ static inline F32_VEC polynomial(const float *c, int n, F32_VEC x)
 }
 
 /* x = 2^e (1 + f) with 1 + f between sqrt(1/2) and sqrt(2): e, and ln(1 + f) to *ln. */
-static inline Words log_parts(F32_VEC x, F32_VEC *ln)
+ALWAYS_INLINE Words log_parts(F32_VEC x, F32_VEC *ln)
 {
     const Words bits = f32_words(x);
     const Words e = words_sar(words_sub(bits, words_set(0x3f3504f3)), 23);
@@ -31,7 +31,7 @@ static inline Words log_parts(F32_VEC x, F32_VEC *ln)
 }
 
 /* Box and Muller: words of radius and angle to radius times cosine and radius times sine. */
-static inline void normal_pair(Words *radius, Words *angle)
+ALWAYS_INLINE void normal_pair(Words *radius, Words *angle)
 {
     const F32_VEC u = F32_ADD(words_float(words_shr(*radius, 1)), F32_SET(0.5));
     F32_VEC ln;
@@ -50,7 +50,7 @@ static inline void normal_pair(Words *radius, Words *angle)
 }
 
 /* ln(u / (1 - u)), u = (k + 1/2) / 2^23 with k the upper 23 bits. */
-static inline Words logistic(Words w)
+ALWAYS_INLINE Words logistic(Words w)
 {
     const Words k = words_shr(w, 9);
     const F32_VEC odd = words_float(words_add(words_add(k, k), words_set(1)));
@@ -60,7 +60,7 @@ static inline Words logistic(Words w)
 }
 
 /* The two halves of vectors of blocks, in place. */
-static inline void halves_to_noise(uint32_t domain, Lanes *low, Lanes *high)
+ALWAYS_INLINE void halves_to_noise(uint32_t domain, Lanes *low, Lanes *high)
 {
     Words a[WORD_PARTS], b[WORD_PARTS];
     for (int i = 0; i < WORD_PARTS; i++) {

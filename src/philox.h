@@ -21,7 +21,7 @@ enum {
     DOMAIN_NORMALS = FD_NORMAL,
     DOMAIN_UNIFORMS = FD_LOGISTIC
 };
-static inline void halves_to_noise(uint32_t domain, Lanes *low, Lanes *high);
+ALWAYS_INLINE void halves_to_noise(uint32_t domain, Lanes *low, Lanes *high);
 
 static inline void philox_keys(uint32_t k0, uint32_t k1, int rounds, Lanes *keys)
 {
@@ -54,12 +54,12 @@ static inline void philox(Lanes c[CHAINS][4], const Lanes *keys, int rounds)
 }
 
 /* Blocks block ... block + n - 1 of one domain, and up to STEP - 1 more. With tie == NULL their
- * bytes go to dst, 16 a block, or what noise.h makes of them in its domains; else each byte is compared with t and two bits a byte are left: whether
- * it is above in dst, whether it is equal in tie, 2 bytes a block. For that the keys of the last
- * round have been xored with COMPARE_FLIP.
+ * bytes go to dst, 16 a block, or what noise.h makes of them in its domains; else each byte is
+ * compared with t and two bits a byte are left: whether it is above in dst, whether it is equal in
+ * tie, 2 bytes a block. For that the keys of the last round have been xored with COMPARE_FLIP.
  * ahead: memory that will be read next, ahead_step bytes a block; it is fetched into the cache while
  * the multipliers are busy and the load ports idle. */
-static inline void keystream(const fd_stream *s, const Lanes *keys, uint32_t domain,
+ALWAYS_INLINE void keystream(const fd_stream *s, const Lanes *keys, uint32_t domain,
                              uint64_t block, size_t n, uint8_t *dst, uint8_t *tie, uint8_t t,
                              const char *ahead, size_t ahead_step)
 {
