@@ -10,6 +10,15 @@
 #define ALWAYS_INLINE static inline
 #endif
 
+/* Before a loop over the vectors of an array: without, they stay in memory. */
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define UNROLL _Pragma("GCC unroll 32")
+#else
+#define UNROLL
+#endif
+
 #if defined(__GNUC__)
 static inline int ctz64(uint64_t v) { return __builtin_ctzll(v); }
 static inline void prefetch(const char *p) { __builtin_prefetch(p); }

@@ -6,16 +6,16 @@ static inline void NAME(columns, SUFFIX)(fd_weights w, const uint8_t *bits, size
                                          const SCALAR *x, char *y)
 {
     VEC sum[32 / WIDTH];
-    for (size_t j = 0; j < 32; j += WIDTH)
+    UNROLL for (size_t j = 0; j < 32; j += WIDTH)
         sum[j / WIDTH] = LOAD(y + j * SIZE);
     w.at += o * SIZE, bit += o;
     for (size_t r = 0; r < w.rows; r++, w.at += w.padded * SIZE, bit += w.row_bits) {
         const BITS b = bits_load(bits + bit / 8, bit % 8);
         const VEC v = SET(x[r]);
-        for (size_t j = 0; j < 32; j += WIDTH)
+        UNROLL for (size_t j = 0; j < 32; j += WIDTH)
             sum[j / WIDTH] = ADD(sum[j / WIDTH], MUL(LOAD_KEPT(w.at + j * SIZE, b, j), v));
     }
-    for (size_t j = 0; j < 32; j += WIDTH)
+    UNROLL for (size_t j = 0; j < 32; j += WIDTH)
         STORE(y + j * SIZE, sum[j / WIDTH]);
 }
 
@@ -48,7 +48,7 @@ static void NAME(connect_back, SUFFIX)(const fd_weights *weights, const uint8_t 
         const VEC v = SET(((const SCALAR *)x)[r]);
         for (size_t o = 0; o < w.padded; o += 32, at += 32 * SIZE, dw += 32 * SIZE) {
             const BITS b = bits_load(bits + (bit + o) / 8, (bit + o) % 8);
-            for (size_t j = 0; j < 32; j += WIDTH) {
+            UNROLL for (size_t j = 0; j < 32; j += WIDTH) {
                 const char *gj = g + (o + j) * SIZE;
                 const VEC kept = LOAD_KEPT(gj, b, j);
                 sum[j / WIDTH] = ADD(sum[j / WIDTH], MUL(LOAD_KEPT(at + j * SIZE, b, j), LOAD(gj)));

@@ -1,4 +1,4 @@
-/* x86-64 CPUs made since 2013 run other kernels; -O3 would make these four times as large. */
+/* x86-64 CPUs run other kernels: for size, which makes half of these. */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("Os")
 #endif
