@@ -112,7 +112,8 @@ FLAGS = ["-O1", "-std=gnu11", "-ffp-contract=off", "-fPIC", "-pthread", "-w"]
 
 
 def compile_(name, sources, to):
-    include = [f"-I{sources}", f"-I{sysconfig.get_path('include')}", f"-I{numpy.get_include()}"]
+    folders = sources, ROOT / "fastdrop/include", sysconfig.get_path("include"), numpy.get_include()
+    include = [f"-I{folder}" for folder in folders]
     source = ROOT / "build/src/_core.c" if name == "_core" else sources / f"{name}.c"
     command = ["gcc", *FLAGS, *include, "-DNPY_NO_DEPRECATED_API=NPY_2_0_API_VERSION"]
     return subprocess.run([*command, "-c", source, "-o", to / f"{name}.o"]).returncode == 0
