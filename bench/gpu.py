@@ -114,12 +114,14 @@ def cupy(host: np.ndarray) -> Functions:
     return {"CuPy": (forward, 2 * host.itemsize + 1)}
 
 
-def seconds(function: Callable[[], object], now: Callable[[], float], runs: int) -> float:
-    """Median of runs, each of as many calls as take a millisecond, but at most 100."""
+def seconds(
+    function: Callable[[], object], now: Callable[[], float], runs: int, most: int
+) -> float:
+    """Median of runs, each of as many calls as take a millisecond, but at most so many."""
     function()
     begin = now()
     function()
-    calls = int(min(100, max(1, 1e-3 / max(now() - begin, 1e-6))))
+    calls = int(min(most, max(1, 1e-3 / max(now() - begin, 1e-6))))
     measured = []
     for _ in range(runs):
         begin = now()
@@ -136,6 +138,7 @@ def main() -> None:
     parser.add_argument("--exponents", type=int, nargs="+", default=[16, 22, 26], metavar="22")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "float16"])
     parser.add_argument("--runs", type=int, default=21)
+    parser.add_argument("--calls", type=int, default=100, help="of a run, at most")
     parser.add_argument("--checks", metavar="EXPRESSION", help="only these, as pytest -k")
     options = parser.parse_args()
     if reason := fd.cuda.why_not():
@@ -152,7 +155,7 @@ def main() -> None:
         for e in options.exponents:
             n, times = 2**e, {}
             for title, (function, nbytes) in operations(n, dtype).items():
-                times[title] = t = np.float64(seconds(function, now, options.runs))
+                times[title] = t = np.float64(seconds(function, now, options.runs, options.calls))
                 with np.errstate(divide="ignore", invalid="ignore"):  # the simulator takes no time
                     figures = t * 1e6, n * nbytes / t / 1e9, t / times["copy"]
                 rows.append([dtype, f"2^{e}", title, *figures])

@@ -88,9 +88,9 @@ def feature_alpha_dropout(
     x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64
         Shape (batch, channels, ...) with 1 to 3 spatial axes, or (batch, ..., channels).
     channels_last : bool
+        Whether the last axis is that of the channels, not the second.
     shared_axes : int or tuple of int
         Further axes that share a draw: 0 for the same maps in all examples.
-        Whether the last axis is that of the channels, not the second.
     p, rng, training, region, out, save
         As in `alpha_dropout`.
 
