@@ -142,7 +142,7 @@ class Function:
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel of `fastdrop.cuda_kernels` and what one turn of its main loop does."""
+    """A kernel of `fastdrop.cuda_table` and what one turn of its main loop does."""
 
     title: str
     name: str
@@ -193,6 +193,7 @@ def cases() -> list[Case]:
             ("zoneout", 3),
         ):
             case(op, "dropout", dtype, 16, arrays * size + bits, op=op)
+        case("embedding_dropout, ids", "dropout", dtype, 16, 2 * size, source="rows")
         case("gaussian_dropout", "noise", dtype, 4, 2 * size, op="scale")
         case("concrete_dropout", "noise", dtype, 4, 2 * size, op="concrete")
     case("keep_mask, packed", "draw", "float32", 16, 1 / 8)

@@ -53,6 +53,7 @@ from fastdrop.device import (
     on_device,
     output,
     overlap,
+    sent,
     where,
     why_not,
 )
@@ -226,6 +227,112 @@ def run_fused(
     return y.array, kind(x.shape, rate, seed, call, held, bits)
 
 
+def lookup(
+    weight: Any, p: float, ids: Any, rng: RngLike, training: bool
+) -> tuple[Any, shared.EmbeddingContext]:
+    """`fastdrop.embedding_dropout` with ids on the device."""
+    where()
+    weight = array(weight, "weight")
+    if on_device(ids):
+        ids = _numbers(DeviceArray(ids), weight.shape[0]).array
+    else:
+        ids = shared.rows_of(ids, weight.shape)
+    seed, call = draw_call(rng) if training else (None, None)
+    ctx = shared.EmbeddingContext(weight.shape, p if training else 0.0, seed, call, ids)
+    weight, own = contiguous(weight), sent(ids, weight)
+    y = weight.new(shape=(*own.shape, *weight.shape[1:]))
+    if y.size:
+        launch(
+            "dropout",
+            weight,
+            (y.size + 15) // 16,
+            {"op": "dropout", "source": "rows", "shifted": False},
+            x=weight,
+            y=y,
+            given=_kept_rows(ctx, weight),
+            own=own,
+            n=y.size,
+            row=prod(weight.shape[1:]),
+            words=weight.shape[0],
+            scale=ctx.scale,
+        )
+    return y.array, ctx
+
+
+def backward_embedding(ctx: shared.EmbeddingContext, dy: Any) -> Any:
+    """`fastdrop.EmbeddingContext.backward` on the device."""
+    where()
+    dy = array(dy, "dy")
+    gate.like(dy, "dy", (*ctx.ids.shape, *ctx.shape[1:]))
+    dy, ids = contiguous(dy), sent(ctx.ids, dy)
+    dweight, n, row = _zeros(dy.new(shape=ctx.shape)), ids.size, prod(ctx.shape[1:])
+    if dy.size:
+        launch(
+            "add_rows",
+            dy,
+            dy.size,
+            {},
+            order=_sorted(ids),
+            x=dy,
+            given=_kept_rows(ctx, dy),
+            y=dweight,
+            n=n,
+            row=row,
+            words=ctx.shape[0],
+            scale=ctx.scale,
+        )
+    return dweight.array
+
+
+def _numbers(ids: DeviceArray, words: int) -> DeviceArray:
+    """Integers on the device as int64 in C order; `words` where one is not below."""
+    if ids.dtype.rstrip("0123456789") not in ("int", "uint"):
+        raise TypeError(f"ids must be integers, got {ids.dtype}")
+    y = ids.new("int64")
+    if ids.size:
+        shape, strides = collapsed(ids.shape, ids.strides)
+        launch(
+            "ids",
+            ids,
+            ids.size,
+            {"axes": len(shape)},
+            x=ids,
+            y=y,
+            n=ids.size,
+            width=8 * ids.itemsize,
+            signed=ids.dtype[0] == "i",
+            words=words,
+            shape=shape,
+            strides=tuple(s % 2**64 for s in strides),
+        )
+    return y
+
+
+def _sorted(ids: DeviceArray) -> DeviceArray:
+    """ids[i] * n + i of n ids, in ascending order."""
+    from fastdrop.cuda_rows import WAYS
+
+    x, run = ids, 1
+    while run == 1 or run < ids.size:
+        y = ids.new()
+        launch("sort", ids, ids.size, {}, x=x, y=y, n=ids.size, run=run)
+        x, run = y, run * WAYS
+    return x
+
+
+def _kept_rows(ctx: shared.EmbeddingContext, like: DeviceArray) -> Any:
+    """A keep bit for each row of the table; 0 if none is dropped."""
+    if ctx.p == 0.0:
+        return 0
+    block = Block(ctx.shape[:1], (), None)
+    return _draw(ctx.seed, ctx.call, ctx.p, block, like).bits
+
+
+def _zeros(x: DeviceArray) -> DeviceArray:
+    """x, in C order, filled with zeros."""
+    return _scaled(x, 0.0, x)
+
+
 def described(x: Any, out: Any) -> tuple[tuple[int, ...], str]:
     """Shape and dtype of a device array; out is checked."""
     where()
@@ -318,9 +425,9 @@ def backward_zoneout_mean(ctx: functional.Context, dy: Any) -> tuple[Any, Any]:
     return _scaled(dy, ctx.p).array, _scaled(dy, 1.0 - ctx.p).array
 
 
-def _scaled(x: DeviceArray, weight: float) -> DeviceArray:
-    """weight * x for an array in C order; zeros without a weight."""
-    y = x.new()
+def _scaled(x: DeviceArray, weight: float, y: DeviceArray | None = None) -> DeviceArray:
+    """y = weight * x for arrays in C order; zeros without a weight."""
+    y = y or x.new()
     if x.size:
         options = {"op": "dropout", "source": "same", "shifted": False}
         keep = 0xFFFF if weight else 0

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
-from fastdrop import cuda_kernels as kernels
+from fastdrop import cuda_table as kernels
 from fastdrop import cuda_targets, rng
 from fastdrop.reference import noise
 
@@ -61,7 +61,7 @@ def variants(axes: int = 4) -> Iterator[tuple[str, str, dict[str, Any]]]:
 def compile_ptx(
     kernel_name: str, dtype: str = "float32", cc: tuple[int, int] = (9, 0), **options: Any
 ) -> Compiled:
-    """Compile one kernel of `fastdrop.cuda_kernels`.
+    """Compile one kernel of `fastdrop.cuda_table`.
 
     What was compiled is kept in the folder that the environment variable ``FASTDROP_CACHE`` names,
     if it is set, for as long as neither the sources nor the compilers change.
@@ -69,12 +69,12 @@ def compile_ptx(
     Parameters
     ----------
     kernel_name : str
-        A key of ``cuda_kernels.KERNELS``.
+        A key of ``cuda_table.KERNELS``.
     dtype : {"float32", "float64", "float16", "bfloat16"}
     cc : tuple of int
         Compute capability, (8, 0) or later.
     options
-        Those of the kernel's function in `fastdrop.cuda_kernels`; else their defaults there.
+        Those of the kernel's function; else their defaults in ``cuda_table.KERNELS``.
     """
     folder = os.environ.get("FASTDROP_CACHE")
     if not folder:
@@ -93,7 +93,7 @@ def compile_ptx(
 
 
 def _sources() -> list[str]:
-    modules = kernels, cuda_targets, rng, noise
+    modules = kernels, *kernels.MODULES, cuda_targets, rng, noise
     return [Path(str(module.__file__)).read_text() for module in modules]
 
 

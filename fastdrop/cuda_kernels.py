@@ -11,7 +11,6 @@ uint64 for float64, else uint32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache, reduce
 from math import factorial
 from types import SimpleNamespace
@@ -259,7 +258,10 @@ def elements(where: str, dtype: str) -> SimpleNamespace:
     item = ITEMSIZE[dtype]
     return SimpleNamespace(
         zero=zero,
+        nan=type(zero)(np.nan),
         item=U64(item),
+        real_item=U64(8 if wide else 4),
+        load_real=t.load_u64 if wide else t.load_u32,
         load=getattr(t, f"load_u{8 * item}"),
         store=getattr(t, f"store_u{8 * item}"),
         decode=decode,
@@ -573,9 +575,11 @@ def dropout_kernel(where: str, dtype: str, op: str, source: str, shifted: bool) 
     ----------
     op : str
         One of `OPS`, or "mean": x * scale + residual * shift.
-    source : {"bytes", "bits", "given", "same"}
+    source : {"bytes", "bits", "given", "same", "rows", "examples"}
         Whether keep bits are drawn, at any rate but 1/2 or at 1/2, or read from `given`, or are the
-        16 bits of t again and again.
+        16 bits of t again and again. "rows": y has rows of x, which is a table, by number, and
+        `given` a bit for each row of the table, or is 0 if none is dropped. "examples": as "given",
+        and each example has a scale of its own.
     shifted : bool
         Whether `start`, the index of element 0, may be no multiple of 16.
 
@@ -583,7 +587,9 @@ def dropout_kernel(where: str, dtype: str, op: str, source: str, shifted: bool) 
     0 then. Keep bits (for relu_dropout: those of active elements) go to `saved` if it is not 0.
     Packed bits begin at multiples of 2 bytes and have an even number of them. bias repeats after
     `row` elements; t and f are the upper 8 (9, at rate 1) and the lower 24 bits of the rate's
-    threshold; with `given`, t is what its bits are XORed with, 16 at a time.
+    threshold; with `given`, t is what its bits are XORed with, 16 at a time. With "rows" and
+    "examples" such a one has `row` elements, and `own` their numbers in x, uint64, or their scales,
+    of the compute type; x has `words` rows, and what is in none of them is NaN.
 
     Elements go one by one where there is no whole group of 16 at multiples of 16 bytes, or where
     bias begins anew within it, or a NaN has to be made the one of a CPU.
@@ -593,17 +599,17 @@ def dropout_kernel(where: str, dtype: str, op: str, source: str, shifted: bool) 
     careful, whole = operation(where, dtype, op, True), chunks(where, dtype, op)
     decode, encode = e.decode, e.encode
     first, step, clz = p.first, p.step, p.clz
-    load_u16, store_u16, load, store = p.load_u16, p.store_u16, e.load, e.store
+    load_u16, store_u16, load, store, nan = p.load_u16, p.store_u16, e.load, e.store, e.nan
     item, zero, active_bits = e.item, e.zero, op == "relu_dropout"
     has_bias, has_residual = op == "bias_dropout_add", op in RESIDUAL
-
-    if source == "given":
+    rows, examples = source == "rows", source == "examples"
+    if source in ("given", "examples"):
 
         @p.device
         def keep16(given, group, start, t, f, keys, call):
             return U32(load_u16(U64(given + U64(group << U64(1)))) ^ t)
 
-    elif source == "same":
+    elif source in ("same", "rows"):
 
         @p.device
         def keep16(given, group, start, t, f, keys, call):
@@ -623,22 +629,57 @@ def dropout_kernel(where: str, dtype: str, op: str, source: str, shifted: bool) 
         def keep16(given, group, start, t, f, keys, call):
             return draw(U64(U64(start >> U64(4)) + group), t, f, keys, call)
 
+    if rows:
+        load_u64, bit = p.load_u64, bit_of(where)
+
+        @p.device
+        def own_of(x, given, own, i, row, words, keep, scale):
+            place = U64(i // row)
+            number = load_u64(U64(own + U64(place << U64(3))))
+            at = U64(U64(number * row) + U64(i - U64(place * row)))
+            known = number < words
+            keep = U32(0xFFFF)
+            if known and given != U64(0):
+                keep = U32(U32(0) - bit(given, number))
+            return U64(x + U64(at * item)), keep, scale, known
+
+    elif examples:
+        load_real, value, size = e.load_real, e.value, e.real_item
+
+        @p.device
+        def own_of(x, given, own, i, row, words, keep, scale):
+            scale = value(load_real(U64(own + U64(U64(i // row) * size))))
+            return U64(x + U64(i * item)), keep, scale, True
+
+    else:
+
+        @p.device
+        def own_of(x, given, own, i, row, words, keep, scale):
+            """Of element i: its address, keep bits, scale, and whether x has it."""
+            return U64(x + U64(i * item)), keep, scale, True
+
     @p.device
-    def single(x, residual, bias, y, i, row, keep, scale, shift, dropped):
+    def single(x, residual, bias, y, given, own, i, row, words, keep, scale, shift, dropped):
         """Element i, whether it is active."""
         at = U64(i * item)
+        place, keep, scale, known = own_of(x, given, own, i, row, words, keep, scale)
         r, b = zero, zero
         if has_residual:
             r = decode(load(U64(residual + at)))
         if has_bias:
             b = decode(load(U64(bias + U64(U64(i % row) * item))))
-        v, active = careful(decode(load(U64(x + at))), r, b, keep, scale, shift, dropped)
-        store(U64(y + at), encode(v))
+        v = decode(load(place)) if known else nan
+        v, active = careful(v, r, b, keep != U32(0), scale, shift, dropped)
+        if rows and known and given == U64(0):
+            store(U64(y + at), load(place))  # a NaN as it is
+        else:
+            store(U64(y + at), encode(v))
         return active
 
     def dropout(
-        x, residual, bias, y, given, saved, n, row, start, keys, call, t, f, scale, shift, dropped
-    ):
+        x, residual, bias, y, given, saved, own, n, row, words, start,
+        keys, call, t, f, scale, shift, dropped,
+    ):  # fmt: skip
         group = first()
         aligned = U64(U64(U64(x | y) | U64(residual | bias)) & U64(15)) == U64(0)
         column = ahead = U32(0)
@@ -646,15 +687,18 @@ def dropout_kernel(where: str, dtype: str, op: str, source: str, shifted: bool) 
             aligned = aligned and U64(row & U64(0xFFFFFFFF8000000F)) == U64(0)
             column = U32(U64(group << U64(4)) % row)  # in bias, of this group, if aligned
             ahead = U32(U64(step() << U64(4)) % row)
+        if rows or examples:
+            aligned = aligned and U64(row & U64(15)) == U64(0)
         while U64(group << U64(4)) < n:
             i = U64(group << U64(4))
             left = U64(n - i)
             k = keep16(given, group, start, t, f, keys, call)
-            if aligned and left >= U64(16):
+            place, k, s, known = own_of(x, given, own, i, row, words, k, scale)
+            if aligned and known and left >= U64(16):
                 at = U64(i * item)
                 b = U64(bias + U64(U64(column) * item)) if has_bias else bias
                 missing, active = whole(
-                    U64(x + at), U64(residual + at), b, U64(y + at), k, scale, shift, dropped
+                    place, U64(residual + at), b, U64(y + at), k, s, shift, dropped
                 )
             else:
                 missing, active = U32(0xFFFF), U32(0)
@@ -671,9 +715,12 @@ def dropout_kernel(where: str, dtype: str, op: str, source: str, shifted: bool) 
                     residual,
                     bias,
                     y,
+                    given,
+                    own,
                     U64(i + U64(j)),
                     row,
-                    U32(k & bit) != U32(0),
+                    words,
+                    U32(k & bit),
                     scale,
                     shift,
                     dropped,
@@ -780,16 +827,25 @@ def draw_kernel(where: str, dtype: str, source: str, shifted: bool, axes: int, s
 
 
 @cache
+def bit_of(where: str) -> Any:
+    """``f(given, b)``: bit b of packed bits, 0 or 1."""
+    t = target(where)
+    load_u8 = t.load_u8
+
+    @t.device
+    def bit_at(given, b):
+        return U32(U32(load_u8(U64(given + U64(b >> U64(3)))) >> U32(U32(b) & U32(7))) & U32(1))
+
+    return bit_at
+
+
+@cache
 def spread_kernel(where: str, dtype: str, axes: int, small: bool) -> Any:
     """Packed bits from packed bits: bit i of n is the one at i's position. dtype is ignored."""
     p = target(where)
     first, step, store_u16, load_u8 = p.first, p.step, p.store_u16, p.load_u8
+    bit_at, last = bit_of(where), axes - 1
     position, left_of = positions(where, axes, small)
-    last = axes - 1
-
-    @p.device
-    def bit_at(given, b):
-        return U32(U32(load_u8(U64(given + U64(b >> U64(3)))) >> U32(U32(b) & U32(7))) & U32(1))
 
     @p.device
     def bits16(given, i, n, shape, strides):
@@ -1056,7 +1112,7 @@ def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool) -> Any
     """
     p = target(where)
     e = elements(where, dtype)
-    wide, real_item = dtype == "float64", U64(8 if dtype == "float64" else 4)
+    wide, real_item = dtype == "float64", e.real_item
     decode, encode, encode2, load, store = e.decode, e.encode, e.encode2, e.load, e.store
     item, first, step, zero = e.item, p.first, p.step, e.zero
     load16, store16, load_u64, store_u64 = p.load16, p.store16, p.load_u64, p.store_u64
@@ -1177,6 +1233,52 @@ def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool) -> Any
 
 
 @cache
+def doubles(where: str, dtype: str) -> SimpleNamespace:
+    """``number``: a raw element to float64; ``rounded``: back, as NumPy and ml_dtypes round."""
+    t = target(where)
+    e = elements(where, dtype)
+    device, decode, encode, bits = t.device, e.decode, e.encode, e.bits
+    narrow, wide_of, f32, b32, f64, b64 = t.narrow, t.wide, t.f32, t.b32, t.f64, t.b64
+    if dtype == "float64":
+        return SimpleNamespace(number=decode, rounded=encode)
+
+    # NumPy goes to float16 in one step, ml_dtypes to bfloat16 in two, and loses NaN payloads.
+    to_odd = dtype == "float16"
+    payload_of = U32(0 if dtype == "bfloat16" else 0x003FFFFF)
+
+    @device
+    def number(x):
+        v = decode(x)
+        r = wide_of(v)
+        if v != v:
+            u = bits(v)
+            payload = U64(U64(u & U32(0x003FFFFF)) << U64(29))
+            sign = U64(U64(u & U32(0x80000000)) << U64(32))
+            r = f64(U64(U64(payload | sign) | U64(0x7FF8000000000000)))
+        return r
+
+    @device
+    def rounded(v):
+        """By float32; to odd, if then to float16, so that the next rounding is the only one."""
+        r = narrow(v)
+        if v != v:
+            u = b64(v)
+            payload = U32(U32(u >> U64(29)) & payload_of)
+            sign = U32(U32(u >> U64(32)) & U32(0x80000000))
+            r = f32(U32(U32(payload | sign) | U32(0x7FC00000)))
+        elif to_odd:
+            back = wide_of(r)
+            if back != v:
+                odd = b32(r)
+                if (back > v) == (v > np.float64(0)):
+                    odd = U32(odd - U32(1))
+                r = f32(U32(odd | U32(1)))
+        return encode(r)
+
+    return SimpleNamespace(number=number, rounded=rounded)
+
+
+@cache
 def sums_kernel(where: str, dtype: str, by: str) -> Any:
     """Sums of n elements over the columns of `row` elements, float64, a part of them each.
 
@@ -1186,29 +1288,9 @@ def sums_kernel(where: str, dtype: str, by: str) -> Any:
     """
     p = target(where)
     e = elements(where, dtype)
-    first, step, decode, load, item = p.first, p.step, e.decode, e.load, e.item
-    store_u64, f64, b64, bits, wide_of = p.store_u64, p.f64, p.b64, e.bits, p.wide
-    add = elements(where, "float64").add
+    first, step, load, item, store_u64, b64 = p.first, p.step, e.load, e.item, p.store_u64, p.b64
+    add, number = elements(where, "float64").add, doubles(where, dtype).number
     tiled, parts, nothing = by == "tiles", U64(PARTS), np.float64(0)
-
-    if dtype == "float64":
-
-        @p.device
-        def number(x):
-            return decode(x)
-
-    else:
-
-        @p.device
-        def number(x):
-            v = decode(x)
-            r = wide_of(v)
-            if v != v:
-                u = bits(v)
-                payload = U64(U64(u & U32(0x003FFFFF)) << U64(29))
-                sign = U64(U64(u & U32(0x80000000)) << U64(32))
-                r = f64(U64(U64(payload | sign) | U64(0x7FF8000000000000)))
-            return r
 
     def sums_of(x, sums, n, row):
         i = first()
@@ -1240,10 +1322,9 @@ def total_kernel(where: str, dtype: str, single: bool) -> Any:
     """
     p = target(where)
     e = elements(where, dtype)
-    first, step, encode, store, item = p.first, p.step, e.encode, e.store, e.item
+    first, step, store, item = p.first, p.step, e.store, e.item
     load_u64, store_u64, f64, b64 = p.load_u64, p.store_u64, p.f64, p.b64
-    add = elements(where, "float64").add
-    narrow, wide_of, f32, b32 = p.narrow, p.wide, p.f32, p.b32
+    add, rounded = elements(where, "float64").add, doubles(where, dtype).rounded
     parts, eight = U64(PARTS), U64(8)
 
     @p.device
@@ -1255,35 +1336,6 @@ def total_kernel(where: str, dtype: str, single: bool) -> Any:
             total = add(total, f64(load_u64(U64(sums + at))))
             part = U64(part + U64(1))
         return total
-
-    if dtype == "float64":
-
-        @p.device
-        def rounded(v):
-            return v
-
-    else:
-        # NumPy goes to float16 in one step, ml_dtypes to bfloat16 in two, and loses NaN payloads.
-        to_odd = dtype == "float16"
-        payload_of = U32(0 if dtype == "bfloat16" else 0x003FFFFF)
-
-        @p.device
-        def rounded(v):
-            """To float32; to odd, if then to float16, so that the next rounding is the only one."""
-            r = narrow(v)
-            if v != v:
-                u = b64(v)
-                payload = U32(U32(u >> U64(29)) & payload_of)
-                sign = U32(U32(u >> U64(32)) & U32(0x80000000))
-                r = f32(U32(U32(payload | sign) | U32(0x7FC00000)))
-            elif to_odd:
-                back = wide_of(r)
-                if back != v:
-                    bits = b32(r)
-                    if (back > v) == (v > np.float64(0)):
-                        bits = U32(bits - U32(1))
-                    r = f32(U32(bits | U32(1)))
-            return r
 
     @p.device
     def strand(sums, begin, row):
@@ -1315,104 +1367,7 @@ def total_kernel(where: str, dtype: str, single: bool) -> Any:
                 store_u64(y, b64(add(low, high)))
         else:
             while i < row:
-                store(U64(y + U64(i * item)), encode(rounded(column(sums, i, row))))
+                store(U64(y + U64(i * item)), rounded(column(sums, i, row)))
                 i = U64(i + step())
 
     return p.kernel(total_of)
-
-
-# Parameters of the kernels: name, type, and length where it is a tuple. "real" is the compute type,
-# "axes" the number of axes, at least one. Addresses are of global memory.
-_KEYS = [("keys", "u32", 14), ("call", "u64", None)]
-_RATE = [("t", "u32", None), ("f", "u32", None)]
-_AXES = [("shape", "u64", "axes"), ("strides", "u64", "axes")]
-
-
-def _each(kind: str, names: str) -> list:
-    return [(name, kind, None) for name in names.split()]
-
-
-# Each kernel's function, its options' defaults, and its parameters.
-KERNELS: dict[str, tuple[Any, dict[str, Any], list]] = {
-    "dropout": (
-        dropout_kernel,
-        {"op": "dropout", "source": "bytes", "shifted": False},
-        [
-            *_each("u64", "x residual bias y given saved n row start"),
-            *_KEYS,
-            *_RATE,
-            *_each("real", "scale shift dropped"),
-        ],
-    ),
-    "draw": (
-        draw_kernel,
-        {"source": "bytes", "shifted": False, "axes": 0, "small": True},
-        [*_each("u64", "saved n start"), *_AXES, *_KEYS, *_RATE],
-    ),
-    "spread": (
-        spread_kernel,
-        {"axes": 1, "small": True},
-        [*_each("u64", "given saved n"), *_AXES],
-    ),
-    "copy": (
-        copy_kernel,
-        {"axes": 1, "small": True},
-        [*_each("u64", "x y n"), *_AXES, ("to", "u64", "axes")],
-    ),
-    "unpack": (unpack_kernel, {}, _each("u64", "given y n")),
-    "noise": (
-        noise_kernel,
-        {"op": "scale", "axes": 0, "small": True},
-        [
-            *_each("u64", "x g y n start"),
-            *_AXES,
-            *_KEYS,
-            *_each("real", "sigma logit rate inverse scale"),
-        ],
-    ),
-    "sums": (sums_kernel, {"by": "rows"}, _each("u64", "x sums n row")),
-    "total": (total_kernel, {"single": False}, _each("u64", "sums y row")),
-}
-
-
-_SOURCES = ("bytes", "bits", "given", "same")
-_CHOICES: dict[str, dict[str, Sequence]] = {
-    "dropout": {"op": (*OPS, "mean"), "source": _SOURCES},
-    "draw": {"source": _SOURCES[:2]},
-    "noise": {"op": ("scale", "add", "concrete", "gradient")},
-    "sums": {"by": ("rows", "tiles")},
-}
-OF_NO_DTYPE = ("draw", "spread", "unpack")  # compiled for float32, whatever the arrays are
-
-
-def choices(name: str, axes: int) -> dict[str, Sequence]:
-    """The values of a kernel's dtype and options, on arrays of up to so many axes."""
-    least = KERNELS[name][1].get("axes", 0)  # 0 where there is a kernel for runs
-    both = (False, True)
-    general = {"shifted": both, "small": both, "single": both, "axes": range(least, axes + 1)}
-    dtypes = ("float32",) if name in OF_NO_DTYPE else tuple(ITEMSIZE)
-    return general | {"dtype": dtypes} | _CHOICES.get(name, {})
-
-
-def is_launched(name: str, options: dict[str, Any]) -> bool:
-    """Whether `fastdrop.cuda` has a use for these options together."""
-    if name != "dropout":  # small counts for axes, shifted for none
-        axes = options.get("axes", 1)
-        return not options.get("shifted") if axes else bool(options["small"])
-    op, source = options["op"], options["source"]
-    if source == "same" or op == "mean":
-        return source == "same" and op in ("mean", "dropout") and not options["shifted"]
-    return source != "given" or not options["shifted"]
-
-
-def kernel(where: str, name: str, dtype: str, **options: Any) -> tuple[Any, list]:
-    """A kernel by name, and its parameters: (name, type, length of a tuple or None) each."""
-    build, defaults, parameters = KERNELS[name]
-    options = defaults | options
-    real = "f64" if dtype == "float64" else "f32"
-    axes = max(options.get("axes", 0), 1)
-    given = [
-        (n, real if kind == "real" else kind, axes if length == "axes" else length)
-        for n, kind, length in parameters
-    ]
-    return build(where, dtype, **options), given

@@ -80,7 +80,7 @@ class Numba:
         return x.copy_to_host()
 
     def send(self, like: Any, data: np.ndarray) -> Any:
-        """uint8 to the device of `like`."""
+        """A copy of data, in C order, on the device of `like`."""
         from numba import cuda
 
         return cuda.to_device(data)
@@ -164,6 +164,10 @@ class DLPack(CuPy):
 KINDS: dict[str, Numba] = {"numba": Numba(), "cupy": CuPy(), "torch": PyTorch()}
 
 
+def itemsize(dtype: str) -> int:
+    return ITEMSIZE.get(dtype) or np.dtype(dtype).itemsize
+
+
 class DeviceArray:
     """Where an array is and how it is laid out.
 
@@ -201,7 +205,7 @@ class DeviceArray:
 
     @property
     def itemsize(self) -> int:
-        return ITEMSIZE.get(self.dtype, 1)
+        return itemsize(self.dtype)
 
     @property
     def ndim(self) -> int:
@@ -234,7 +238,7 @@ class DeviceArray:
         """A `DeviceArray` of the caller's kind on the same device; C order, if not said."""
         like = self.shape if shape is None else shape
         dtype = dtype or self.dtype
-        size = ITEMSIZE.get(dtype) or np.dtype(dtype).itemsize
+        size = itemsize(dtype)
         strides = tuple(s * size for s in c_strides(like))
         strides = strides if order is None else self.dense(order)
         return DeviceArray(self.kind.empty(self.array, like, dtype, strides))
@@ -254,6 +258,16 @@ def array(x: Any, name: str = "x") -> DeviceArray:
             "convert it with .astype"
         )
     return view
+
+
+def sent(x: np.ndarray | Any, like: DeviceArray) -> DeviceArray:
+    """x on the device of `like`, if it is in the host's memory."""
+    return DeviceArray(x if on_device(x) else like.kind.send(like.array, x))
+
+
+def fetched(x: Any) -> np.ndarray:
+    """x in the host's memory; waits for it if it is on a device."""
+    return DeviceArray(x).kind.fetch(x) if on_device(x) else x
 
 
 def output(x: DeviceArray, out: Any) -> DeviceArray | None:
@@ -347,19 +361,19 @@ def where() -> str:
 
 @cache
 def _kernel(target: str, name: str, dtype: str, options: tuple) -> tuple[Any, list]:
-    from fastdrop import cuda_kernels
+    from fastdrop import cuda_table
 
-    if name in cuda_kernels.OF_NO_DTYPE:
+    if name in cuda_table.OF_NO_DTYPE:
         dtype = "float32"
     kinds = {"u32": np.uint32, "u64": np.uint64, "f32": np.float32, "f64": np.float64}
-    kernel, parameters = cuda_kernels.kernel(target, name, dtype, **dict(options))
+    kernel, parameters = cuda_table.kernel(target, name, dtype, **dict(options))
     return kernel, [(n, kinds[kind], length) for n, kind, length in parameters]
 
 
 def launch(
     name: str, like: DeviceArray, threads: int, options: dict[str, Any], **arguments: Any
 ) -> None:
-    """Start a kernel of `fastdrop.cuda_kernels` on the caller's stream, and do not wait for it.
+    """Start a kernel of `fastdrop.cuda_table` on the caller's stream, and do not wait for it.
 
     threads: how many have something to do. Arguments that are not given are 0.
     """

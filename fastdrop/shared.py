@@ -6,14 +6,15 @@ Each is `dropout` with `shared_axes` chosen, and draws the same mask; see there 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
 
 from fastdrop import _core, cpu, gate
 from fastdrop._core import DROPOUT
-from fastdrop.device import on_device
+from fastdrop.device import cuda, fetched, on_device
 from fastdrop.functional import Context, Region, keep_mask, masked
 from fastdrop.restore import Restored
 from fastdrop.rng import Rng, RngLike, draw_call
@@ -155,6 +156,7 @@ class EmbeddingContext(Restored):
     p, seed, call
         As in `Context`.
     ids : ndarray of int64
+        On the device if that is where they came from.
     """
 
     shape: tuple[int, ...]
@@ -165,7 +167,8 @@ class EmbeddingContext(Restored):
 
     def check(self) -> None:
         Restored.check(self)
-        _in_table(self.ids, self.shape)
+        if not on_device(self.ids):
+            _in_table(self.ids, self.shape)
 
     @property
     def scale(self) -> float:
@@ -175,7 +178,7 @@ class EmbeddingContext(Restored):
     @property
     def nbytes(self) -> int:
         """What is held for the backward pass, in bytes: the ids."""
-        return self.ids.nbytes
+        return 8 * prod(self.ids.shape)
 
     def kept(self) -> npt.NDArray[np.bool_]:
         """Which rows of the table are kept: bool, shape (words,)."""
@@ -192,15 +195,22 @@ class EmbeddingContext(Restored):
         ----------
         dy : array_like of a floating dtype, shape of y
         """
+        if on_device(dy):
+            return cuda().backward_embedding(self, dy)
         dy = gate.array(dy, "dy")
         gate.like(dy, "dy", (*self.ids.shape, *self.shape[1:]))
-        words, ids = np.unique(self.ids, return_inverse=True)
+        ids = fetched(self.ids)
+        _in_table(ids, self.shape)
+        words, ids = np.unique(ids, return_inverse=True)
         sums = np.zeros((words.size, *self.shape[1:]))
         cpu.add_rows(np.asarray(dy, order="C"), np.ascontiguousarray(ids, np.int64), sums)
         kept = self.kept()[words]
         dweight = np.zeros(self.shape, dy.dtype)
         dweight[words[kept]] = sums[kept] * self.scale
         return dweight
+
+    def __reduce__(self) -> tuple:
+        return Restored.__reduce__(replace(self, ids=fetched(self.ids)))
 
 
 def embedding_dropout(
@@ -218,8 +228,9 @@ def embedding_dropout(
     weight : array_like of float16, bfloat16 (ml_dtypes), float32 or float64, shape (words, ...)
         The table.
     ids : array_like of int, any shape, optional
-        Rows to look up, 0 to words - 1. Only they are read and multiplied then. Not with a table on
-        a GPU.
+        Rows to look up, 0 to words - 1. Only they are read and multiplied then. With a table on a
+        GPU they may be there, too, and nothing waits for them: y is NaN where an id is not in the
+        table.
     p, rng, training
         As in `fastdrop.dropout`.
 
@@ -233,7 +244,7 @@ def embedding_dropout(
     Raises
     ------
     TypeError
-        Ids that are not integers, or with a table on a GPU.
+        Ids that are not integers, or on a GPU where the table is not.
     ValueError
         A table of less than two axes.
     IndexError
@@ -246,22 +257,15 @@ def embedding_dropout(
     optimizing LSTM language models. ICLR 2018, section 4.
     """
     there = on_device(weight)
-    if there and ids is not None:
-        raise TypeError(
-            "ids are taken with a weight in the host's memory only; leave them out, and look up "
-            "rows of the table that comes back"
-        )
     weight, p = weight if there else gate.array(weight, "weight"), gate.rate(p)
     if weight.ndim < 2:
         raise ValueError(f"weight must have shape (words, ...), got {weight.shape}")
     if ids is None:
         axes = tuple(range(1, weight.ndim))
         return masked(DROPOUT, weight, p, rng, training, axes, None, None, "bits")
-    ids = np.asarray(ids)
-    if ids.dtype.kind not in "iu" and ids.size:
-        raise TypeError(f"ids must be integers, got {ids.dtype}")
-    _in_table(ids, weight.shape)
-    ids = np.array(ids, np.int64, order="C")  # a copy: the caller's may change before backward
+    if there:
+        return cuda().lookup(weight, p, ids, rng, training)
+    ids = rows_of(ids, weight.shape)
     seed, call = draw_call(rng) if training else (None, None)
     ctx = EmbeddingContext(weight.shape, p if training else 0.0, seed, call, ids)
     y = np.empty((*ids.shape, *weight.shape[1:]), weight.dtype)
@@ -271,6 +275,15 @@ def embedding_dropout(
         bits = cpu.draw(seed, call, p, len(weight))
         cpu.lookup(np.asarray(weight, order="C"), ids, bits, y, ctx.scale)
     return y, ctx
+
+
+def rows_of(ids: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    """Ids of rows of a table of this shape, checked."""
+    ids = gate.host(ids, "ids")
+    if ids.dtype.kind not in "iu" and ids.size:
+        raise TypeError(f"ids must be integers, got {ids.dtype}")
+    _in_table(ids, shape)
+    return np.array(ids, np.int64, order="C")  # a copy: the caller's may change before backward
 
 
 def _in_table(ids: npt.NDArray, shape: tuple[int, ...]) -> None:

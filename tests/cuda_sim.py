@@ -17,7 +17,7 @@ from numba.core import config
 
 import fastdrop as fd
 from conftest import ALL_DTYPES, RATES
-from fastdrop import cuda_kernels, device
+from fastdrop import cuda_table, device
 from fastdrop.cuda_compile import variants
 
 if os.environ.get("FASTDROP_GPU"):
@@ -48,7 +48,7 @@ def only_variants(monkeypatch):
     kernel = device._kernel
 
     def checked(target, name, dtype, options):
-        dtype = "float32" if name in cuda_kernels.OF_NO_DTYPE else dtype
+        dtype = "float32" if name in cuda_table.OF_NO_DTYPE else dtype
         assert (name, dtype, options) in VARIANTS
         return kernel(target, name, dtype, options)
 
@@ -259,6 +259,72 @@ def test_shared_draws():
 
 
 @EACH_DTYPE
+@pytest.mark.parametrize("row", [(5,), (2, 16)])
+def test_embedding(dtype, row):
+    weight = numbers((7, *row), dtype)
+    ids = np.random.default_rng(2).integers(0, 7, (3, 7))
+    dy = np.nan_to_num(numbers((*ids.shape, *row), dtype, 1), posinf=1, neginf=1)
+    for p, training in ((0.4, True), (1, True), (0, True), (0.4, False)):
+        kwargs = {"training": training}
+        _, ctx, expected, ctx_cpu = both(fd.embedding_dropout, weight, p, ids=ids, **kwargs)
+        names = "shape", "p", "seed", "call", "nbytes", "scale"
+        assert [getattr(ctx, n) for n in names] == [getattr(ctx_cpu, n) for n in names]
+        backward(ctx, ctx_cpu, dy)
+        y, there = fd.embedding_dropout(
+            to_fake(weight), p, ids=to_fake(ids.astype(np.int32)), rng=rng(), **kwargs
+        )
+        same(y, expected)
+        backward(there, ctx_cpu, dy)
+        np.testing.assert_array_equal(there.kept(), ctx_cpu.kept())
+
+
+@pytest.mark.parametrize("kind", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"])
+def test_ids_of_every_kind(kind):
+    weight = numbers((9, 3), np.float32)
+    ids = np.random.default_rng(1).integers(0, 9, (2, 3, 20)).astype(kind)
+    for view in (ids, ids[:, ::-1, 1::2], ids.T, ids[:, :, :0], ids[0, 1, 5, ...]):
+        y, ctx = fd.embedding_dropout(to_fake(weight), 0.3, ids=FakeArray(view), rng=rng())
+        expected, ctx_cpu = fd.embedding_dropout(weight, 0.3, ids=view, rng=rng())
+        assert_same_bits(y.host, expected)
+        same(ctx.backward(to_fake(expected)), ctx_cpu.backward(expected))
+
+
+def test_ids_that_are_not_in_the_table():
+    """On the host they are an error; on the device y is NaN, and they have no gradient."""
+    weight = numbers((4, 32), np.float32)[:, ::2]
+    x, kept = to_fake(weight.copy()), np.array([1, 3, 1], np.int64)
+    for kind in (np.int8, np.int64):
+        ids = np.array([1, -1, 3, 4, 100, 1], kind)
+        for p in (0, 0.3):
+            y, ctx = fd.embedding_dropout(x, p, ids=to_fake(ids), rng=rng())
+            expected, ctx_cpu = fd.embedding_dropout(weight, p, ids=kept, rng=rng())
+            assert np.isnan(y.host[[1, 3, 4]]).all()
+            assert_same_bits(y.host[[0, 2, 5]], expected)
+            dy = numbers(y.host.shape, np.float32, 1)
+            dy[~(abs(dy) < 100)] = 1
+            same(ctx.backward(to_fake(dy)), ctx_cpu.backward(dy[[0, 2, 5]]))
+            with pytest.raises(IndexError, match=r"ids must be in 0 \.\.\. 3, got 1 \.\.\. 4"):
+                ctx.backward(dy)
+    with pytest.raises(IndexError, match=r"ids must be in 0 \.\.\. 3, got -1 \.\.\. 100"):
+        fd.embedding_dropout(x, 0.3, ids=ids)
+    with pytest.raises(TypeError, match="ids must be integers, got float32"):
+        fd.embedding_dropout(x, 0.3, ids=to_fake(np.ones(3, np.float32)))
+    with pytest.raises(TypeError, match="ids is a CUDA array"):
+        fd.embedding_dropout(weight, 0.3, ids=to_fake(kept))
+    with pytest.raises(ValueError, match=r"dy must have shape \(6, 16\)"):
+        ctx.backward(x)
+
+
+def test_many_ids():
+    """More than are sorted in two passes."""
+    weight, dy = np.ones((5, 1), np.float16), numbers((300, 1), np.float16, 1)
+    dy[~(abs(dy) < 100)] = 1
+    ids = np.random.default_rng(3).integers(0, 5, 300)
+    _, ctx, _, ctx_cpu = both(fd.embedding_dropout, weight, 0.3, ids=ids)
+    same(ctx.backward(to_fake(dy)), ctx_cpu.backward(dy))
+
+
+@EACH_DTYPE
 def test_noise(dtype):
     x, dy = numbers((5, 21), dtype), numbers((5, 21), dtype, 1)
     for op, value in ((fd.gaussian_dropout, 0.3), (fd.gaussian_noise, 1.5)):
@@ -318,6 +384,8 @@ def test_nothing_is_fetched(monkeypatch):
     fd.bias_dropout_add(x, to_fake(np.ones(9, np.float32)), x, 0.3, rng=1)[1].backward(x)
     fd.concrete_dropout(x, 0.3, rng=1)[1].backward(x)
     fd.zoneout(x, x, 0.3, rng=1)[1].backward(x)
+    ids = to_fake(np.arange(8))
+    fd.embedding_dropout(x, 0.3, ids=ids, rng=1)[1].backward(x)
 
 
 @HOST_ONLY
@@ -393,8 +461,6 @@ def test_errors():
         fd.dropout(x, 0.3)[1].backward(to_fake(np.ones(3, np.float32)))
     with pytest.raises(TypeError, match="residual must have dtype float32 as x has, got float64"):
         fd.dropout_add(x, to_fake(np.ones(4)), 0.3)
-    with pytest.raises(TypeError, match="ids are taken with a weight in the host's memory only"):
-        fd.embedding_dropout(to_fake(np.ones((4, 4))), 0.3, ids=[1])
     call = fd.Rng(1)
     with pytest.raises(ValueError, match="region"):
         fd.dropout(x, 0.3, rng=call, region=((0,), (3,)))

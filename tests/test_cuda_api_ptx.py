@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ptx import Kernel, Memory
 
-from fastdrop import cuda, device
+from fastdrop import cuda, cuda_table, device
 
 pytest.importorskip("numba_cuda", reason="pip install 'fastdrop[test-cuda]'")
 
@@ -26,6 +26,7 @@ CAPABILITY = (9, 0)
 
 @cache
 def compiled(name, dtype, options):
+    dtype = "float32" if name in cuda_table.OF_NO_DTYPE else dtype
     made = compile_ptx(name, dtype, CAPABILITY, **dict(options))
     return Kernel(made.ptx, made.entry), [parameter for parameter, _ in made.parameters]
 

@@ -1,6 +1,7 @@
 """Kernels that are wrong in one place: the executed PTX shows it."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -8,12 +9,16 @@ import pytest
 import test_cuda_ptx as checks
 from ptx import Fault
 
+import fastdrop
+
 pytest.importorskip("numba_cuda", reason="pip install 'fastdrop[test-cuda]'")
 
-from fastdrop import cuda_compile, cuda_kernels
+from fastdrop import cuda_compile, cuda_table
 
 pytestmark = pytest.mark.slow
 CC = (9, 0)
+# In the order of their imports.
+MODULES = [module.__name__ for module in (*cuda_table.MODULES, cuda_table)]
 
 
 def forward(dtype="float32", p=0.2, n=6007, **where):
@@ -26,6 +31,18 @@ def tail():
 
 def keep_mask():
     checks.test_keep_mask(CC, 0.2, True)
+
+
+def rows(row=48, p=0.4):
+    checks.test_rows_of_a_table("float32", row, p)
+
+
+def order():
+    checks.test_order_of_ids()
+
+
+def sums():
+    checks.test_sums_of_rows("float32", 0.4)
 
 
 # What is changed, into what, and the check that must fail.
@@ -135,6 +152,39 @@ MUTATIONS = {
         "k = k",
         keep_mask,
     ),
+    "a row's number not multiplied": ("U64(number * row)", "number", rows),
+    "of an unaligned table all rows kept": (
+        "if known and given != U64(0):",
+        "if known and given != U64(0) and U64(row & U64(15)) == U64(0):",
+        lambda: rows(5),
+    ),
+    "a group across rows taken as one": (
+        "aligned = aligned and U64(row & U64(15)) == U64(0)",
+        "aligned = aligned and U64(row & U64(0)) == U64(0)",
+        lambda: rows(5),
+    ),
+    "without dropout a NaN changed": (
+        "if rows and known and given == U64(0):",
+        "if rows and known and given == U64(1):",
+        lambda: rows(p=0),
+    ),
+    "last run not merged": ("while low < end:", "while U64(low + run) < end:", order),
+    "bisection one too short": ("low = U64(middle + U64(1))", "low = middle", order),
+    "order of equal ids lost": (
+        "return U64(U64(v * n) + i) if",
+        "return U64(U64(v * n) + U64(U64(n - U64(1)) - i)) if",
+        order,
+    ),
+    "dropped words have gradients": (
+        "return given == U64(0) or bit(given, word) != U32(0)",
+        "return given == U64(0) or bit(given, word) != U32(2)",
+        sums,
+    ),
+    "each row of a word begins anew": (
+        "key(order, U64(place - U64(1))) < low",
+        "key(order, U64(place - U64(1))) < key(order, place)",
+        sums,
+    ),
 }
 
 
@@ -148,13 +198,17 @@ def fresh(monkeypatch):
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_wrong_kernel_is_found(monkeypatch, tmp_path, mutation):
     right, wrong, check = MUTATIONS[mutation]
-    source = Path(cuda_kernels.__file__).read_text()
-    assert source.count(right) == 1
-    module = ModuleType(cuda_kernels.__name__)
-    module.__file__ = str(tmp_path / "cuda_kernels.py")
-    Path(module.__file__).write_text(source.replace(right, wrong))
-    exec(compile(source.replace(right, wrong), module.__file__, "exec"), module.__dict__)
-    monkeypatch.setitem(sys.modules, cuda_kernels.__name__, module)
+    found = 0
+    for name in MODULES:
+        source = Path(import_module(name).__file__).read_text()
+        found += source.count(right)
+        module = ModuleType(name)
+        module.__file__ = str(tmp_path / f"{name}.py")
+        Path(module.__file__).write_text(source.replace(right, wrong))
+        monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setattr(fastdrop, name.partition(".")[2], module)
+        exec(compile(source.replace(right, wrong), module.__file__, "exec"), module.__dict__)
+    assert found == 1
     monkeypatch.setattr(cuda_compile, "kernels", module)
     with pytest.raises((AssertionError, Fault)):
         check()

@@ -309,6 +309,47 @@ def test_bits_of_a_shared_mask_are_spread(cc, small):
         assert_same_bits(after["saved"], in_words(np.broadcast_to(mask, shape)))
 
 
+def some_rows(dtype, row, p):
+    """A table, ids, its rows by them, their context, and the mask as a kernel takes it."""
+    ids = np.random.default_rng(5).integers(0, 50, 301)
+    weight = some(dtype, 50 * row).reshape(50, row)
+    y, ctx = fd.embedding_dropout(weight, p, ids=ids, rng=fd.Rng(SEED, CALL))
+    return weight, ids, y, ctx, {"given": in_words(ctx.kept())} if p else {}
+
+
+@pytest.mark.parametrize("row", [48, 5])
+@pytest.mark.parametrize("p", [0, 0.4])
+def test_rows_of_a_table(dtype, row, p):
+    weight, ids, y, ctx, given = some_rows(dtype, row, p)
+    kernel = compiled("dropout", (9, 0), dtype, op="dropout", source="rows", shifted=False)
+    arrays = {"x": weight, "y": np.full_like(y, 7), "own": ids} | given
+    after = run(kernel, arrays, n=y.size, row=row, words=50, scale=ctx.scale)
+    assert_same_bits(after["y"], y)
+
+
+def test_order_of_ids():
+    x = np.random.default_rng(5).integers(0, 9, 301)
+    order = np.arange(x.size) + x * x.size
+    for merged in (1, 16, 256):
+        arrays = {"x": x, "y": np.full_like(x, 7)}
+        x = run(compiled("sort", (9, 0), "float32"), arrays, n=x.size, run=merged)["y"]
+    np.testing.assert_array_equal(x, np.sort(order))
+
+
+@pytest.mark.parametrize("p", [0, 0.4])
+def test_sums_of_rows(dtype, p):
+    row = 5
+    weight, ids, _, ctx, given = some_rows(dtype, row, p)
+    dy = some(dtype, ids.size * row, 1, quiet=True).reshape(ids.size, row)
+    with np.errstate(over="ignore"):
+        expected = ctx.backward(dy)
+    order = np.sort(ids * ids.size + np.arange(ids.size))
+    arrays = {"order": order, "x": dy, "y": np.zeros_like(weight)} | given
+    sizes = {"n": ids.size, "row": row, "words": 50}
+    after = run(compiled("add_rows", (9, 0), dtype), arrays, scale=ctx.scale, **sizes)
+    assert_same_bits(after["y"], expected)
+
+
 LOGIT, TEMPERATURE = -1.25, 0.125
 
 

@@ -1,0 +1,129 @@
+"""Which kernels there are, of which dtypes and options, and what they take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastdrop import cuda_kernels, cuda_rows
+from fastdrop.cuda_kernels import (
+    ITEMSIZE,
+    OPS,
+    copy_kernel,
+    draw_kernel,
+    dropout_kernel,
+    noise_kernel,
+    spread_kernel,
+    sums_kernel,
+    total_kernel,
+    unpack_kernel,
+)
+
+MODULES = cuda_kernels, cuda_rows  # where they are
+
+# Parameters of the kernels: name, type, and length where it is a tuple. "real" is the compute type,
+# "axes" the number of axes, at least one. Addresses are of global memory.
+_KEYS = [("keys", "u32", 14), ("call", "u64", None)]
+_RATE = [("t", "u32", None), ("f", "u32", None)]
+_AXES = [("shape", "u64", "axes"), ("strides", "u64", "axes")]
+
+
+def _each(kind: str, names: str) -> list:
+    return [(name, kind, None) for name in names.split()]
+
+
+# Each kernel's function, its options' defaults, and its parameters.
+KERNELS: dict[str, tuple[Any, dict[str, Any], list]] = {
+    "dropout": (
+        dropout_kernel,
+        {"op": "dropout", "source": "bytes", "shifted": False},
+        [
+            *_each("u64", "x residual bias y given saved own n row words start"),
+            *_KEYS,
+            *_RATE,
+            *_each("real", "scale shift dropped"),
+        ],
+    ),
+    "draw": (
+        draw_kernel,
+        {"source": "bytes", "shifted": False, "axes": 0, "small": True},
+        [*_each("u64", "saved n start"), *_AXES, *_KEYS, *_RATE],
+    ),
+    "spread": (
+        spread_kernel,
+        {"axes": 1, "small": True},
+        [*_each("u64", "given saved n"), *_AXES],
+    ),
+    "copy": (
+        copy_kernel,
+        {"axes": 1, "small": True},
+        [*_each("u64", "x y n"), *_AXES, ("to", "u64", "axes")],
+    ),
+    "unpack": (unpack_kernel, {}, _each("u64", "given y n")),
+    "noise": (
+        noise_kernel,
+        {"op": "scale", "axes": 0, "small": True},
+        [
+            *_each("u64", "x g y n start"),
+            *_AXES,
+            *_KEYS,
+            *_each("real", "sigma logit rate inverse scale"),
+        ],
+    ),
+    "sums": (sums_kernel, {"by": "rows"}, _each("u64", "x sums n row")),
+    "total": (total_kernel, {"single": False}, _each("u64", "sums y row")),
+    "ids": (cuda_rows.ids_kernel, {"axes": 1}, [*_each("u64", "x y n width signed words"), *_AXES]),
+    "sort": (cuda_rows.sort_kernel, {}, _each("u64", "x y n run")),
+    "add_rows": (
+        cuda_rows.add_rows_kernel,
+        {},
+        [*_each("u64", "order x given y n row words"), ("scale", "f64", None)],
+    ),
+}
+
+
+_DRAWN = ("bytes", "bits")
+_SOURCES = (*_DRAWN, "given", "same", "rows", "examples")
+_CHOICES: dict[str, dict[str, Sequence]] = {
+    "dropout": {"op": (*OPS, "mean"), "source": _SOURCES},
+    "draw": {"source": _DRAWN},
+    "noise": {"op": ("scale", "add", "concrete", "gradient")},
+    "sums": {"by": ("rows", "tiles")},
+}
+# Compiled for float32, whatever the arrays are.
+OF_NO_DTYPE = ("draw", "spread", "unpack", "ids", "sort")
+
+
+def choices(name: str, axes: int) -> dict[str, Sequence]:
+    """The values of a kernel's dtype and options, on arrays of up to so many axes."""
+    least = KERNELS[name][1].get("axes", 0)  # 0 where there is a kernel for runs
+    both = (False, True)
+    general = {"shifted": both, "small": both, "single": both, "axes": range(least, axes + 1)}
+    dtypes = ("float32",) if name in OF_NO_DTYPE else tuple(ITEMSIZE)
+    return general | {"dtype": dtypes} | _CHOICES.get(name, {})
+
+
+def is_launched(name: str, options: dict[str, Any]) -> bool:
+    """Whether `fastdrop.cuda` has a use for these options together."""
+    if name != "dropout":  # small counts for axes, shifted for none
+        axes = options.get("axes", 1)
+        return not options.get("shifted") if axes else bool(options["small"])
+    op, source = options["op"], options["source"]
+    if options["shifted"] and source not in _DRAWN:
+        return False
+    if source == "same" or op == "mean":
+        return source == "same" and op in ("mean", "dropout")
+    return source not in ("rows", "examples") or op == "dropout"
+
+
+def kernel(where: str, name: str, dtype: str, **options: Any) -> tuple[Any, list]:
+    """A kernel by name, and its parameters: (name, type, length of a tuple or None) each."""
+    build, defaults, parameters = KERNELS[name]
+    options = defaults | options
+    real = "f64" if dtype == "float64" else "f32"
+    axes = max(options.get("axes", 0), 1)
+    given = [
+        (n, real if kind == "real" else kind, axes if length == "axes" else length)
+        for n, kind, length in parameters
+    ]
+    return build(where, dtype, **options), given
