@@ -193,6 +193,7 @@ def cases() -> list[Case]:
             ("zoneout", 3),
         ):
             case(op, "dropout", dtype, 16, arrays * size + bits, op=op)
+        case("drop_block, apply", "dropout", dtype, 16, 2 * size + bits, source="examples")
         case("embedding_dropout, ids", "dropout", dtype, 16, 2 * size, source="rows")
         case("gaussian_dropout", "noise", dtype, 4, 2 * size, op="scale")
         case("concrete_dropout", "noise", dtype, 4, 2 * size, op="concrete")

@@ -22,6 +22,7 @@ from fastdrop import (
     _core,
     alpha,
     concrete,
+    dropblock,
     functional,
     fused,
     gate,
@@ -57,6 +58,7 @@ from fastdrop.device import (
     where,
     why_not,
 )
+from fastdrop.dropblock import DropBlockContext
 from fastdrop.noise import Draw
 from fastdrop.recurrent import ZoneoutContext, ZoneoutMeanContext
 from fastdrop.recurrent import zoneout as _zoneout
@@ -66,6 +68,7 @@ __all__ = [
     "alpha_dropout",
     "bias_dropout_add",
     "concrete_dropout",
+    "drop_block",
     "drop_path",
     "dropout",
     "dropout_add",
@@ -124,6 +127,7 @@ alpha_dropout = _on_device(alpha.alpha_dropout)
 feature_alpha_dropout = _on_device(alpha.feature_alpha_dropout)
 spatial_dropout = _on_device(shared.spatial_dropout)
 locked_dropout = _on_device(shared.locked_dropout)
+drop_block = _on_device(dropblock.drop_block)
 drop_path = _on_device(shared.drop_path)
 embedding_dropout = _on_device(shared.embedding_dropout)
 gaussian_dropout = _on_device(gaussian.gaussian_dropout)
@@ -150,7 +154,7 @@ def keep_mask(
     block = gate.block(dims, shared_axes, region)
     seed, call = draw_call(rng)
     like = DeviceArray(KINDS["numba"].empty(None, (1,), "float32", (4,)))
-    bits = _spread(_draw(seed, call, p, block, like), dims, range(len(dims)), block, like)
+    bits = _spread(_draw(seed, call, p, block, like), dims, range(len(dims)), _steps(block), like)
     n = prod(dims)
     if packed:
         return bits.bits.array[: (n + 7) // 8]
@@ -333,6 +337,77 @@ def _zeros(x: DeviceArray) -> DeviceArray:
     return _scaled(x, 0.0, x)
 
 
+def keep_blocks(ctx: DropBlockContext, x: Any) -> DeviceBits:
+    """The keep bits of `fastdrop.drop_block`: each example begins with a 64-bit word."""
+    like = DeviceArray(x)
+    gamma, begins, k_height, k_width = ctx._seeds
+    batch, maps, height, width = ctx._drawn
+    size = maps * height * width
+    row = -(-size // 64) * 64
+    n = batch * row
+    *_, rows, columns = begins.shape
+    bits = _draw(ctx.seed, ctx.call, gamma, begins, like)
+    for name, more in (
+        ("place", {"rows": rows, "columns": columns, "height": height, "width": width}),
+        ("widen", {"far": 1, "k": k_width}),
+        ("widen", {"far": width, "k": k_height, "keep": 1}),
+    ):
+        before, bits = bits.bits, DeviceBits.empty(n, like)
+        arguments = {"given": before, "saved": bits.bits, "n": n, "row": row, "size": size} | more
+        launch(name, like, n // 16, {}, **arguments)
+    return bits
+
+
+def backward_blocks(ctx: DropBlockContext, dy: Any, out: Any) -> Any:
+    """`fastdrop.DropBlockContext.backward` on the device."""
+    where()
+    dy = array(dy, "dy")
+    gate.like(dy, "dy", ctx.shape)
+    out = output(dy, out)
+    if not ctx._drops:
+        dx = _result(dy, out)
+        copy(_apart(dy, dx), dx)
+        return dx.array
+    batch, maps, height, width = ctx._drawn
+    size = maps * height * width
+    row = -(-size // 64) * 64
+    held = keep_blocks(ctx, dy.array) if ctx.bits is None else ctx.bits
+    bits = DeviceBits.of(held, batch * row, dy)
+    real = "float64" if dy.dtype == "float64" else "float32"
+    sums, scales = dy.new("int64", (batch, PARTS)), dy.new(real, (batch,))
+    launch("count", dy, batch * PARTS, {}, given=bits.bits, sums=sums, n=batch, row=row)
+    launch("scale", dy, batch, {}, sums=sums, y=scales, n=batch, size=size)
+
+    order = dy.order()
+    if order[0]:  # the kernel takes examples that are behind each other
+        order.remove(0)
+        order.insert(0, 0)
+    channels = height * width if ctx.per_channel else 0
+    steps = [row, width, 1] if dy.ndim == 4 else [row, 1]
+    steps.insert(dy.ndim - 1 if ctx.channels_last else 1, channels)
+    each = _spread(bits, dy.shape, order, steps, dy)
+    x = _dense(dy, order)
+    fits = out is not None and x.has_strides(out.strides) and not _askew(x, out)
+    dx = out if fits else x.new(order=order)
+    launch(
+        "dropout",
+        x,
+        (x.size + 15) // 16,
+        {"op": "dropout", "source": "examples", "shifted": False},
+        x=x,
+        y=dx,
+        given=each.bits,
+        own=scales,
+        n=x.size,
+        row=x.size // batch,
+    )
+    if fits or (out is None and order == dy.order()):
+        return dx.array
+    out = _result(dy, out)
+    copy(dx, out)
+    return out.array
+
+
 def described(x: Any, out: Any) -> tuple[tuple[int, ...], str]:
     """Shape and dtype of a device array; out is checked."""
     where()
@@ -492,6 +567,15 @@ def _askew(x: DeviceArray, y: DeviceArray) -> bool:
     return (x.address != y.address or not x.has_strides(y.strides)) and overlap(x, y)
 
 
+def _dense(x: DeviceArray, order: Sequence[int]) -> DeviceArray:
+    """x without gaps, its axes in this order; a copy if it is not."""
+    if x.has_strides(x.dense(order)):
+        return x
+    y = x.new(order=order)
+    copy(x, y)
+    return y
+
+
 def _apart(x: DeviceArray, y: DeviceArray) -> DeviceArray:
     """x, or a copy of it if writing to y would change it too early."""
     if not _askew(x, y):
@@ -547,13 +631,16 @@ def _draw(seed: int, call: int, p: float, block: Block, like: DeviceArray) -> De
     return bits
 
 
+def _steps(block: Block) -> list[int]:
+    """How far apart, in the packed mask of a block, neighbours along each axis are."""
+    return [0 if n == 1 else s for n, s in zip(block.shape, c_strides(block.shape), strict=True)]
+
+
 def _spread(
-    bits: DeviceBits, lengths: tuple, order: Sequence[int], block: Block, like: DeviceArray
+    bits: DeviceBits, lengths: tuple, order: Sequence[int], steps: Sequence[int], like: DeviceArray
 ) -> DeviceBits:
-    """The packed mask of a block as one bit for each element of x, in the order of its memory."""
-    steps = c_strides(block.shape)
-    own = [0 if block.shape[d] == 1 else steps[d] for d in range(len(lengths))]
-    shape, strides = collapsed([lengths[d] for d in order], [own[d] for d in order])
+    """A packed mask as one bit for each element of x, in the order of its memory."""
+    shape, strides = collapsed([lengths[d] for d in order], [steps[d] for d in order])
     n = prod(lengths)
     if not n or (shape == (n,) and (n == 1 or strides == (1,))):
         return bits
@@ -592,10 +679,7 @@ def _forward(
     """
     seed, call, p, block = draw
     order = x.order()
-    if not x.has_strides(x.dense(order)):  # gaps: without them, and then in place
-        z = x.new(order=order)
-        copy(x, z)
-        x = z
+    x = _dense(x, order)
     others = [a for a in (residual, bias) if a is not None]
     fits = out is not None and x.has_strides(out.strides) and not _askew(x, out)
     fits = fits and not any(_askew(a, out) for a in others)
@@ -607,7 +691,7 @@ def _forward(
     if given is None and not (in_c_order and block.is_run):
         given = _draw(seed, call, p, block, x)
         bits = given if save and not relu else None
-    each = None if given is None else _spread(given, x.shape, order, block, x)
+    each = None if given is None else _spread(given, x.shape, order, _steps(block), x)
     saved = None
     if relu or (save and given is None):
         saved = bits = DeviceBits.empty(n, x)

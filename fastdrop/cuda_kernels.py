@@ -630,7 +630,7 @@ def dropout_kernel(where: str, dtype: str, op: str, source: str, shifted: bool) 
             return draw(U64(U64(start >> U64(4)) + group), t, f, keys, call)
 
     if rows:
-        load_u64, bit = p.load_u64, bit_of(where)
+        load_u64, bit = p.load_u64, packed(where).one
 
         @p.device
         def own_of(x, given, own, i, row, words, keep, scale):
@@ -827,24 +827,31 @@ def draw_kernel(where: str, dtype: str, source: str, shifted: bool, axes: int, s
 
 
 @cache
-def bit_of(where: str) -> Any:
-    """``f(given, b)``: bit b of packed bits, 0 or 1."""
+def packed(where: str) -> SimpleNamespace:
+    """``one(given, b)``: bit b of packed bits, 0 or 1; ``sixteen(given, b)``: those from it on."""
     t = target(where)
     load_u8 = t.load_u8
 
     @t.device
-    def bit_at(given, b):
+    def one(given, b):
         return U32(U32(load_u8(U64(given + U64(b >> U64(3)))) >> U32(U32(b) & U32(7))) & U32(1))
 
-    return bit_at
+    @t.device
+    def sixteen(given, b):
+        byte = U64(given + U64(b >> U64(3)))
+        end = U64(given + U64(U64(b + U64(15)) >> U64(3)))
+        k = U32(load_u8(byte) | U32(load_u8(U64(byte + U64(1))) << U32(8)))
+        return U32(U32(k | U32(load_u8(end) << U32(16))) >> U32(U32(b) & U32(7)))
+
+    return SimpleNamespace(one=one, sixteen=sixteen)
 
 
 @cache
 def spread_kernel(where: str, dtype: str, axes: int, small: bool) -> Any:
     """Packed bits from packed bits: bit i of n is the one at i's position. dtype is ignored."""
     p = target(where)
-    first, step, store_u16, load_u8 = p.first, p.step, p.store_u16, p.load_u8
-    bit_at, last = bit_of(where), axes - 1
+    first, step, store_u16, last = p.first, p.step, p.store_u16, axes - 1
+    bit_at, sixteen = packed(where).one, packed(where).sixteen
     position, left_of = positions(where, axes, small)
 
     @p.device
@@ -857,10 +864,7 @@ def spread_kernel(where: str, dtype: str, axes: int, small: bool) -> Any:
         if left >= m and strides[last] == U64(0):
             k = U32(U32(0) - bit_at(given, b))
         elif left >= U64(16) and strides[last] == U64(1):
-            byte = U64(given + U64(b >> U64(3)))
-            end = U64(given + U64(U64(b + U64(15)) >> U64(3)))
-            k = U32(load_u8(byte) | U32(load_u8(U64(byte + U64(1))) << U32(8)))
-            k = U32(U32(k | U32(load_u8(end) << U32(16))) >> U32(U32(b) & U32(7)))
+            k = sixteen(given, b)
         else:
             j = U64(0)
             while j < m:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdrop.cuda_kernels import U32, U64, bit_of, doubles, elements, positions
+from fastdrop.cuda_kernels import U32, U64, doubles, elements, packed, positions
 from fastdrop.cuda_targets import target
 
 WAYS = 16  # runs that a pass of `sort_kernel` merges
@@ -93,7 +93,7 @@ def add_rows_kernel(where: str, dtype: str) -> Any:
     """
     p = target(where)
     e, wide, d = elements(where, dtype), elements(where, "float64"), doubles(where, dtype)
-    first, step, load_u64, bit = p.first, p.step, p.load_u64, bit_of(where)
+    first, step, load_u64, bit = p.first, p.step, p.load_u64, packed(where).one
     load, store, item, number, rounded = e.load, e.store, e.item, d.number, d.rounded
     add, mul, nothing = wide.add, wide.mul, np.float64(0)
 

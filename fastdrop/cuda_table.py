@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastdrop import cuda_kernels, cuda_rows
+from fastdrop import cuda_blocks, cuda_kernels, cuda_rows
 from fastdrop.cuda_kernels import (
     ITEMSIZE,
     OPS,
@@ -19,7 +19,7 @@ from fastdrop.cuda_kernels import (
     unpack_kernel,
 )
 
-MODULES = cuda_kernels, cuda_rows  # where they are
+MODULES = cuda_kernels, cuda_rows, cuda_blocks  # where they are
 
 # Parameters of the kernels: name, type, and length where it is a tuple. "real" is the compute type,
 # "axes" the number of axes, at least one. Addresses are of global memory.
@@ -73,6 +73,14 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], list]] = {
     "sums": (sums_kernel, {"by": "rows"}, _each("u64", "x sums n row")),
     "total": (total_kernel, {"single": False}, _each("u64", "sums y row")),
     "ids": (cuda_rows.ids_kernel, {"axes": 1}, [*_each("u64", "x y n width signed words"), *_AXES]),
+    "place": (
+        cuda_blocks.place_kernel,
+        {},
+        _each("u64", "given saved n row size rows columns height width"),
+    ),
+    "widen": (cuda_blocks.widen_kernel, {}, _each("u64", "given saved n row size far k keep")),
+    "count": (cuda_blocks.count_kernel, {}, _each("u64", "given sums n row")),
+    "scale": (cuda_blocks.scale_kernel, {}, _each("u64", "sums y n size")),
     "sort": (cuda_rows.sort_kernel, {}, _each("u64", "x y n run")),
     "add_rows": (
         cuda_rows.add_rows_kernel,
@@ -89,9 +97,10 @@ _CHOICES: dict[str, dict[str, Sequence]] = {
     "draw": {"source": _DRAWN},
     "noise": {"op": ("scale", "add", "concrete", "gradient")},
     "sums": {"by": ("rows", "tiles")},
+    "scale": {"dtype": ("float32", "float64")},
 }
 # Compiled for float32, whatever the arrays are.
-OF_NO_DTYPE = ("draw", "spread", "unpack", "ids", "sort")
+OF_NO_DTYPE = ("draw", "spread", "unpack", "ids", "sort", "place", "widen", "count")
 
 
 def choices(name: str, axes: int) -> dict[str, Sequence]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from fastdrop import _core, cpu, gate
 from fastdrop._core import BITS_PAD
 from fastdrop.block import Block
+from fastdrop.device import DeviceBits, cuda, on_device
 from fastdrop.functional import Region
 from fastdrop.restore import Restored
 from fastdrop.rng import RngLike, draw_call
@@ -35,7 +36,7 @@ class DropBlockContext(Restored):
         As given to `drop_block`.
     first : int
         Index of the first example in the whole batch.
-    bits : bytes or None
+    bits : bytes, DeviceBits or None
         Packed keep mask, for which each example begins with a 64-bit word; None: drawn again.
     """
 
@@ -47,19 +48,21 @@ class DropBlockContext(Restored):
     channels_last: bool
     per_channel: bool
     first: int = 0
-    bits: bytes | None = field(default=None, repr=False)
+    bits: bytes | DeviceBits | None = field(default=None, repr=False)
 
     def check(self) -> None:
         Restored.check(self)
         _maps_of(self.shape)
         held = _core.bytes_of_examples(self._drawn[0], prod(self._drawn[1:]))
-        if self.bits is not None and len(self.bits) != held:
+        if type(self.bits) is bytes and len(self.bits) != held:
             raise ValueError(f"bits must be {held} bytes, got {len(self.bits)}")
 
     @property
     def nbytes(self) -> int:
         """What is held for the backward pass, in bytes."""
-        return 0 if self.bits is None else len(self.bits) - BITS_PAD
+        if type(self.bits) is bytes:
+            return len(self.bits) - BITS_PAD
+        return 0 if self.bits is None else self.bits.nbytes
 
     @property
     def scales(self) -> npt.NDArray[np.float64]:
@@ -97,6 +100,8 @@ class DropBlockContext(Restored):
         ndarray
             dy times the scale of its example where the element was kept, else +0; dtype of `dy`.
         """
+        if on_device(dy):
+            return cuda().backward_blocks(self, dy, out)
         dy = gate.array(dy, "dy")
         gate.like(dy, "dy", self.shape)
         dy, out = gate.output(dy, out)
@@ -127,9 +132,16 @@ class DropBlockContext(Restored):
         return x if x.ndim == 4 else x[:, :, None]
 
     def _keep_bits(self) -> bytes:
-        """Those of all examples; what the paper calls gamma is the rate of `seeds` here."""
+        """Those of all examples."""
         if self.bits is not None:
-            return self.bits
+            return self.bits if type(self.bits) is bytes else self.bits.fetch()
+        gamma, begins, k_height, k_width = self._seeds
+        bits = cpu.draw(self.seed, self.call, gamma, begins)
+        return _core.drop_blocks(bits, self._drawn, k_height, k_width)
+
+    @property
+    def _seeds(self) -> tuple[float, Block, int, int]:
+        """The rate of what is drawn, which the paper calls gamma, where, and sides of a block."""
         batch, maps, height, width = self._drawn
         k_width = min(self.block_size, width, height if len(self.shape) == 4 else width)
         k_height = min(k_width, height)
@@ -137,9 +149,11 @@ class DropBlockContext(Restored):
         gamma = self.p * (height * width) / (k_height * k_width * rows * columns)
         seeds = batch, maps, rows, columns
         region = (self.first, 0, 0, 0), (self.first + batch, *seeds[1:])
-        block = Block(seeds, (), region) if self.first else prod(seeds)
-        bits = cpu.draw(self.seed, self.call, gamma if self.p < 1.0 else 1.0, block)
-        return _core.drop_blocks(bits, self._drawn, k_height, k_width)
+        return gamma if self.p < 1.0 else 1.0, Block(seeds, (), region), k_height, k_width
+
+    def __reduce__(self) -> tuple:
+        bits = None if self.bits is None else self._keep_bits()
+        return Restored.__reduce__(replace(self, bits=bits))
 
 
 def drop_block(
@@ -218,14 +232,17 @@ def drop_block(
     >>> dx = ctx.backward(dy)
     """
     gate.choice(save, ("bits", "seed"), "save")
-    x, p, block_size = gate.array(x), gate.rate(p), gate.count(block_size, "block_size")
-    _maps_of(x.shape)
-    x, out = gate.output(x, out)
-    first = 0 if region is None else _first(x.shape, region)
+    there = on_device(x)
+    shape = cuda().described(x, out)[0] if there else (x := gate.array(x)).shape
+    p, block_size = gate.rate(p), gate.count(block_size, "block_size")
+    _maps_of(shape)
+    x, out = (x, out) if there else gate.output(x, out)
+    first = 0 if region is None else _first(shape, region)
     seed, call = draw_call(rng) if training else (None, None)
     geometry = block_size, bool(channels_last), bool(per_channel), first
-    ctx = DropBlockContext(x.shape, p if training else 0.0, seed, call, *geometry)
-    held = replace(ctx, bits=ctx._keep_bits()) if ctx._drops else ctx
+    ctx = held = DropBlockContext(shape, p if training else 0.0, seed, call, *geometry)
+    if ctx._drops:
+        held = replace(ctx, bits=cuda().keep_blocks(ctx, x) if there else ctx._keep_bits())
     return held.backward(x, out), held if save == "bits" else ctx
 
 

@@ -259,6 +259,82 @@ def test_shared_draws():
 
 
 @EACH_DTYPE
+@pytest.mark.parametrize("shape", [(2, 3, 7, 9), (3, 4, 1, 16), (2, 5, 21), (1, 2, 9, 8)])
+def test_drop_block(dtype, shape):
+    x, dy = numbers(shape, dtype), numbers(shape, dtype, 1)
+    region = (7, *[0] * len(shape[1:])), (20, *shape[1:])
+    for p, size, kwargs in (
+        (0.2, 3, {}),
+        (0.3, 1, {"channels_last": True, "save": "seed"}),
+        (0.2, 5, {"per_channel": False, "region": region}),
+        (0.1, 20, {"per_channel": False, "channels_last": True}),
+        (1, 2, {"save": "seed"}),
+        (0, 2, {}),
+        (0.3, 2, {"training": False}),
+    ):
+        _, ctx, _, ctx_cpu = both(fd.drop_block, x, p, size, **kwargs)
+        names = "shape", "p", "seed", "call", "nbytes", "block_size", "first"
+        assert [getattr(ctx, n) for n in names] == [getattr(ctx_cpu, n) for n in names]
+        np.testing.assert_array_equal(ctx.mask(), ctx_cpu.mask())
+        np.testing.assert_array_equal(ctx.scales, ctx_cpu.scales)
+        if ctx.bits is not None:
+            assert ctx._keep_bits()[: ctx.nbytes] == ctx_cpu.bits[: ctx.nbytes]
+        if dtype == np.float32:
+            backward(ctx, ctx_cpu, dy)
+        else:
+            same(ctx.backward(to_fake(dy)), ctx_cpu.backward(dy))
+
+
+BLOCK_LAYOUTS = {
+    "C": lambda x: x,
+    "channels last": lambda x: x.transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2),
+    "batch last": lambda x: x.transpose(1, 2, 3, 0).copy().transpose(3, 0, 1, 2),
+    "sliced": lambda x: np.repeat(x, 2, 3)[..., ::2],
+}
+
+
+@pytest.mark.parametrize("layout", BLOCK_LAYOUTS)
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_drop_block_layouts(layout, per_channel):
+    x = BLOCK_LAYOUTS[layout](numbers((3, 4, 5, 6), np.float32))
+    kwargs = {"block_size": 2, "per_channel": per_channel}
+    y, ctx = fd.drop_block(FakeArray(x), 0.3, rng=rng(), **kwargs)
+    expected, ctx_cpu = fd.drop_block(x, 0.3, rng=rng(), **kwargs)
+    assert_same_bits(y.host, expected)
+    assert y.host.strides == expected.strides
+    same(ctx.backward(FakeArray(x)), ctx_cpu.backward(x))
+    for other in BLOCK_LAYOUTS.values():
+        out = FakeArray(other(np.zeros_like(x)))
+        assert fd.drop_block(FakeArray(x), 0.3, rng=rng(), out=out, **kwargs)[0] is out
+        assert_same_bits(out.host, expected)
+    fake = to_fake(x)
+    assert fd.drop_block(fake, 0.3, rng=rng(), out=fake, **kwargs)[0] is fake
+    assert_same_bits(fake.host, expected)
+
+
+def test_drop_block_of_nothing_and_errors():
+    for shape in ((0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4)):
+        _, ctx, _, ctx_cpu = both(fd.drop_block, np.zeros(shape, np.float32), 0.3, 2)
+        backward(ctx, ctx_cpu, np.zeros(shape, np.float32))
+    x, call = to_fake(np.ones((2, 3, 4, 4), np.float32)), fd.Rng(1)
+    with pytest.raises(ValueError, match="x must have a batch axis"):
+        fd.drop_block(to_fake(np.ones(3)), rng=call)
+    with pytest.raises(ValueError, match="region must cut the batch axis only"):
+        fd.drop_block(x, rng=call, region=((0, 1, 0, 0), (2, 4, 4, 4)))
+    with pytest.raises(ValueError, match="block_size must be at least 1"):
+        fd.drop_block(x, 0.1, 0, rng=call)
+    with pytest.raises(ValueError, match="out must have shape"):
+        fd.drop_block(x, 0.1, out=to_fake(np.ones(3, np.float32)), rng=call)
+    with pytest.raises(TypeError, match="out must be a CUDA array"):
+        fd.drop_block(x, 0.1, out=np.ones((2, 3, 4, 4), np.float32), rng=call)
+    with pytest.raises(ValueError, match="save must be one of"):
+        fd.drop_block(x, 0.1, save="all", rng=call)
+    assert call.call == 0
+    with pytest.raises(ValueError, match="dy must have shape"):
+        fd.drop_block(x, rng=1)[1].backward(to_fake(np.ones(3, np.float32)))
+
+
+@EACH_DTYPE
 @pytest.mark.parametrize("row", [(5,), (2, 16)])
 def test_embedding(dtype, row):
     weight = numbers((7, *row), dtype)
@@ -384,6 +460,8 @@ def test_nothing_is_fetched(monkeypatch):
     fd.bias_dropout_add(x, to_fake(np.ones(9, np.float32)), x, 0.3, rng=1)[1].backward(x)
     fd.concrete_dropout(x, 0.3, rng=1)[1].backward(x)
     fd.zoneout(x, x, 0.3, rng=1)[1].backward(x)
+    images = to_fake(np.ones((2, 3, 8, 8), np.float32))
+    fd.drop_block(images, 0.3, 2, rng=1)[1].backward(images)
     ids = to_fake(np.arange(8))
     fd.embedding_dropout(x, 0.3, ids=ids, rng=1)[1].backward(x)
 
@@ -468,7 +546,7 @@ def test_errors():
 
 
 def test_operations_without_kernels():
-    x, images = (to_fake(np.ones(n, np.float32)) for n in ((4, 4), (2, 3, 8, 8)))
+    x = to_fake(np.ones((4, 4), np.float32))
     for op in (
         lambda: fd.targeted_dropout(x, 0.3),
         lambda: fd.targeted_prune(x, 0.3),
@@ -476,7 +554,6 @@ def test_operations_without_kernels():
         lambda: fd.variational_dropout(x, -1.0),
         lambda: fd.sparse_variational_linear(x, x, x),
         lambda: fd.dropconnect(x, x, p=0.3),
-        lambda: fd.drop_block(images, 0.1, 3),
     ):
         with pytest.raises(TypeError, match=r"is a CUDA array, .* has no kernels"):
             op()

@@ -41,6 +41,14 @@ def order():
     checks.test_order_of_ids()
 
 
+def blocks(sides=(3, 7)):
+    checks.test_blocks(CC, sides)
+
+
+def examples(shape=(4, 3, 5, 7)):
+    checks.test_examples_with_scales_of_their_own("float32", shape)
+
+
 def sums():
     checks.test_sums_of_rows("float32", 0.4)
 
@@ -151,6 +159,36 @@ MUTATIONS = {
         "k = U32(k & U32(U32(U32(1) << U32(n - i)) - U32(1)))",
         "k = k",
         keep_mask,
+    ),
+    "a block of a row begins on the next": ("if w == width:", "if w > width:", blocks),
+    "blocks begin in the last rows": ("if h < rows and", "if h <= rows and", blocks),
+    "maps of an example miscounted": (
+        "U64(example * U64(size // each))",
+        "U64(example * U64(size // width))",
+        blocks,
+    ),
+    "blocks one too narrow": ("while k > U64(0) and back", "while k > U64(1) and back", blocks),
+    "blocks cut at an example's first words": (
+        "while k > U64(0) and back < U64(at + U64(16)):",
+        "while k > U64(0) and back <= at:",
+        lambda: blocks((20, 39)),
+    ),
+    "bits behind an example not cut": ("bits = U32(U32(~bits) & ones)", "bits = ~bits", blocks),
+    "ones counted twice": ("word = U64(word + parts)", "word = U64(word + U64(1))", examples),
+    "scales of the next example": (
+        "scale = value(load_real(U64(own + U64(U64(i // row) * size))))",
+        "scale = value(load_real(U64(own + U64(U64(U64(i + U64(8)) // row) * size))))",
+        examples,
+    ),
+    "a group across examples taken as one": (
+        "if rows or examples:\n            aligned",
+        "if rows:\n            aligned",
+        examples,
+    ),
+    "0 / 0 kept": (
+        "if total != U64(0) else number(total)",
+        "if total != U64(1) else number(total)",
+        examples,
     ),
     "a row's number not multiplied": ("U64(number * row)", "number", rows),
     "of an unaligned table all rows kept": (

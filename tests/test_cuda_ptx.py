@@ -309,6 +309,64 @@ def test_bits_of_a_shared_mask_are_spread(cc, small):
         assert_same_bits(after["saved"], in_words(np.broadcast_to(mask, shape)))
 
 
+BLOCKS = 2, 3, 37, 41  # examples, maps, height, width
+
+
+def masks_of_blocks(sides):
+    """Where blocks begin, and the mask, as the kernels take and give them, with its context."""
+    batch, maps, height, width = BLOCKS
+    shape = batch, maps, height - sides[0] + 1, width - sides[1] + 1
+    begins = np.random.default_rng(3).random(shape) < 0.02
+    begins[:, 0, 0, 0] = begins[:, -1, -1, -1] = True
+    seeds = in_words(~begins)
+    keep = _core.drop_blocks(seeds.tobytes() + bytes(_core.BITS_PAD), BLOCKS, *sides)
+    return begins, np.frombuffer(keep, np.uint8)[: -_core.BITS_PAD]
+
+
+@pytest.mark.parametrize("sides", [(1, 1), (3, 7), (20, 39)])
+def test_blocks(cc, sides):
+    batch, maps, height, width = BLOCKS
+    size = maps * height * width
+    row = -(-size // 64) * 64
+    begins, keep = masks_of_blocks(sides)
+    sizes = {"n": batch * row, "row": row, "size": size}
+    places = {"rows": begins.shape[2], "columns": begins.shape[3], "height": height, "width": width}
+    bits = in_words(~begins)
+    for name, more in (
+        ("place", places),
+        ("widen", {"far": 1, "k": sides[1]}),
+        ("widen", {"far": width, "k": sides[0], "keep": 1}),
+    ):
+        arrays = {"given": bits, "saved": np.full_like(keep, 0xA5)}
+        bits = run(compiled(name, cc, "float32"), arrays, **sizes, **more)["saved"]
+    assert_same_bits(bits, keep)
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 6, 8), (4, 3, 5, 7)])
+def test_examples_with_scales_of_their_own(dtype, shape):
+    batch, size = shape[0], prod(shape[1:])
+    x = some(dtype, batch * size).reshape(shape)
+    y, ctx = fd.drop_block(x, 0.3, 2, rng=fd.Rng(SEED, CALL))
+    mask = ctx.mask().reshape(batch, size)
+    mask[1] = False  # nothing is left of one
+    y[1] = 0
+    words = np.zeros((batch, -(-size // 64) * 64), bool)
+    words[:, :size] = mask
+    row = words.shape[1]
+    arrays = {"given": in_words(words), "sums": np.full((batch, _core.PARTS), 7)}
+    sums = run(compiled("count", (9, 0), "float32"), arrays, n=batch, row=row)["sums"]
+    np.testing.assert_array_equal(sums.sum(axis=1), mask.sum(axis=1))
+    real = np.float64 if dtype == "float64" else np.float32
+    arrays = {"sums": sums, "y": np.full(batch, 7, real)}
+    scales = run(compiled("scale", (9, 0), real.__name__), arrays, n=batch, size=size)["y"]
+    kept = mask.sum(axis=1)
+    expected = np.divide(size, kept, out=np.zeros(batch), where=kept > 0)
+    assert_same_bits(scales, expected.astype(real))
+    kernel = compiled("dropout", (9, 0), dtype, op="dropout", source="examples", shifted=False)
+    arrays = {"x": x, "y": np.full_like(y, 7), "own": scales, "given": in_words(mask)}
+    assert_same_bits(run(kernel, arrays, n=x.size, row=size)["y"], y)
+
+
 def some_rows(dtype, row, p):
     """A table, ids, its rows by them, their context, and the mask as a kernel takes it."""
     ids = np.random.default_rng(5).integers(0, 50, 301)
