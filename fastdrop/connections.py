@@ -7,7 +7,7 @@ A mask for each example exists only a few thousand bits at a time, inside the ke
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from fastdrop import _core, cpu, gate
 from fastdrop._core import DROPOUT
 from fastdrop.block import Block
+from fastdrop.device import cuda, fetched, on_device
 from fastdrop.noise import normals
 from fastdrop.restore import Restored
 from fastdrop.rng import Rng, RngLike, draw_call, uint64
@@ -57,7 +58,7 @@ class DropConnectContext(Restored):
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of x."""
-        return self.x.shape
+        return tuple(self.x.shape)
 
     @property
     def scale(self) -> float:
@@ -71,7 +72,7 @@ class DropConnectContext(Restored):
 
     def check(self) -> None:
         Restored.check(self)
-        _operands(self.x, self.weight, self.bias)
+        _operands(self.x, self.weight, self.bias, cuda().floats if on_device(self.x) else _floats)
 
     def backward(self, dy: npt.ArrayLike) -> tuple[Array, ...]:
         """Gradients with respect to x, weight and, if there is one, bias.
@@ -85,6 +86,11 @@ class DropConnectContext(Restored):
         tuple of ndarray
             (dx, dweight), or (dx, dweight, dbias).
         """
+        if on_device(dy):
+            return cuda().backward_connect(self, dy)
+        if on_device(self.x):
+            here = {name: fetched(getattr(self, name)) for name in ("x", "weight", "bias")}
+            return replace(self, **here).backward(dy)
         dy = _floats(dy, "dy")
         gate.like(dy, "dy", (*self.shape[:-1], self.weight.shape[1]), self.x.dtype)
         dy = _rows(dy)
@@ -264,7 +270,8 @@ def dropconnect(
     In mode "example" every sum has one order, so y and the gradients are the same bits for any
     instruction set and number of threads, and y[i] for any batch around it. A dropped weight is
     gone, even an infinite one; but as in any linear layer, an infinite x makes y NaN where it meets
-    a 0. The other modes leave sums to BLAS.
+    a 0. The other modes leave sums to BLAS; on a GPU they have one order, too, and mode "gaussian"
+    has no kernels.
 
     References
     ----------
@@ -277,17 +284,25 @@ def dropconnect(
     >>> dx, dweight, dbias = ctx.backward(dy)
     """
     gate.choice(mode, tuple(MODES), "mode")
-    x, weight, bias = _operands(x, weight, bias)
+    there = on_device(x)
+    x, weight, bias = _operands(x, weight, bias, cuda().floats if there else _floats)
     p, first = gate.rate(p), uint64(first, "first")
-    examples = _rows(x)
-    if (first + len(examples)) * (weight.size + weight.shape[1]) > gate.MAX_INDEX:
+    if (first + prod(x.shape[:-1])) * (weight.size + weight.shape[1]) > gate.MAX_INDEX:
         raise ValueError(f"first must leave room for masks of 2**62 bits in all, got {first}")
     kind = {0.0: DropConnectContext, 1.0: NothingKept}.get(p, MODES[mode])
+    if there:
+        x, weight, bias = (a and a.array for a in (x, weight, bias))
+        if training and kind is Gaussian:
+            raise TypeError(
+                'x is a CUDA array, for which mode "gaussian" has no kernels; copy it to the host'
+            )
     if training:
         ctx = kind(x, weight, bias, p, *draw_call(rng), mask_bias, first)
     else:
         ctx = DropConnectContext(x, weight, bias, 0.0, None, None, mask_bias, first)
-    y = ctx._forward(examples)
+    if there:
+        return cuda().connect(ctx), ctx
+    y = ctx._forward(_rows(x))
     if bias is not None and not mask_bias:
         y += bias
     return y.reshape(*x.shape[:-1], weight.shape[1]), ctx
@@ -432,20 +447,23 @@ def _floats(value: npt.ArrayLike, name: str) -> Array:
 
 
 def _operands(
-    x: npt.ArrayLike, weight: npt.ArrayLike, bias: npt.ArrayLike | None
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    bias: npt.ArrayLike | None,
+    floats: Callable = _floats,
 ) -> tuple[Array, Array, Array | None]:
-    """x, weight and bias, checked."""
-    x, weight = _floats(x, "x"), _floats(weight, "weight")
+    """x, weight and bias, checked; `floats`: what makes them arrays."""
+    x, weight = floats(x, "x"), floats(weight, "weight")
     if not x.ndim:
         raise ValueError("x must have at least one axis, that of the inputs, got 0-d")
-    if weight.ndim != 2 or len(weight) != x.shape[-1]:
+    if weight.ndim != 2 or weight.shape[0] != x.shape[-1]:
         raise ValueError(
             f"weight must have shape ({x.shape[-1]}, outputs) for x of shape {x.shape}, "
             f"got {weight.shape}"
         )
     gate.like(weight, "weight", weight.shape, x.dtype)
     if bias is not None:
-        bias = _floats(bias, "bias")
+        bias = floats(bias, "bias")
         gate.like(bias, "bias", weight.shape[1:], x.dtype)
     return x, weight, bias
 

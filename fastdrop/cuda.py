@@ -22,6 +22,7 @@ from fastdrop import (
     _core,
     alpha,
     concrete,
+    connections,
     dropblock,
     functional,
     fused,
@@ -42,6 +43,7 @@ from fastdrop._core import (
     ZONEOUT,
 )
 from fastdrop.block import Block, c_strides
+from fastdrop.connections import DropConnectContext
 from fastdrop.device import (
     KINDS,
     DeviceArray,
@@ -70,6 +72,7 @@ __all__ = [
     "concrete_dropout",
     "drop_block",
     "drop_path",
+    "dropconnect",
     "dropout",
     "dropout_add",
     "embedding_dropout",
@@ -127,6 +130,7 @@ alpha_dropout = _on_device(alpha.alpha_dropout)
 feature_alpha_dropout = _on_device(alpha.feature_alpha_dropout)
 spatial_dropout = _on_device(shared.spatial_dropout)
 locked_dropout = _on_device(shared.locked_dropout)
+dropconnect = _on_device(connections.dropconnect)
 drop_block = _on_device(dropblock.drop_block)
 drop_path = _on_device(shared.drop_path)
 embedding_dropout = _on_device(shared.embedding_dropout)
@@ -406,6 +410,113 @@ def backward_blocks(ctx: DropBlockContext, dy: Any, out: Any) -> Any:
     out = _result(dy, out)
     copy(dx, out)
     return out.array
+
+
+def floats(value: Any, name: str) -> DeviceArray:
+    """float32 or float64 in C order."""
+    where()
+    value = array(value, name)
+    if value.dtype not in ("float32", "float64"):
+        raise TypeError(
+            f"{name} must be float32 or float64, got {value.dtype}; convert it with .astype"
+        )
+    return contiguous(value)
+
+
+class _Linear:
+    """Operands of `fastdrop.dropconnect` on the device, and how its masks are drawn."""
+
+    def __init__(self, ctx: DropConnectContext, like: DeviceArray) -> None:
+        operands = ctx.x, ctx.weight, ctx.bias
+        x, weight, bias = (a if a is None else contiguous(sent(a, like)) for a in operands)
+        self.ctx, self.x, self.weight, self.bias = ctx, x, weight, bias
+        self.batch, (self.inputs, self.outputs) = prod(x.shape[:-1]), weight.shape
+        self.masked = bias if ctx.mask_bias else None
+        self.scale, self.start, self.length, self.draw = 1.0, 0, 0, {}
+        if isinstance(ctx, connections.PerExample):
+            self.length = (self.inputs + (self.masked is not None)) * self.outputs
+            self.scale, self.start = ctx.scale, ctx.first * self.length
+            self.draw = {"keys": _keys(ctx.seed), "call": ctx.call, **_threshold(ctx.p)}
+
+    def kept(self, parameter: DeviceArray, start: int = 0) -> DeviceArray:
+        """With one mask for the batch: `dropout` of the weights, the bias, or a gradient."""
+        ctx, n = self.ctx, parameter.size
+        if not isinstance(ctx, connections.PerBatch):
+            return parameter
+        block = Block((n,), (), ((start,), (start + n,)))
+        draw = ctx.seed, ctx.call, ctx.p, block
+        return _forward(DROPOUT, parameter, None, None, None, draw, False, ctx.scale)[0]
+
+    def add(self, x: Any, m: DeviceArray, y: DeviceArray, terms: int, **more: Any) -> None:
+        """y[i, o] = scale * sum over `terms` j of kept m[j, o] * x[i, j], or of kept m[j, o]."""
+        if y.size:
+            rows = y.size // self.outputs
+            arguments = {"columns": self.outputs, "scale": 1.0, "x": x or 0} | more
+            threads = rows * -(-self.outputs // 16)
+            launch("connect", y, threads, {}, m=m, y=y, rows=rows, terms=terms, **arguments)
+
+
+def connect(ctx: DropConnectContext) -> Any:
+    """y of `fastdrop.dropconnect` on the device."""
+    c = _Linear(ctx, DeviceArray(ctx.x))
+    y = c.x.new(shape=(*c.x.shape[:-1], c.outputs))
+    if isinstance(ctx, connections.NothingKept):
+        _zeros(y)
+    else:
+        bits = {"start": c.start, "bits_i": c.length, "bits_j": c.outputs, **c.draw}
+        last = c.scale if c.masked is None else 1.0
+        of_x = {"x_i": c.inputs, "x_j": 1, "scale": last}
+        c.add(c.x, c.kept(c.weight), y, c.inputs, **of_x, **bits)
+        if c.masked is not None:
+            bits["start"] += c.weight.size
+            c.add(None, c.kept(c.masked, c.weight.size), y, 1, more=1, scale=c.scale, **bits)
+    if c.bias is not None and c.masked is None:
+        c.add(None, c.bias, y, 1, more=1)
+    return y.array
+
+
+def backward_connect(ctx: DropConnectContext, dy: Any) -> tuple[Any, ...]:
+    """`fastdrop.DropConnectContext.backward` on the device."""
+    dy = floats(dy, "dy")
+    c = _Linear(ctx, dy)
+    gate.like(dy, "dy", (*ctx.shape[:-1], c.outputs), c.x.dtype)
+    dx, dweight = c.x.new(), c.weight.new()
+    dbias = None if c.bias is None else c.bias.new()
+    if isinstance(ctx, connections.NothingKept):
+        _zeros(dx)
+        _zeros(dweight)
+        if c.masked is not None:
+            _zeros(dbias)
+    else:
+        if dx.size:
+            launch(
+                "connect_back",
+                dy,
+                dx.size,
+                {},
+                m=c.kept(c.weight),
+                g=dy,
+                y=dx,
+                rows=c.batch,
+                terms=c.inputs,
+                columns=c.outputs,
+                start=c.start,
+                bits_i=c.length,
+                scale=c.scale,
+                **c.draw,
+            )
+        bits = {"start": c.start, "bits_j": c.length, "scale": c.scale, **c.draw}
+        c.add(c.x, dy, dweight, c.batch, x_i=1, x_j=c.inputs, bits_i=c.outputs, **bits)
+        dweight = c.kept(dweight)
+        if c.masked is not None:
+            bits["start"] += c.weight.size
+            c.add(None, dy, dbias, c.batch, **bits)
+            dbias = c.kept(dbias, c.weight.size)
+    if c.bias is None:
+        return dx.array, dweight.array
+    if c.masked is None:
+        c.add(None, dy, dbias, c.batch)
+    return dx.array, dweight.array, dbias.array
 
 
 def described(x: Any, out: Any) -> tuple[tuple[int, ...], str]:

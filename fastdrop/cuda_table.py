@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastdrop import cuda_blocks, cuda_kernels, cuda_rows
+from fastdrop import cuda_blocks, cuda_connect, cuda_kernels, cuda_rows
 from fastdrop.cuda_kernels import (
     ITEMSIZE,
     OPS,
@@ -19,7 +19,7 @@ from fastdrop.cuda_kernels import (
     unpack_kernel,
 )
 
-MODULES = cuda_kernels, cuda_rows, cuda_blocks  # where they are
+MODULES = cuda_kernels, cuda_rows, cuda_blocks, cuda_connect  # where they are
 
 # Parameters of the kernels: name, type, and length where it is a tuple. "real" is the compute type,
 # "axes" the number of axes, at least one. Addresses are of global memory.
@@ -81,6 +81,26 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], list]] = {
     "widen": (cuda_blocks.widen_kernel, {}, _each("u64", "given saved n row size far k keep")),
     "count": (cuda_blocks.count_kernel, {}, _each("u64", "given sums n row")),
     "scale": (cuda_blocks.scale_kernel, {}, _each("u64", "sums y n size")),
+    "connect": (
+        cuda_connect.connect_kernel,
+        {},
+        [
+            *_each("u64", "x m y rows terms columns start bits_i bits_j x_i x_j more"),
+            *_KEYS,
+            *_RATE,
+            ("scale", "real", None),
+        ],
+    ),
+    "connect_back": (
+        cuda_connect.connect_back_kernel,
+        {},
+        [
+            *_each("u64", "m g y rows terms columns start bits_i"),
+            *_KEYS,
+            *_RATE,
+            ("scale", "real", None),
+        ],
+    ),
     "sort": (cuda_rows.sort_kernel, {}, _each("u64", "x y n run")),
     "add_rows": (
         cuda_rows.add_rows_kernel,
@@ -98,6 +118,8 @@ _CHOICES: dict[str, dict[str, Sequence]] = {
     "noise": {"op": ("scale", "add", "concrete", "gradient")},
     "sums": {"by": ("rows", "tiles")},
     "scale": {"dtype": ("float32", "float64")},
+    "connect": {"dtype": ("float32", "float64")},
+    "connect_back": {"dtype": ("float32", "float64")},
 }
 # Compiled for float32, whatever the arrays are.
 OF_NO_DTYPE = ("draw", "spread", "unpack", "ids", "sort", "place", "widen", "count")

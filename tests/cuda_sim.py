@@ -16,7 +16,7 @@ from bitwise import assert_same_bits
 from numba.core import config
 
 import fastdrop as fd
-from conftest import ALL_DTYPES, RATES
+from conftest import ALL_DTYPES, DTYPES, RATES
 from fastdrop import cuda_table, device
 from fastdrop.cuda_compile import variants
 
@@ -334,6 +334,93 @@ def test_drop_block_of_nothing_and_errors():
         fd.drop_block(x, rng=1)[1].backward(to_fake(np.ones(3, np.float32)))
 
 
+LINEAR = [(2, 3, 5), (3, 2, 32), (2, 4, 47), (2, 0, 3), (0, 3, 4), (2, 3, 0)]
+
+
+def linear(batch, inputs, outputs, dtype):
+    """x, weight, bias, dy."""
+    generator = np.random.default_rng([batch, inputs, outputs])
+    shapes = (1, batch, inputs), (inputs, outputs), (outputs,), (1, batch, outputs)
+    return (generator.standard_normal(shape).astype(dtype) for shape in shapes)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", LINEAR, ids=str)
+def test_dropconnect(dtype, size):
+    x, weight, bias, dy = linear(*size, dtype)
+    for p, kwargs in (
+        (0.3, {"first": 7}),
+        (0.5, {"mask_bias": False}),
+        (0.3, {"bias": None}),
+        (1, {"mask_bias": False}),
+        (1, {}),
+    ):
+        operands = x, weight, kwargs.pop("bias", bias)
+        _, ctx, _, ctx_cpu = both(fd.dropconnect, *operands, p, **kwargs)
+        names = "shape", "p", "seed", "call", "nbytes", "scale", "mask_bias", "first"
+        assert [getattr(ctx, n) for n in names] == [getattr(ctx_cpu, n) for n in names]
+        if kwargs.get("mask_bias", True):
+            backward(ctx, ctx_cpu, dy)
+        else:  # the CPU's dbias is a sum of NumPy's
+            close(ctx.backward(to_fake(dy)), ctx_cpu.backward(dy))
+
+
+def close(actual, expected):
+    for a, b in zip(listed(actual), listed(expected), strict=True):
+        rtol = 64 * np.finfo(b.dtype).eps
+        np.testing.assert_allclose(a.host, b, rtol=rtol, atol=rtol * 64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dropconnect_with_one_mask_or_none(dtype):
+    """What is left to BLAS on the CPU has another order of additions."""
+    x, weight, bias, dy = linear(3, 5, 20, dtype)
+    there = [to_fake(a) for a in (x, weight, bias)]
+    for p, kwargs in (
+        (0.3, {"mode": "batch"}),
+        (0.3, {"mode": "batch", "mask_bias": False}),
+        (0, {}),
+        (0.3, {"training": False}),
+        (0.3, {"training": False, "mode": "gaussian", "mask_bias": False}),
+    ):
+        for bias_here, bias_there in ((bias, there[2]), (None, None)):
+            expected, ctx_cpu = fd.dropconnect(x, weight, bias_here, p, rng=rng(), **kwargs)
+            y, ctx = fd.dropconnect(*there[:2], bias_there, p, rng=rng(), **kwargs)
+            close(y, expected)
+            close(ctx.backward(to_fake(dy)), ctx_cpu.backward(dy))
+            close(ctx_cpu.backward(to_fake(dy)), ctx_cpu.backward(dy))
+
+
+def test_dropconnect_misaligned_and_in_any_layout():
+    x, weight, bias, dy = linear(3, 4, 32, np.float32)
+    expected, ctx_cpu = fd.dropconnect(x, weight, bias, 0.3, rng=rng())
+    for change in (lambda a: to_fake(a, 1), lambda a: FakeArray(np.asfortranarray(a))):
+        y, ctx = fd.dropconnect(*map(change, (x, weight, bias)), 0.3, rng=rng())
+        same(y, expected)
+        same(ctx.backward(change(dy)), ctx_cpu.backward(dy))
+
+
+def test_dropconnect_errors():
+    x, w, call = to_fake(np.ones((2, 3))), to_fake(np.ones((3, 4))), fd.Rng(1)
+    for arguments, kind, words in (
+        ((x, np.ones((3, 4))), TypeError, "weight must be a CUDA array"),
+        ((np.ones((2, 3)), w), TypeError, "weight is a CUDA array"),
+        ((x, x), ValueError, r"weight must have shape \(3, outputs\)"),
+        ((x, to_fake(np.ones((3, 4), np.float32))), TypeError, "weight must have dtype float64"),
+        ((x, w, w), ValueError, "bias must have shape"),
+        ((x, w, None, 2), ValueError, r"p must be in \[0, 1\]"),
+        ((to_fake(np.ones((2, 3), np.float16)), w), TypeError, "x must be float32 or float64"),
+        ((to_fake(np.ones(())), w), ValueError, "x must have at least one axis"),
+    ):
+        with pytest.raises(kind, match=words):
+            fd.dropconnect(*arguments, rng=call)
+    with pytest.raises(TypeError, match='mode "gaussian" has no kernels'):
+        fd.dropconnect(x, w, rng=call, mode="gaussian")
+    assert call.call == 0
+    with pytest.raises(ValueError, match="dy must have shape"):
+        fd.dropconnect(x, w)[1].backward(x)
+
+
 @EACH_DTYPE
 @pytest.mark.parametrize("row", [(5,), (2, 16)])
 def test_embedding(dtype, row):
@@ -462,6 +549,9 @@ def test_nothing_is_fetched(monkeypatch):
     fd.zoneout(x, x, 0.3, rng=1)[1].backward(x)
     images = to_fake(np.ones((2, 3, 8, 8), np.float32))
     fd.drop_block(images, 0.3, 2, rng=1)[1].backward(images)
+    fd.dropconnect(x, to_fake(np.ones((9, 3), np.float32)), rng=1)[1].backward(
+        to_fake(np.ones((8, 3), np.float32))
+    )
     ids = to_fake(np.arange(8))
     fd.embedding_dropout(x, 0.3, ids=ids, rng=1)[1].backward(x)
 
@@ -553,7 +643,6 @@ def test_operations_without_kernels():
         lambda: fd.adversarial_dropout(x, x, 0.05, 0.3),
         lambda: fd.variational_dropout(x, -1.0),
         lambda: fd.sparse_variational_linear(x, x, x),
-        lambda: fd.dropconnect(x, x, p=0.3),
     ):
         with pytest.raises(TypeError, match=r"is a CUDA array, .* has no kernels"):
             op()

@@ -49,6 +49,14 @@ def examples(shape=(4, 3, 5, 7)):
     checks.test_examples_with_scales_of_their_own("float32", shape)
 
 
+def connect():
+    checks.test_connect(CC, "float32", (6, 20, 47))
+
+
+def connect_back(size=(6, 20, 47)):
+    checks.test_connect_back(CC, "float32", size)
+
+
 def sums():
     checks.test_sums_of_rows("float32", 0.4)
 
@@ -189,6 +197,46 @@ MUTATIONS = {
         "if total != U64(0) else number(total)",
         "if total != U64(1) else number(total)",
         examples,
+    ),
+    "a mask that is not at a multiple of 16 cut": (
+        "last = U32(0) if at == U32(0) else U32(16)",
+        "last = U32(0)",
+        connect,
+    ),
+    "rate 1/2 drawn as another": (
+        "even = t == U32(128) and f == U32(0)",
+        "even = t == U32(129)",
+        connect,
+    ),
+    "columns behind the last": (
+        "return decode(load1(at)) if number < left",
+        "return decode(load1(at)) if number < U32(99)",
+        connect,
+    ),
+    "a dropped weight counted": (
+        "if U32(k & bit) != U32(0) else zero",
+        "if U32(k & bit) != U32(99) else zero",
+        connect,
+    ),
+    "mask of the next row": (
+        "index = U64(index + bits_j)",
+        "index = U64(index + columns)",
+        connect,
+    ),
+    "a tree of sums in another order": (
+        "pairs(pairs(a, c), pairs(b, d))",
+        "pairs(pairs(a, b), pairs(c, d))",
+        connect_back,
+    ),
+    "all columns in one tree": (
+        "CHUNK = U64(4096)",
+        "CHUNK = U64(8192)",
+        lambda: connect_back((2, 2, 4160)),
+    ),
+    "mask of another weight": (
+        "U64(index + o), t, f",
+        "U64(index + U64(o >> U64(1))), t, f",
+        connect_back,
     ),
     "a row's number not multiplied": ("U64(number * row)", "number", rows),
     "of an unaligned table all rows kept": (

@@ -75,3 +75,33 @@ def test_noise():
     ctx, ctx_cpu = both(fd.concrete_dropout, x, -0.4)
     for a, b in zip(ctx.backward(to_fake(x)), ctx_cpu.backward(x), strict=True):
         assert_same_bits(a.host, b)
+
+
+@pytest.mark.slow
+def test_embedding():
+    weight = numbers((20_000, 96), np.float16)
+    ids = np.random.default_rng(2).zipf(1.3, (50, 1000)) % 20_000
+    ctx, ctx_cpu = both(fd.embedding_dropout, weight, 0.2, ids=ids)
+    dy = np.nan_to_num(numbers((*ids.shape, 96), np.float16), neginf=1)
+    assert_same_bits(ctx.backward(to_fake(dy)).host, ctx_cpu.backward(dy))
+
+
+@pytest.mark.slow
+def test_drop_block():
+    x = numbers((30, 48, 57, 59), np.float32)
+    region = (2**20, 0, 0, 0), (2**21, *x.shape[1:])
+    ctx, ctx_cpu = both(fd.drop_block, x, 0.2, 7, region=region)
+    assert ctx._keep_bits()[: ctx.nbytes] == ctx_cpu.bits[: ctx.nbytes]
+    np.testing.assert_array_equal(ctx.scales, ctx_cpu.scales)
+    both(fd.drop_block, x, 0.1, 5, channels_last=True, per_channel=False)
+
+
+@pytest.mark.slow
+def test_dropconnect():
+    """With masks of 10^7 bits, whose indices have more than 32."""
+    generator = np.random.default_rng(3)
+    x, dy = (generator.standard_normal((40, n), np.float32) for n in (300, 1001))
+    weight, bias = (generator.standard_normal(n, np.float32) for n in ((300, 1001), 1001))
+    ctx, ctx_cpu = both(fd.dropconnect, x, weight, bias, 0.3, first=2**40)
+    for a, b in zip(ctx.backward(to_fake(dy)), ctx_cpu.backward(dy), strict=True):
+        assert_same_bits(a.host, b)

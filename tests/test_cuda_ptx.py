@@ -367,6 +367,68 @@ def test_examples_with_scales_of_their_own(dtype, shape):
     assert_same_bits(run(kernel, arrays, n=x.size, row=size)["y"], y)
 
 
+LINEAR = [(6, 20, 47), (7, 9, 64)]  # batch, inputs, outputs
+
+
+def linear(size, dtype, first=3):
+    """Operands without a bias, where their masks are, and what the CPU makes of them."""
+    generator = np.random.default_rng(size)
+    batch, inputs, outputs = size
+    shapes = (batch, inputs), (inputs, outputs), (batch, outputs)
+    x, weight, dy = (generator.standard_normal(shape).astype(dtype) for shape in shapes)
+
+    def expected(p):
+        draw = fd.Rng(SEED, CALL)
+        y, ctx = fd.dropconnect(x, weight, None, p, rng=draw, first=first)
+        return (y, *ctx.backward(dy)), {"scale": ctx.scale, **rate(p)[1]}
+
+    return x, weight, dy, weight.size, first * weight.size, expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=SLOW)])
+@pytest.mark.parametrize("size", LINEAR, ids=str)
+def test_connect(cc, dtype, size):
+    """y, and the weights' gradient, which is the same kernel."""
+    batch, inputs, outputs = size
+    x, weight, dy, length, start, expected = linear(size, dtype)
+    kernel = compiled("connect", cc, dtype)
+    for p in (0.3, 0.5):
+        (y, _, dweight), numbers = expected(p)
+        numbers |= {"columns": outputs, "start": start}
+        arrays = {"x": x, "m": weight, "y": np.full_like(y, 7)}
+        strides = {"bits_i": length, "bits_j": outputs, "x_i": inputs, "x_j": 1}
+        after = run(kernel, arrays, rows=batch, terms=inputs, **strides, **numbers)
+        assert_same_bits(after["y"], y)
+        arrays = {"x": x, "m": dy, "y": np.full_like(weight, 7)}
+        strides = {"bits_i": outputs, "bits_j": length, "x_i": 1, "x_j": inputs}
+        after = run(kernel, arrays, offset=1, rows=inputs, terms=batch, **strides, **numbers)
+        assert_same_bits(after["y"], dweight)
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=SLOW)])
+@pytest.mark.parametrize("size", [*LINEAR, (2, 2, 4160)], ids=str)
+def test_connect_back(cc, dtype, size):
+    batch, inputs, outputs = size
+    x, weight, dy, length, start, expected = linear(size, dtype)
+    kernel = compiled("connect_back", cc, dtype)
+    for p, offset in ((0.3, 0), (0.5, 1)):
+        (_, dx, _), numbers = expected(p)
+        numbers |= {"columns": outputs, "start": start, "bits_i": length}
+        arrays = {"m": weight, "g": dy, "y": np.full_like(x, 7)}
+        after = run(kernel, arrays, offset=offset, rows=batch, terms=inputs, **numbers)
+        assert_same_bits(after["y"], dx)
+
+
+def test_a_bias_is_added_to_what_is_there(cc):
+    y = some("float32", 5 * 47, quiet=True).reshape(5, 47)
+    bias = some("float32", 47, 1, quiet=True)
+    kernel = compiled("connect", cc, "float32")
+    sizes = {"rows": 5, "terms": 1, "columns": 47, "more": 1}
+    after = run(kernel, {"m": bias, "y": y}, scale=1.5, **sizes)
+    with np.errstate(over="ignore"):
+        assert_same_bits(after["y"], (y + bias) * np.float32(1.5))
+
+
 def some_rows(dtype, row, p):
     """A table, ids, its rows by them, their context, and the mask as a kernel takes it."""
     ids = np.random.default_rng(5).integers(0, 50, 301)

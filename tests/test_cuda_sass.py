@@ -3,7 +3,7 @@
 from functools import cache
 
 import pytest
-from sass import ITEMSIZE, assemble, cases, read, tool
+from sass import ITEMSIZE, Case, assemble, cases, read, tool
 
 pytest.importorskip("numba_cuda", reason="pip install 'fastdrop[test-cuda]'")
 pytestmark = pytest.mark.skipif(
@@ -42,6 +42,17 @@ def test_on_other_architectures(case, arch):
 @pytest.mark.parametrize("case", [c for c in ALL if c not in FEW], ids=label)
 def test_other_kernels(case):
     check(case, 90)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["connect", "connect_back"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("arch", [80, 90, 100], ids=label)
+def test_sums_stay_in_registers(name, dtype, arch):
+    """16 or 32 of them, with those of a draw: computing is the limit, not memory."""
+    r = reading(Case(name, name, dtype, (), 16, 0.0), arch)
+    assert r.spilled == r.local == 0
+    assert r.registers <= 128
 
 
 def check(case, arch):
