@@ -196,6 +196,7 @@ def cases() -> list[Case]:
         case("drop_block, apply", "dropout", dtype, 16, 2 * size + bits, source="examples")
         case("embedding_dropout, ids", "dropout", dtype, 16, 2 * size, source="rows")
         case("gaussian_dropout", "noise", dtype, 4, 2 * size, op="scale")
+        case("variational_dropout", "noise", dtype, 4, 2 * size, op="scales")
         case("concrete_dropout", "noise", dtype, 4, 2 * size, op="concrete")
     case("keep_mask, packed", "draw", "float32", 16, 1 / 8)
     case("packed to bool", "unpack", "float32", 16, 1 + 1 / 8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, log, log1p
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fastdrop import gate
 from fastdrop._core import CONCRETE
-from fastdrop.device import cuda, on_device
+from fastdrop.device import cuda, fetched, on_device
 from fastdrop.functional import Region
 from fastdrop.noise import Draw, NoiseContext, compute_type, forward
 from fastdrop.rng import RngLike, draw_call
@@ -56,6 +56,8 @@ class ConcreteContext(NoiseContext):
         """
         if on_device(dy):
             return cuda().backward_concrete(self, dy)
+        if on_device(self.x):
+            return replace(self, x=fetched(self.x)).backward(dy)
         dy = gate.array(dy, "dy")
         gate.like(dy, "dy", self.x.shape, self.x.dtype)
         if self.draw is None:

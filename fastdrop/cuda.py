@@ -18,6 +18,8 @@ from functools import wraps
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from fastdrop import (
     _core,
     alpha,
@@ -29,6 +31,7 @@ from fastdrop import (
     gate,
     gaussian,
     shared,
+    variational,
 )
 from fastdrop._core import (
     ALPHA_DROPOUT,
@@ -61,7 +64,7 @@ from fastdrop.device import (
     why_not,
 )
 from fastdrop.dropblock import DropBlockContext
-from fastdrop.noise import Draw
+from fastdrop.noise import Draw, compute_type
 from fastdrop.recurrent import ZoneoutContext, ZoneoutMeanContext
 from fastdrop.recurrent import zoneout as _zoneout
 from fastdrop.rng import RngLike, draw_call
@@ -84,6 +87,7 @@ __all__ = [
     "locked_dropout",
     "relu_dropout",
     "spatial_dropout",
+    "variational_dropout",
     "why_not",
     "zoneout",
 ]
@@ -137,6 +141,7 @@ embedding_dropout = _on_device(shared.embedding_dropout)
 gaussian_dropout = _on_device(gaussian.gaussian_dropout)
 gaussian_noise = _on_device(gaussian.gaussian_noise)
 concrete_dropout = _on_device(concrete.concrete_dropout)
+variational_dropout = _on_device(variational.variational_dropout)
 zoneout = _on_device(_zoneout)
 
 
@@ -652,10 +657,45 @@ def run_noise(draw: Draw | None, x: Any, out: Any) -> Any:
     return y.array
 
 
+def backward_variational(ctx: variational.VariationalContext, dy: Any) -> tuple[Any, Any]:
+    """(dx, dlog_alpha)."""
+    where()
+    dy = array(dy, "dy")
+    x, log_alpha = contiguous(sent(ctx.x, dy)), ctx.log_alpha
+    gate.like(dy, "dy", x.shape, x.dtype)
+    dy = contiguous(dy)
+    dx, dlog_alpha = dy.new(), x.new(log_alpha.dtype.name, log_alpha.shape)
+    if ctx.draw is None:
+        copy(dy, dx)
+        return dx.array, _zeros(dlog_alpha).array
+    slopes = x.new("float64" if x.dtype == "float64" else "float32")
+    _noise("scale", ctx.draw, dy, None, dx)
+    _noise("slope", ctx.draw, x, dy, slopes)
+    if log_alpha.shape != x.shape:
+        group = max(log_alpha.size, 1)
+        row = group if group > 1 else 512
+        slopes = _summed(slopes, row, "tiles", group == 1, "float64")
+    if log_alpha.size:
+        weights = np.where(log_alpha > 0, -1.0, np.float64(0.5) * ctx.draw.sigma)
+        launch(
+            "weighted",
+            dlog_alpha,
+            log_alpha.size,
+            {},
+            weights=sent(np.ascontiguousarray(weights), dy),
+            x=slopes,
+            y=dlog_alpha,
+            n=log_alpha.size,
+            wide=slopes.dtype == "float64",
+        )
+    return dx.array, dlog_alpha.array
+
+
 def backward_concrete(ctx: concrete.ConcreteContext, dy: Any) -> tuple[Any, Any]:
     """(dx, dlogit), a 0-d float64 array."""
     where()
-    x, dy = contiguous(array(ctx.x)), array(dy, "dy")
+    dy = array(dy, "dy")
+    x = contiguous(sent(ctx.x, dy))
     gate.like(dy, "dy", x.shape, x.dtype)
     dy = contiguous(dy)
     dx = dy.new()
@@ -846,6 +886,10 @@ def _noise(op: str, draw: Draw, x: DeviceArray, g: DeviceArray | None, y: Device
     block, n = draw.block, x.size
     if not n:
         return
+    sigma, sigmas = draw.sigma, 0
+    if sigma is not None and sigma.ndim:
+        real = compute_type(x.dtype)
+        sigmas, op = sent(np.ascontiguousarray(sigma, real), x), "scales" if op == "scale" else op
     run = block.is_run and block.start % 4 == 0
     drawn = [0 if m == 1 else s for m, s in zip(block.shape, block.strides, strict=True)]
     shape, strides = collapsed(x.shape, drawn)
@@ -862,13 +906,15 @@ def _noise(op: str, draw: Draw, x: DeviceArray, g: DeviceArray | None, y: Device
         x=x,
         g=g or 0,
         y=y,
+        sigmas=sigmas,
         n=n,
+        row=sigma.size if sigmas else 1,
         start=block.start,
         shape=() if run else shape,
         strides=() if run else strides,
         keys=_keys(draw.seed),
         call=draw.call,
-        sigma=0.0 if draw.sigma is None else float(draw.sigma),
+        sigma=0.0 if sigma is None or sigmas else float(sigma),
         logit=logit,
         rate=p,
         inverse=inverse,
@@ -876,12 +922,14 @@ def _noise(op: str, draw: Draw, x: DeviceArray, g: DeviceArray | None, y: Device
     )
 
 
-def _summed(x: DeviceArray, row: int, by: str, single: bool) -> DeviceArray:
+def _summed(
+    x: DeviceArray, row: int, by: str, single: bool, dtype: str | None = None
+) -> DeviceArray:
     """Sums of x's columns, of `row` elements' distance, in x's dtype; or, single, of all."""
-    result = x.new("float64", ()) if single else x.new(shape=(row,))
+    result = x.new("float64", ()) if single else x.new(dtype, (row,))
     sums = x.new("float64", (PARTS, row))
     if row:
         launch("sums", x, PARTS * row, {"by": by}, x=x, sums=sums, n=x.size, row=row)
         threads = 1 if single else row
-        launch("total", x, threads, {"single": single}, sums=sums, y=result, row=row)
+        launch("total", result, threads, {"single": single}, sums=sums, y=result, row=row)
     return result

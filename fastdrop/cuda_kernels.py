@@ -1021,8 +1021,9 @@ def variates(where: str) -> SimpleNamespace:
 def noisy(where: str, dtype: str, op: str) -> Any:
     """``f(x, g, e, sigma, logit, p, inverse, scale)``: a noise op on one element and its noise e.
 
-    "scale": x (1 + sigma e); "add": x + sigma e; "concrete": x w; "gradient": what x, with dy in g,
-    adds to the gradient of concrete dropout's logit. See ``fd_noise_op`` in src/fastdrop.h.
+    "scale", "scales": x (1 + sigma e); "add": x + sigma e; "concrete": x w; "gradient": what x,
+    with dy in g, adds to the gradient of concrete dropout's logit; "slope": to that of sigma. See
+    ``fd_noise_op`` in src/fastdrop.h.
     """
     t = target(where)
     device = t.device
@@ -1077,7 +1078,7 @@ def noisy(where: str, dtype: str, op: str) -> Any:
         a = a if a > -most else -most
         return exp(a if a < most else most)
 
-    if op == "scale":
+    if op in ("scale", "scales"):
 
         @device
         def element(x, g, noise, sigma, logit, p, inverse, scale):
@@ -1094,6 +1095,12 @@ def noisy(where: str, dtype: str, op: str) -> Any:
         @device
         def element(x, g, noise, sigma, logit, p, inverse, scale):
             return careful_mul(x, div(scale, add(one, odds_of(noise, logit, inverse))))
+
+    elif op == "slope":
+
+        @device
+        def element(x, g, noise, sigma, logit, p, inverse, scale):
+            return careful_mul(careful_mul(x, g), noise)
 
     else:  # gradient
 
@@ -1112,7 +1119,8 @@ def noisy(where: str, dtype: str, op: str) -> Any:
 def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool) -> Any:
     """A noise op on n contiguous elements, whose indices are as in `draw_kernel`.
 
-    axes = 0: `start` is a multiple of 4. op "gradient" writes the compute type, and reads g.
+    axes = 0: `start` is a multiple of 4. op "gradient" and "slope" write the compute type, and read
+    g. "scales" takes `sigmas`, of the compute type, which repeat after `row` elements, for sigma.
     """
     p = target(where)
     e = elements(where, dtype)
@@ -1121,7 +1129,7 @@ def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool) -> Any
     item, first, step, zero = e.item, p.first, p.step, e.zero
     load16, store16, load_u64, store_u64 = p.load16, p.store16, p.load_u64, p.store_u64
     load16d, store16d = p.load16d, p.store16d
-    gradient = op == "gradient"
+    gradient, load_real, value = op in ("gradient", "slope"), e.load_real, e.value
     element = noisy(where, dtype, op)
     kind = "logistic" if op in ("concrete", "gradient") else "normal"
     four = getattr(variates(where), kind)
@@ -1156,46 +1164,70 @@ def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool) -> Any
     if itemsize == 4:
 
         @p.device
-        def together(x, y, e0, e1, e2, e3, sigma, logit, rate, inverse, scale):
+        def together(x, y, e0, e1, e2, e3, s, logit, rate, inverse, scale):
             a = load16(x)
-            v0 = element(decode(a[0]), zero, e0, sigma, logit, rate, inverse, scale)
-            v1 = element(decode(a[1]), zero, e1, sigma, logit, rate, inverse, scale)
-            v2 = element(decode(a[2]), zero, e2, sigma, logit, rate, inverse, scale)
-            v3 = element(decode(a[3]), zero, e3, sigma, logit, rate, inverse, scale)
+            v0 = element(decode(a[0]), zero, e0, s[0], logit, rate, inverse, scale)
+            v1 = element(decode(a[1]), zero, e1, s[1], logit, rate, inverse, scale)
+            v2 = element(decode(a[2]), zero, e2, s[2], logit, rate, inverse, scale)
+            v3 = element(decode(a[3]), zero, e3, s[3], logit, rate, inverse, scale)
             store16(y, encode(v0), encode(v1), encode(v2), encode(v3))
 
     elif itemsize == 2:
 
         @p.device
-        def together(x, y, e0, e1, e2, e3, sigma, logit, rate, inverse, scale):
+        def together(x, y, e0, e1, e2, e3, s, logit, rate, inverse, scale):
             a = load_u64(x)
             low, high, mask = U32(a), U32(a >> U64(32)), U32(0xFFFF)
-            v0 = element(decode(U32(low & mask)), zero, e0, sigma, logit, rate, inverse, scale)
-            v1 = element(decode(U32(low >> U32(16))), zero, e1, sigma, logit, rate, inverse, scale)
-            v2 = element(decode(U32(high & mask)), zero, e2, sigma, logit, rate, inverse, scale)
-            v3 = element(decode(U32(high >> U32(16))), zero, e3, sigma, logit, rate, inverse, scale)
+            v0 = element(decode(U32(low & mask)), zero, e0, s[0], logit, rate, inverse, scale)
+            v1 = element(decode(U32(low >> U32(16))), zero, e1, s[1], logit, rate, inverse, scale)
+            v2 = element(decode(U32(high & mask)), zero, e2, s[2], logit, rate, inverse, scale)
+            v3 = element(decode(U32(high >> U32(16))), zero, e3, s[3], logit, rate, inverse, scale)
             store_u64(y, U64(U64(encode2(v0, v1)) | U64(U64(encode2(v2, v3)) << U64(32))))
 
     else:
 
         @p.device
-        def two(x, y, e0, e1, sigma, logit, rate, inverse, scale):
+        def two(x, y, e0, e1, s0, s1, logit, rate, inverse, scale):
             a = load16d(x)
-            y0 = element(decode(a[0]), zero, wide_of(e0), sigma, logit, rate, inverse, scale)
-            y1 = element(decode(a[1]), zero, wide_of(e1), sigma, logit, rate, inverse, scale)
+            y0 = element(decode(a[0]), zero, wide_of(e0), s0, logit, rate, inverse, scale)
+            y1 = element(decode(a[1]), zero, wide_of(e1), s1, logit, rate, inverse, scale)
             store16d(y, encode(y0), encode(y1))
 
         @p.device
-        def together(x, y, e0, e1, e2, e3, sigma, logit, rate, inverse, scale):
-            two(x, y, e0, e1, sigma, logit, rate, inverse, scale)
-            two(U64(x + U64(16)), U64(y + U64(16)), e2, e3, sigma, logit, rate, inverse, scale)
+        def together(x, y, e0, e1, e2, e3, s, logit, rate, inverse, scale):
+            two(x, y, e0, e1, s[0], s[1], logit, rate, inverse, scale)
+            two(U64(x + U64(16)), U64(y + U64(16)), e2, e3, s[2], s[3], logit, rate, inverse, scale)
+
+    if op == "scales":
+
+        @p.device
+        def sigmas_of(sigmas, row, column):
+            """That of a column, and the next column."""
+            sigma = value(load_real(U64(sigmas + U64(column * real_item))))
+            column = U64(column + U64(1))
+            return sigma, (column if column < row else U64(0))
+
+        @p.device
+        def four_sigmas(sigmas, row, i, sigma):
+            s0, column = sigmas_of(sigmas, row, U64(i % row))
+            s1, column = sigmas_of(sigmas, row, column)
+            s2, column = sigmas_of(sigmas, row, column)
+            s3, column = sigmas_of(sigmas, row, column)
+            return s0, s1, s2, s3
+
+    else:
+
+        @p.device
+        def four_sigmas(sigmas, row, i, sigma):
+            return sigma, sigma, sigma, sigma
 
     if axes:
         position, _ = positions(where, axes, small)
 
         def noise(
-            x, g, y, n, start, shape, strides, keys, call, sigma, logit, rate, inverse, scale
-        ):
+            x, g, y, sigmas, n, row, start, shape, strides,
+            keys, call, sigma, logit, rate, inverse, scale,
+        ):  # fmt: skip
             i = first()
             while i < n:
                 index = U64(start + position(i, shape, strides))
@@ -1209,8 +1241,9 @@ def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool) -> Any
     else:
 
         def noise(
-            x, g, y, n, start, shape, strides, keys, call, sigma, logit, rate, inverse, scale
-        ):
+            x, g, y, sigmas, n, row, start, shape, strides,
+            keys, call, sigma, logit, rate, inverse, scale,
+        ):  # fmt: skip
             group = first()
             groups = U64(U64(n + U64(3)) >> U64(2))
             aligned = not gradient and U64(U64(x | y) & U64(15)) == U64(0)
@@ -1218,19 +1251,20 @@ def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool) -> Any
                 i = U64(group << U64(2))
                 e0, e1, e2, e3 = four(U64(U64(start + i) >> U64(2)), keys, call)
                 left = U64(n - i)
+                s = four_sigmas(sigmas, row, i, sigma)
                 if aligned and left >= U64(4):
                     at = U64(i * item)
                     together(
-                        U64(x + at), U64(y + at), e0, e1, e2, e3, sigma, logit, rate, inverse, scale
+                        U64(x + at), U64(y + at), e0, e1, e2, e3, s, logit, rate, inverse, scale
                     )
                 else:
-                    one(x, g, y, i, e0, sigma, logit, rate, inverse, scale)
+                    one(x, g, y, i, e0, s[0], logit, rate, inverse, scale)
                     if left > U64(1):
-                        one(x, g, y, U64(i + U64(1)), e1, sigma, logit, rate, inverse, scale)
+                        one(x, g, y, U64(i + U64(1)), e1, s[1], logit, rate, inverse, scale)
                     if left > U64(2):
-                        one(x, g, y, U64(i + U64(2)), e2, sigma, logit, rate, inverse, scale)
+                        one(x, g, y, U64(i + U64(2)), e2, s[2], logit, rate, inverse, scale)
                     if left > U64(3):
-                        one(x, g, y, U64(i + U64(3)), e3, sigma, logit, rate, inverse, scale)
+                        one(x, g, y, U64(i + U64(3)), e3, s[3], logit, rate, inverse, scale)
                 group = U64(group + step())
 
     return p.kernel(noise, None)  # concrete dropout in float64 would spill some for sm_100
@@ -1280,6 +1314,34 @@ def doubles(where: str, dtype: str) -> SimpleNamespace:
         return encode(r)
 
     return SimpleNamespace(number=number, rounded=rounded)
+
+
+@cache
+def weighted_kernel(where: str, dtype: str) -> Any:
+    """y = weights * x, n elements, or 0 where a weight is negative. weights: float64; x: that if
+    `wide`, else float32, as is the product then, before it is rounded to y's dtype.
+    """
+    p = target(where)
+    e = elements(where, dtype)
+    first, step, store, item = p.first, p.step, e.store, e.item
+    load_u32, load_u64, f64, nothing = p.load_u32, p.load_u64, p.f64, np.float64(0)
+    mul, rounded = elements(where, "float64").mul, doubles(where, dtype).rounded
+    number, narrow = doubles(where, "float32").number, doubles(where, "float32").rounded
+
+    def weighted(weights, x, y, n, wide):
+        i = first()
+        while i < n:
+            weight = f64(load_u64(U64(weights + U64(i << U64(3)))))
+            if wide != U64(0):
+                v = mul(weight, f64(load_u64(U64(x + U64(i << U64(3))))))
+            else:
+                v = mul(weight, number(load_u32(U64(x + U64(i << U64(2))))))
+                v = number(narrow(v))
+            v = nothing if weight < nothing else v
+            store(U64(y + U64(i * item)), rounded(v))
+            i = U64(i + step())
+
+    return p.kernel(weighted)
 
 
 @cache

@@ -17,6 +17,7 @@ from fastdrop.cuda_kernels import (
     sums_kernel,
     total_kernel,
     unpack_kernel,
+    weighted_kernel,
 )
 
 MODULES = cuda_kernels, cuda_rows, cuda_blocks, cuda_connect  # where they are
@@ -64,12 +65,13 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], list]] = {
         noise_kernel,
         {"op": "scale", "axes": 0, "small": True},
         [
-            *_each("u64", "x g y n start"),
+            *_each("u64", "x g y sigmas n row start"),
             *_AXES,
             *_KEYS,
             *_each("real", "sigma logit rate inverse scale"),
         ],
     ),
+    "weighted": (weighted_kernel, {}, _each("u64", "weights x y n wide")),
     "sums": (sums_kernel, {"by": "rows"}, _each("u64", "x sums n row")),
     "total": (total_kernel, {"single": False}, _each("u64", "sums y row")),
     "ids": (cuda_rows.ids_kernel, {"axes": 1}, [*_each("u64", "x y n width signed words"), *_AXES]),
@@ -112,10 +114,11 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], list]] = {
 
 _DRAWN = ("bytes", "bits")
 _SOURCES = (*_DRAWN, "given", "same", "rows", "examples")
+_OF_RUNS = ("scales", "slope")  # noise ops that take no region
 _CHOICES: dict[str, dict[str, Sequence]] = {
     "dropout": {"op": (*OPS, "mean"), "source": _SOURCES},
     "draw": {"source": _DRAWN},
-    "noise": {"op": ("scale", "add", "concrete", "gradient")},
+    "noise": {"op": ("scale", "add", "concrete", "gradient", *_OF_RUNS)},
     "sums": {"by": ("rows", "tiles")},
     "scale": {"dtype": ("float32", "float64")},
     "connect": {"dtype": ("float32", "float64")},
@@ -138,6 +141,8 @@ def is_launched(name: str, options: dict[str, Any]) -> bool:
     """Whether `fastdrop.cuda` has a use for these options together."""
     if name != "dropout":  # small counts for axes, shifted for none
         axes = options.get("axes", 1)
+        if options.get("op") in _OF_RUNS and axes:
+            return False
         return not options.get("shifted") if axes else bool(options["small"])
     op, source = options["op"], options["source"]
     if options["shifted"] and source not in _DRAWN:

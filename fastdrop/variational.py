@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fastdrop import gate
 from fastdrop._core import NOISE_SCALE
+from fastdrop.device import cuda, fetched, on_device
 from fastdrop.noise import Draw, NoiseContext, compute_type, forward, normals
 from fastdrop.restore import Restored
 from fastdrop.rng import RngLike, draw_call
@@ -38,7 +39,7 @@ class VariationalContext(NoiseContext):
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of x."""
-        return self.x.shape
+        return tuple(self.x.shape)
 
     @property
     def p(self) -> npt.NDArray:
@@ -65,6 +66,10 @@ class VariationalContext(NoiseContext):
         ----------
         dy : array_like, shape and dtype of x
         """
+        if on_device(dy):
+            return cuda().backward_variational(self, dy)
+        if on_device(self.x):
+            return replace(self, x=fetched(self.x)).backward(dy)
         dy = gate.array(dy, "dy")
         gate.like(dy, "dy", self.x.shape, self.x.dtype)
         if self.draw is None:
@@ -92,7 +97,7 @@ def variational_dropout(
     log_alpha : array_like of float
         ln(alpha): 0-d for one of the layer, shape (x.shape[-1],) for one a neuron, x.shape for one
         an element (a weight, if x are weights). Above 0 it counts as 0, where the approximation of
-        the divergence ends.
+        the divergence ends. In the host's memory, where x may be on a GPU; its gradient is there.
     rng, training
         As in `fastdrop.dropout`. Without training y is a copy of x.
 
@@ -107,18 +112,20 @@ def variational_dropout(
     D. P. Kingma, T. Salimans, M. Welling: Variational dropout and the local reparameterization
     trick. NeurIPS 2015, section 3.
     """
-    x = np.asarray(gate.array(x), order="C")
+    there = on_device(x)
+    x = x if there else np.asarray(gate.array(x), order="C")
+    shape, dtype = cuda().described(x, None) if there else (x.shape, x.dtype)
     log_alpha = gate.array(log_alpha, "log_alpha").copy()
     if np.isnan(log_alpha).any():
         raise ValueError(f"log_alpha must not be NaN, got {log_alpha!r:.200}")
-    if log_alpha.shape not in ((), x.shape[-1:], x.shape):
+    if log_alpha.shape not in ((), shape[-1:], shape):
         raise ValueError(
-            f"log_alpha must have shape (), {x.shape[-1:]} or {x.shape}, got {log_alpha.shape}"
+            f"log_alpha must have shape (), {shape[-1:]} or {shape}, got {log_alpha.shape}"
         )
     if not training:
         return forward(None, x, None), VariationalContext(x, log_alpha, None)
-    sigma = np.exp(np.minimum(log_alpha, 0) / 2).astype(compute_type(x.dtype))
-    block = gate.block(x.shape, ())
+    sigma = np.exp(np.minimum(log_alpha, 0) / 2).astype(compute_type(dtype))
+    block = gate.block(shape, ())
     draw = Draw(NOISE_SCALE, *draw_call(rng), block, np.asarray(sigma))
     return forward(draw, x, None), VariationalContext(x, log_alpha, draw)
 

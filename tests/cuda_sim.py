@@ -499,7 +499,48 @@ def test_noise(dtype):
         _, ctx, _, ctx_cpu = both(fd.concrete_dropout, x, -1.2, temperature)
     both(fd.concrete_dropout, x, -1.2, training=False)
     if dtype == np.float32:
-        same(ctx.backward(to_fake(x)), ctx_cpu.backward(x))
+        backward(ctx, ctx_cpu, x)
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("per", [0, 1, 2])
+def test_variational(dtype, per):
+    """One variance for all, for each neuron, for each element."""
+    x, dy = numbers((7, 21), dtype), numbers((7, 21), dtype, 1)
+    shape = ((), (21,), (7, 21))[per]
+    generator = np.random.default_rng(4)
+    for kind in (np.float64, np.float16) if dtype == np.float32 else (np.float64,):
+        log_alpha = generator.normal(-1, 1.5, shape).astype(kind)
+        _, ctx, _, ctx_cpu = both(fd.variational_dropout, x, log_alpha=log_alpha)
+        assert (ctx.shape, ctx.seed, ctx.call) == (ctx_cpu.shape, ctx_cpu.seed, ctx_cpu.call)
+        np.testing.assert_array_equal(ctx.p, ctx_cpu.p)
+        assert (log_alpha > 0).any() or not per
+        plain = [generator.standard_normal(x.shape).astype(dtype) for _ in range(2)]
+        _, ctx, _, ctx_cpu = both(fd.variational_dropout, plain[0], log_alpha=log_alpha)
+        if kind == np.float16:
+            backward(ctx, ctx_cpu, plain[1])
+        else:
+            same(ctx.backward(to_fake(plain[1])), ctx_cpu.backward(plain[1]))
+        _, ctx, _, ctx_cpu = both(fd.variational_dropout, x, log_alpha=log_alpha, training=False)
+        same(ctx.backward(to_fake(dy)), ctx_cpu.backward(dy))
+
+
+def test_variational_of_nothing_and_errors():
+    for shape in ((0, 3), (3, 0)):
+        for own in ((), shape[1:], shape):
+            x = np.zeros(shape, np.float32)
+            _, ctx, _, ctx_cpu = both(fd.variational_dropout, x, log_alpha=np.zeros(own))
+            same(ctx.backward(to_fake(x)), ctx_cpu.backward(x))
+    x, call = to_fake(np.ones((4, 5), np.float32)), fd.Rng(1)
+    with pytest.raises(TypeError, match="log_alpha is a CUDA array"):
+        fd.variational_dropout(x, x, rng=call)
+    with pytest.raises(ValueError, match="log_alpha must have shape"):
+        fd.variational_dropout(x, np.ones(4), rng=call)
+    with pytest.raises(ValueError, match="log_alpha must not be NaN"):
+        fd.variational_dropout(x, np.nan, rng=call)
+    assert call.call == 0
+    with pytest.raises(ValueError, match="dy must have shape"):
+        fd.variational_dropout(x, -1.0)[1].backward(to_fake(np.ones(3, np.float32)))
 
 
 def test_out():
@@ -552,6 +593,7 @@ def test_nothing_is_fetched(monkeypatch):
     fd.dropconnect(x, to_fake(np.ones((9, 3), np.float32)), rng=1)[1].backward(
         to_fake(np.ones((8, 3), np.float32))
     )
+    fd.variational_dropout(x, np.zeros(9), rng=1)[1].backward(x)
     ids = to_fake(np.arange(8))
     fd.embedding_dropout(x, 0.3, ids=ids, rng=1)[1].backward(x)
 
@@ -641,7 +683,6 @@ def test_operations_without_kernels():
         lambda: fd.targeted_dropout(x, 0.3),
         lambda: fd.targeted_prune(x, 0.3),
         lambda: fd.adversarial_dropout(x, x, 0.05, 0.3),
-        lambda: fd.variational_dropout(x, -1.0),
         lambda: fd.sparse_variational_linear(x, x, x),
     ):
         with pytest.raises(TypeError, match=r"is a CUDA array, .* has no kernels"):

@@ -57,6 +57,14 @@ def connect_back(size=(6, 20, 47)):
     checks.test_connect_back(CC, "float32", size)
 
 
+def deviations():
+    checks.test_noise_with_a_deviation_each("float32", (1001, 6))
+
+
+def weighted(dtype="float32"):
+    checks.test_weighted(dtype)
+
+
 def sums():
     checks.test_sums_of_rows("float32", 0.4)
 
@@ -237,6 +245,27 @@ MUTATIONS = {
         "U64(index + o), t, f",
         "U64(index + U64(o >> U64(1))), t, f",
         connect_back,
+    ),
+    "deviations of a row that do not end": (
+        "return sigma, (column if column < row else U64(0))",
+        "return sigma, column",
+        deviations,
+    ),
+    "deviations from the first on": ("U64(i % row))", "U64(0))", deviations),
+    "a slope without its noise": (
+        "careful_mul(careful_mul(x, g), noise)",
+        "careful_mul(careful_mul(x, g), sigma)",
+        deviations,
+    ),
+    "a clipped gradient": (
+        "v = nothing if weight < nothing",
+        "v = v if weight < nothing",
+        weighted,
+    ),
+    "rounded once": (
+        "v = number(narrow(v))",
+        "v = v",
+        lambda: weighted("float64"),
     ),
     "a row's number not multiplied": ("U64(number * row)", "number", rows),
     "of an unaligned table all rows kept": (

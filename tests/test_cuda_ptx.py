@@ -25,6 +25,7 @@ DTYPES = ["float32", *(pytest.param(d, marks=SLOW) for d in ("float64", "bfloat1
 RATES = [0, 1e-9, 0.1, 0.2, 0.25, 0.5, 0.9, 1 - 1e-9, 1]
 SIZES = [1, 15, 16, 17, 31, 32, 1000]  # 6,007 is in all other tests
 SEED, CALL = 0x123456789ABCDEF0, 0xFEDCBA9876543210
+gate.array(np.zeros(1, ml_dtypes.bfloat16))  # the kernels that tests call know its number then
 GRID, BLOCK = 3, 32  # 6,007 elements are four turns of the loop, the last for some threads only
 
 
@@ -505,6 +506,39 @@ def test_noise(dtype, op):
         kernel = compiled("noise", cc, dtype, op=op, axes=axes, small=True)
         arrays = {"x": x, "g": dy, "y": np.full_like(expected, 7)}
         after = run(kernel, arrays, n=x.size, **numbers)
+        assert_same_bits(after["y"], expected)
+
+
+@pytest.mark.parametrize("shape", [(1001, 6), (6006,)], ids=str)
+def test_noise_with_a_deviation_each(dtype, shape):
+    x, dy = (some(dtype, 6006, seed, quiet=True).reshape(shape) for seed in (0, 1))
+    sigma = np.random.default_rng(2).random(shape[-1])
+    sigma = sigma.astype(noise.compute_type(dtype))
+    draw = noise.Draw(_core.NOISE_SCALE, SEED, CALL, gate.block(shape, ()), sigma=sigma)
+    expected, (_, slopes) = np.empty_like(x), draw.backward(x, dy, None)
+    draw.forward(x, expected)
+    for op, wanted, more in (("scales", expected, {"sigmas": sigma}), ("slope", slopes, {"g": dy})):
+        kernel = compiled("noise", (9, 0), dtype, op=op, axes=0, small=True)
+        arrays = {"x": x, "y": np.full_like(wanted, 7)} | more
+        after = run(kernel, arrays, n=x.size, row=sigma.size)
+        assert_same_bits(after["y"], wanted)
+
+
+def test_weighted(dtype):
+    """Rounded to x's type, and then to that of y; nothing where a weight is negative."""
+    generator = np.random.default_rng(2)
+    weights = generator.random(1000, np.float32).astype(np.float64)
+    for real in (np.float32, np.float64):
+        x = generator.standard_normal(1000).astype(real)
+        x[5:9] = 1e-45, 1e30, -1e-42, np.inf
+        kind = some(dtype, 1).dtype
+        with np.errstate(over="ignore", under="ignore"):
+            expected = (weights.astype(real) * x).astype(kind)
+        clipped = generator.random(1000) < 0.1
+        expected[clipped] = 0
+        arrays = {"weights": np.where(clipped, -1.0, weights), "x": x, "y": expected + kind.type(1)}
+        kernel = compiled("weighted", (9, 0), dtype)
+        after = run(kernel, arrays, n=x.size, wide=real == np.float64)
         assert_same_bits(after["y"], expected)
 
 
