@@ -247,7 +247,7 @@ def lookup(
     where()
     weight = array(weight, "weight")
     if on_device(ids):
-        ids = _numbers(DeviceArray(ids), weight.shape[0]).array
+        ids = _numbers(sent(ids, weight), weight.shape[0]).array
     else:
         ids = shared.rows_of(ids, weight.shape)
     seed, call = draw_call(rng) if training else (None, None)
@@ -385,7 +385,7 @@ def backward_blocks(ctx: DropBlockContext, dy: Any, out: Any) -> Any:
     real = "float64" if dy.dtype == "float64" else "float32"
     sums, scales = dy.new("int64", (batch, PARTS)), dy.new(real, (batch,))
     launch("count", dy, batch * PARTS, {}, given=bits.bits, sums=sums, n=batch, row=row)
-    launch("scale", dy, batch, {}, sums=sums, y=scales, n=batch, size=size)
+    launch("scale", scales, batch, {}, sums=sums, y=scales, n=batch, size=size)
 
     order = dy.order()
     if order[0]:  # the kernel takes examples that are behind each other

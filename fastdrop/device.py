@@ -132,10 +132,17 @@ class PyTorch(Numba):
         return x.device.index
 
     def fetch(self, x: Any) -> np.ndarray:
-        return x.cpu().numpy()
+        x = x.detach().cpu()
+        if x.dtype != sys.modules["torch"].bfloat16:
+            return x.numpy()
+        bfloat16 = import_module("ml_dtypes").bfloat16  # PyTorch exports none
+        return x.view(sys.modules["torch"].int16).numpy().view(bfloat16)
 
     def send(self, like: Any, data: np.ndarray) -> Any:
-        return sys.modules["torch"].from_numpy(data).to(like.device)
+        torch = sys.modules["torch"]
+        if data.dtype.name != "bfloat16":
+            return torch.from_numpy(data).to(like.device)
+        return torch.from_numpy(data.view(np.int16)).view(torch.bfloat16).to(like.device)
 
 
 class DLPack(CuPy):
@@ -177,14 +184,17 @@ class DeviceArray:
         The caller's array, or one that was made for the caller.
     kind : Numba
         Its library.
+    source : object
+        The array on whose stream it is used: the caller's that it was made for, or itself.
     address, shape, strides, dtype
         strides are in bytes; dtype is a name.
     """
 
-    __slots__ = ("address", "array", "dtype", "kind", "shape", "strides", "writeable")
+    __slots__ = ("address", "array", "dtype", "kind", "shape", "source", "strides", "writeable")
 
-    def __init__(self, array: Any) -> None:
+    def __init__(self, array: Any, source: Any = None) -> None:
         self.array = array
+        self.source = array if source is None else source
         kind = KINDS.get(type(array).__module__.partition(".")[0])
         if kind is None:
             kind = KINDS["numba"] if hasattr(array, "__cuda_array_interface__") else DLPack()
@@ -217,7 +227,7 @@ class DeviceArray:
 
     @property
     def stream(self) -> int:
-        return self.kind.stream(self.array)
+        return self.kind.stream(self.source)
 
     def order(self) -> list[int]:
         """The axes as they follow in memory, the slowest first."""
@@ -241,7 +251,7 @@ class DeviceArray:
         size = itemsize(dtype)
         strides = tuple(s * size for s in c_strides(like))
         strides = strides if order is None else self.dense(order)
-        return DeviceArray(self.kind.empty(self.array, like, dtype, strides))
+        return DeviceArray(self.kind.empty(self.array, like, dtype, strides), self.source)
 
 
 def array(x: Any, name: str = "x") -> DeviceArray:
@@ -261,12 +271,14 @@ def array(x: Any, name: str = "x") -> DeviceArray:
 
 
 def sent(x: np.ndarray | Any, like: DeviceArray) -> DeviceArray:
-    """x on the device of `like`, if it is in the host's memory."""
-    return DeviceArray(x if on_device(x) else like.kind.send(like.array, x))
+    """x on the device and the stream of `like`; copied there from the host's memory."""
+    return DeviceArray(x if on_device(x) else like.kind.send(like.array, x), like.source)
 
 
-def fetched(x: Any) -> np.ndarray:
-    """x in the host's memory; waits for it if it is on a device."""
+def fetched(x: Any) -> Any:
+    """An array or a packed mask in the host's memory, for which this waits; else x itself."""
+    if isinstance(x, DeviceBits):
+        return x.fetch()
     return DeviceArray(x).kind.fetch(x) if on_device(x) else x
 
 
@@ -314,7 +326,7 @@ class DeviceBits:
             return held
         data = np.frombuffer(held, np.uint8, (n + 7) // 8)
         data = np.concatenate([data, np.zeros(-len(data) % 2, np.uint8)])
-        return DeviceBits(n, DeviceArray(like.kind.send(like.array, data)))
+        return DeviceBits(n, sent(data, like))
 
     @staticmethod
     def empty(n: int, like: DeviceArray) -> DeviceBits:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fastdrop import _core, cpu, gate
 from fastdrop._core import BITS_PAD
 from fastdrop.block import Block
-from fastdrop.device import DeviceBits, cuda, on_device
+from fastdrop.device import DeviceBits, cuda, fetched, on_device
 from fastdrop.functional import Region
 from fastdrop.restore import Restored
 from fastdrop.rng import RngLike, draw_call
@@ -134,7 +134,7 @@ class DropBlockContext(Restored):
     def _keep_bits(self) -> bytes:
         """Those of all examples."""
         if self.bits is not None:
-            return self.bits if type(self.bits) is bytes else self.bits.fetch()
+            return fetched(self.bits)
         gamma, begins, k_height, k_width = self._seeds
         bits = cpu.draw(self.seed, self.call, gamma, begins)
         return _core.drop_blocks(bits, self._drawn, k_height, k_width)
@@ -150,10 +150,6 @@ class DropBlockContext(Restored):
         seeds = batch, maps, rows, columns
         region = (self.first, 0, 0, 0), (self.first + batch, *seeds[1:])
         return gamma if self.p < 1.0 else 1.0, Block(seeds, (), region), k_height, k_width
-
-    def __reduce__(self) -> tuple:
-        bits = None if self.bits is None else self._keep_bits()
-        return Restored.__reduce__(replace(self, bits=bits))
 
 
 def drop_block(

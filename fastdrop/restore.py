@@ -14,7 +14,7 @@ import numpy as np
 
 from fastdrop import gate
 from fastdrop.block import Block
-from fastdrop.device import on_device
+from fastdrop.device import fetched, on_device
 from fastdrop.rng import uint64
 
 __all__ = ["Restored"]
@@ -35,7 +35,7 @@ class Restored:
             raise ValueError(f"pickled {type(self).__name__} must have a seed and a call")
 
     def __reduce__(self) -> tuple:
-        return _restore, (type(self), *(getattr(self, f.name) for f in fields(self)))
+        return _restore, (type(self), *(fetched(getattr(self, f.name)) for f in fields(self)))
 
 
 def _restore(kind: type[Restored], *values: Any) -> Restored:

@@ -6,7 +6,7 @@ Each is `dropout` with `shared_axes` chosen, and draws the same mask; see there 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from math import prod
 
 import numpy as np
@@ -208,9 +208,6 @@ class EmbeddingContext(Restored):
         dweight = np.zeros(self.shape, dy.dtype)
         dweight[words[kept]] = sums[kept] * self.scale
         return dweight
-
-    def __reduce__(self) -> tuple:
-        return Restored.__reduce__(replace(self, ids=fetched(self.ids)))
 
 
 def embedding_dropout(

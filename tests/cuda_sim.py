@@ -620,6 +620,19 @@ def test_launches(monkeypatch):
         assert seen.pop() == (blocks, 128, ("stream", 77))
     fd.dropout(FakeArray(np.empty(3, np.float16)), 0.3, rng=1)
     assert seen.pop() == (1, 128, 0)
+    x, w = (FakeArray(np.empty(n, np.float32), stream=77) for n in ((2, 3, 8, 8), (8, 4)))
+    seen.clear()
+    fd.drop_block(x, 0.3, 2, rng=1)[1].backward(x)
+    fd.embedding_dropout(w, 0.3, ids=[1, 2], rng=1)[1].backward(
+        FakeArray(np.empty((2, 4), np.float32), stream=77)
+    )
+    y = FakeArray(np.empty((2, 3, 8, 4), np.float32), stream=77)
+    for mode in ("example", "batch"):
+        fd.dropconnect(x, w, rng=1, mode=mode)[1].backward(y)
+    fd.dropconnect(x, w, p=1, rng=1)[1].backward(y)
+    fd.variational_dropout(x, np.zeros(8), rng=1)[1].backward(x)
+    assert len(seen) > 30
+    assert {stream for *_, stream in seen} == {("stream", 77)}
 
 
 def test_whole_blocks_of_threads(monkeypatch):

@@ -32,7 +32,7 @@ def test_simulator():
 
 def test_the_script_for_a_gpu():
     """Its few checks, then its table, with the simulator in place of a GPU."""
-    chosen = ["--checks", "start or errors", "--exponents", "8", "--runs", "2", "--calls", "2"]
+    chosen = ["--checks", "start or test_errors", "--exponents", "8", "--runs", "2", "--calls", "2"]
     done = simulated("bench/gpu.py", "--dtypes", "float32", *chosen)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "bit-equal to the CPU: 13 passed" in done.stdout

@@ -439,3 +439,16 @@ def test_training():
         optimizer.step()
     model.eval()
     assert (model(x).argmax(1) == t).double().mean() > 0.97
+
+
+def test_tensors_of_any_kind_go_to_the_host_and_back():
+    """What `fastdrop.cuda` does with a context's tensors, on a CPU's."""
+    from fastdrop.device import KINDS
+
+    kind = KINDS["torch"]
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64):
+        x = torch.arange(6).reshape(2, 3).to(dtype)
+        x.requires_grad = dtype.is_floating_point
+        host = kind.fetch(x)
+        assert host.dtype.name == str(dtype).removeprefix("torch.")
+        assert torch.equal(kind.send(x, host), x)
