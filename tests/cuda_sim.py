@@ -432,12 +432,14 @@ def test_embedding(dtype, row):
         _, ctx, expected, ctx_cpu = both(fd.embedding_dropout, weight, p, ids=ids, **kwargs)
         names = "shape", "p", "seed", "call", "nbytes", "scale"
         assert [getattr(ctx, n) for n in names] == [getattr(ctx_cpu, n) for n in names]
-        backward(ctx, ctx_cpu, dy)
+        same(ctx.backward(to_fake(dy)), ctx_cpu.backward(dy))
         y, there = fd.embedding_dropout(
             to_fake(weight), p, ids=to_fake(ids.astype(np.int32)), rng=rng(), **kwargs
         )
         same(y, expected)
-        backward(there, ctx_cpu, dy)
+        if dtype == np.float32:
+            backward(ctx, ctx_cpu, dy)
+            backward(there, ctx_cpu, dy)
         np.testing.assert_array_equal(there.kept(), ctx_cpu.kept())
 
 
