@@ -69,6 +69,9 @@ def sums():
     checks.test_sums_of_rows("float32", 0.4)
 
 
+# Behind the head of the dropout kernel's loop, of which others have the same.
+THERE = "\n            i = U64(group << U64(4))\n            left"
+
 # What is changed, into what, and the check that must fail.
 MUTATIONS = {
     "no refinement": (
@@ -115,19 +118,19 @@ MUTATIONS = {
         forward,
     ),
     "tail left out": (
-        "while U64(group << U64(4)) < n",
-        "while U64(group << U64(4) | U64(15)) < n",
+        "while U64(group << U64(4)) < n:" + THERE,
+        "while U64(group << U64(4) | U64(15)) < n:" + THERE,
         forward,
     ),
-    "tail not seen": ("if aligned and left >= U64(16):", "if aligned and left >= U64(15):", tail),
+    "tail not seen": ("and known and left >= U64(16):", "and known and left >= U64(15):", tail),
     "misaligned arrays not seen": (
         "aligned = U64(U64(U64(x | y) | U64(residual | bias)) & U64(15)) == U64(0)",
         "aligned = U64(U64(U64(x | y) | U64(residual | bias)) & U64(3)) == U64(0)",
         lambda: forward(offset=1),
     ),
     "one group too many": (
-        "while U64(group << U64(4)) < n",
-        "while U64(group << U64(4)) < U64(n + U64(16))",
+        "while U64(group << U64(4)) < n:" + THERE,
+        "while U64(group << U64(4)) < U64(n + U64(16)):" + THERE,
         forward,
     ),
     "every second turn left out": (
@@ -284,7 +287,7 @@ MUTATIONS = {
         lambda: rows(p=0),
     ),
     "last run not merged": ("while low < end:", "while U64(low + run) < end:", order),
-    "bisection one too short": ("low = U64(middle + U64(1))", "low = middle", order),
+    "an id in front of itself": ("n, run) < v:", "n, run) <= v:", order),
     "order of equal ids lost": (
         "return U64(U64(v * n) + i) if",
         "return U64(U64(v * n) + U64(U64(n - U64(1)) - i)) if",
