@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from math import isqrt
 from pathlib import Path
 from statistics import median
 
@@ -82,6 +83,16 @@ def operations(n: int, dtype: str) -> Functions:
         "relu_dropout": (lambda: fd.relu_dropout(x, P, rng=rng, out=y), 2 * size + 1 / 8),
         "gaussian_dropout": (lambda: fd.gaussian_dropout(x, P, rng=rng, out=y), 2 * size),
     }
+    images, to = (a.reshape(n // 256, 4, 8, 8) for a in (x, y))
+    ids = cuda.to_device(np.random.default_rng(1).permutation(n // 64))
+    found |= {
+        "drop_block": (lambda: fd.drop_block(images, P, 3, rng=rng, out=to), 2 * size + 1 / 8),
+        "embedding_dropout": (lambda: fd.embedding_dropout(rows, P, ids=ids, rng=rng), 2 * size),
+    }
+    if size >= 4:  # n products
+        side = isqrt(n // 64)
+        batch, weight = (cuda.to_device(host[: k * side].reshape(k, side)) for k in (64, side))
+        found["dropconnect"] = (lambda: fd.dropconnect(batch, weight, p=P, rng=rng), 0.0)
     for peer in (pytorch, cupy):
         try:
             found |= peer(host)

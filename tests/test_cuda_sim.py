@@ -36,7 +36,14 @@ def test_the_script_for_a_gpu():
     done = simulated("bench/gpu.py", "--dtypes", "float32", *chosen)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "bit-equal to the CPU: 13 passed" in done.stdout
-    for name in ("copy", "dropout, seed", "backward, bits", "gaussian_dropout"):
+    for name in (
+        "copy",
+        "dropout, seed",
+        "backward, bits",
+        "gaussian_dropout",
+        "drop_block",
+        "dropconnect",
+    ):
         assert f"| float32 | 2^8        | {name} " in done.stdout
 
 
