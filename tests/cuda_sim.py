@@ -501,7 +501,10 @@ def test_noise(dtype):
         _, ctx, _, ctx_cpu = both(fd.concrete_dropout, x, -1.2, temperature)
     both(fd.concrete_dropout, x, -1.2, training=False)
     if dtype == np.float32:
-        backward(ctx, ctx_cpu, x)
+        expected = ctx_cpu.backward(x)
+        same(ctx.backward(to_fake(x)), expected)
+        for a, b in zip(ctx.backward(x), expected, strict=True):
+            assert_same_bits(a, b)
 
 
 @EACH_DTYPE
@@ -519,7 +522,7 @@ def test_variational(dtype, per):
         assert (log_alpha > 0).any() or not per
         plain = [generator.standard_normal(x.shape).astype(dtype) for _ in range(2)]
         _, ctx, _, ctx_cpu = both(fd.variational_dropout, plain[0], log_alpha=log_alpha)
-        if kind == np.float16:
+        if kind == np.float16 and per:  # the sum of all takes an interpreter of PTX long
             backward(ctx, ctx_cpu, plain[1])
         else:
             same(ctx.backward(to_fake(plain[1])), ctx_cpu.backward(plain[1]))
@@ -529,7 +532,7 @@ def test_variational(dtype, per):
 
 def test_variational_of_nothing_and_errors():
     for shape in ((0, 3), (3, 0)):
-        for own in ((), shape[1:], shape):
+        for own in (shape[1:], shape) if shape[0] else ((), shape[1:]):
             x = np.zeros(shape, np.float32)
             _, ctx, _, ctx_cpu = both(fd.variational_dropout, x, log_alpha=np.zeros(own))
             same(ctx.backward(to_fake(x)), ctx_cpu.backward(x))
