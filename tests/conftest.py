@@ -1,4 +1,5 @@
 import os
+import signal
 
 import ml_dtypes
 import numpy as np
@@ -17,8 +18,10 @@ settings.load_profile("fastdrop")
 
 
 def pytest_configure(config):
-    """What was compiled for GPUs serves all modules, and later runs."""
-    if hasattr(config, "cache"):
+    """Sets up what modules, and the programs they start, share."""
+    # Programs that a shell starts in the background ignore interrupts, and so do theirs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(config, "cache"):  # What was compiled for GPUs serves later runs, too.
         os.environ.setdefault("FASTDROP_CACHE", str(config.cache.mkdir("ptx")))
 
 

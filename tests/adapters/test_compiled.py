@@ -92,12 +92,14 @@ def test_c(build, number, dtype):
 
 OLDER = """
 import ctypes
+import sys
 from fastdrop import _core
 
 new = ctypes.pythonapi.PyCapsule_New
 new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 version, name = ctypes.c_int(0), ctypes.c_char_p(b"fastdrop._core._C_API")
 _core._C_API = new(ctypes.addressof(version), name, None)
+sys.path.insert(0, "")
 import example
 """
 
