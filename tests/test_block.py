@@ -38,6 +38,8 @@ def test_axes_may_be_an_int_or_negative(isa):
     for a, b in ((-1, 3), ((-1, -2), (2, 3)), ((1, 0), (0, 1))):
         first, second = (fd.dropout(x, 0.4, rng=1, shared_axes=axes)[0] for axes in (a, b))
         np.testing.assert_array_equal(first, second)
+        for axes in (a, b):
+            np.testing.assert_array_equal(first, reference.dropout(x, 0.4, 1, 0, axes)[0])
 
 
 @st.composite

@@ -27,7 +27,7 @@ def alpha_dropout(
     p: float,
     seed: int,
     call: int,
-    shared_axes: Sequence[int] = (),
+    shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
 ) -> tuple[npt.NDArray, npt.NDArray[np.bool_]]:
     """y and the keep mask: a * x + b, of dropped ones a * SATURATION + b; x itself at p = 0."""

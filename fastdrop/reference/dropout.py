@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.array_utils import normalize_axis_tuple
 
 from fastdrop import rng
 
@@ -51,14 +52,15 @@ def keep(index: npt.ArrayLike, p: float, seed: int, call: int) -> npt.NDArray[np
 
 
 def element_index(
-    shape: Sequence[int], shared_axes: Sequence[int] = (), region: Region | None = None
+    shape: Sequence[int], shared_axes: int | Sequence[int] = (), region: Region | None = None
 ) -> npt.NDArray[np.uint64]:
     """Stream index of every element: its C-order position in the (global) mask array."""
+    shared = normalize_axis_tuple(shared_axes, len(shape))
     start, whole = region if region is not None else ((0,) * len(shape), shape)
     index = np.zeros(shape, np.uint64)
     stride = 1
     for d in reversed(range(len(shape))):
-        if d not in shared_axes:
+        if d not in shared:
             position = np.uint64(start[d]) + np.arange(shape[d], dtype=np.uint64)
             index += (position * np.uint64(stride)).reshape(-1, *(1,) * (len(shape) - d - 1))
             stride *= whole[d]
@@ -89,7 +91,7 @@ def dropout(
     p: float,
     seed: int,
     call: int,
-    shared_axes: Sequence[int] = (),
+    shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
 ) -> tuple[npt.NDArray, npt.NDArray[np.bool_]]:
     """y and the keep mask; backward is `apply` of dy with that mask."""
