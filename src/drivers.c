@@ -194,8 +194,6 @@ static void draw_tiles(const void *job, uint64_t first, uint64_t last)
                 at[a - 1]++;
             }
         }
-        if (m % 8) /* nothing beyond the last element */
-            bits[m / 8] &= (uint8_t)((1 << m % 8) - 1);
         memcpy(d->bits + tile * (FD_TILE / 8), bits, (m + 7) / 8);
     }
 }

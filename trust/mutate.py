@@ -45,7 +45,6 @@ MUTATIONS = [
     ("drivers.c", "memcpy(buffer, bits + FD_TILE / 8 - 8, 8);", "", "dropout"),
     ("drivers.c", "f->start + i, m, bits", "f->start, m, bits", "dropout"),
     ("drivers.c", "f->saved + i / 8, 0, 0}, bits, 0, m", "f->saved, 0, 0}, bits, 0, m", "dropout"),
-    ("drivers.c", "bits[m / 8] &= (uint8_t)((1 << m % 8) - 1);", ";", "dropout"),
     ("drivers.c", "d->stride[a - 1] - d->n[a] * d->stride[a]", "d->stride[a - 1]", "block"),
     ("drivers.c", "bit -= above.n * above.bit;", "", "block"),
     ("drivers.c", "i % e->bias_length", "i % (e->bias_length + 1)", "fused"),
