@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GLIBC = "2.17"
 MAX_BYTES = 400_000
 MAX_IMPORT_SECONDS = 0.05  # beyond NumPy's
+NUMPY_SECONDS = 0.12  # about what its import takes on this kind of machine when that is quiet
 
 
 def run(*command: str | Path, **options) -> str:
@@ -171,10 +172,12 @@ class Emulated:
 
 
 IMPORT = """
-import numpy, time
+import time
+begin = time.process_time()
+import numpy
 start = time.process_time()
 import fastdrop
-print(time.process_time() - start)
+print(time.process_time() - start, start - begin)
 """
 CORE = ["tests/test_stream.py", "tests/test_rng.py", "tests/test_dropout.py"]
 
@@ -183,10 +186,12 @@ def with_numpy_alone(python: Native | Emulated, wheel: Path, folder: Path) -> No
     """Import time, and every op against its reference."""
     python.install(wheel)
     options = {"cwd": folder, "env": python.environment}
-    seconds = min(float(run(*python.command, "-c", IMPORT, **options)) for _ in range(15))
-    print(f"import fastdrop: {1000 * seconds:.0f} ms beyond NumPy")
-    if isinstance(python, Native) and seconds > MAX_IMPORT_SECONDS:
-        sys.exit(f"more than {1000 * MAX_IMPORT_SECONDS:.0f} ms")
+    times = [run(*python.command, "-c", IMPORT, **options).split() for _ in range(15)]
+    own, numpys = (min(map(float, column)) for column in zip(*times, strict=True))
+    print(f"import fastdrop: {1000 * own:.0f} ms beyond NumPy's {1000 * numpys:.0f} ms")
+    # The machine may be slow for now; then NumPy's import is, too.
+    if isinstance(python, Native) and own > MAX_IMPORT_SECONDS * max(1, numpys / NUMPY_SECONDS):
+        sys.exit(f"more than {1000 * MAX_IMPORT_SECONDS:.0f} ms, or as much more as NumPy takes")
     print(run(*python.command, ROOT / ".ci" / "every_op.py", **options).strip())
     print(run(*python.command, "-m", "fastdrop", "info", **options).strip())
 
