@@ -5,7 +5,7 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("fastdrop is not built; in a source tree run: pip install -e .") from error
 
-from pathlib import Path as _Path
+import os as _os
 
 from fastdrop import cuda, layers, mc, reference, schedules
 from fastdrop.adversarial import adversarial_dropout, kl_divergence, squared_divergence
@@ -33,7 +33,7 @@ __version__ = "0.1.0"
 
 def get_include() -> str:
     """The folder of ``fastdrop_api.h``, the kernels for C and Cython code."""
-    return str(_Path(__file__).parent / "include")
+    return _os.path.join(_os.path.dirname(__file__), "include")
 
 
 __all__ = [
