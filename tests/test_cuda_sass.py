@@ -40,7 +40,10 @@ def test_on_other_architectures(case, arch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [c for c in ALL if c not in FEW], ids=label)
-def test_other_kernels(case):
+def test_other_kernels(case, request):
+    if (case.title, case.dtype) == ("relu_dropout", "bfloat16"):
+        reason = "40 registers are 8 bytes too few since the kernel has more sources"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     check(case, 90)
 
 
@@ -55,13 +58,10 @@ def test_sums_stay_in_registers(name, dtype, arch):
     assert r.registers <= 128
 
 
-# Bytes that do not fit into 40 registers, with which the compiler is told to do.
-SPILLED = {("relu_dropout", "bfloat16", 90): 8}
-
-
 def check(case, arch):
     r = reading(case, arch)
-    assert r.spilled == r.local == SPILLED.get((case.title, case.dtype, arch), 0)
+    assert r.spilled == 0
+    assert r.local == 0
     assert r.registers <= 40
     if case.name == "dropout":  # 16 elements, 16 bytes at a time
         assert r.stores == ITEMSIZE[case.dtype]
