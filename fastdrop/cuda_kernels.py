@@ -433,13 +433,26 @@ def chunk(where: str, dtype: str, op: str, c: int) -> Any:
             return False
 
     def words_of(j: int) -> Any:
-        up = U32(7 - 2 * j)
-        low, high = flag(2 * j), flag(2 * j + 1)
+        up, down = U32(7 - 2 * j), U32(15 - 8 * c - 2 * j)
 
         @device
         def mask(k):
             """Of the two elements, all bits or none. k has those of odd ones from bit 16 on."""
             return signs(U32(k << up))
+
+        if op == "relu_dropout":
+
+            @device
+            def active_of(y):
+                """The bits of those that are not 0, where `mask` finds them; y has no signs, and
+                nothing above 0 becomes 0 by a scale of 1 or more."""
+                return U32(U32(U32(y + U32(0x7FFF7FFF)) & U32(0x80008000)) >> down)
+
+        else:
+
+            @device
+            def active_of(y):
+                return none
 
         if op == "zoneout":
 
@@ -468,9 +481,10 @@ def chunk(where: str, dtype: str, op: str, c: int) -> Any:
                 x0, x1 = both(U32(x & m))
                 r0, r1 = both(r)
                 b0, b1 = both(U32(b & m))
-                y0, a0 = element(x0, r0, b0, True, scale, shift, dropped)
-                y1, a1 = element(x1, r1, b1, True, scale, shift, dropped)
-                return pack(y0, y1), is_nan(y0, y1), U32(U32(a0 * low) | U32(a1 * high))
+                y0, _ = element(x0, r0, b0, True, scale, shift, dropped)
+                y1, _ = element(x1, r1, b1, True, scale, shift, dropped)
+                y = pack(y0, y1)
+                return y, is_nan(y0, y1), active_of(y)
 
         return word
 
@@ -484,7 +498,8 @@ def chunk(where: str, dtype: str, op: str, c: int) -> Any:
         y2, nan2, a2 = word2(x[2], r[2], b[2], k, scale, shift, dropped)
         y3, nan3, a3 = word3(x[3], r[3], b[3], k, scale, shift, dropped)
         nan = (nan0 | nan1) | (nan2 | nan3)
-        return (y0, y1, y2, y3), nan, U32(U32(a0 | a1) | U32(a2 | a3))
+        active = U32(U32(a0 | a1) | U32(a2 | a3))
+        return (y0, y1, y2, y3), nan, U32(U32(active | U32(active >> U32(15))) & U32(0xFFFF))
 
     return whole
 
@@ -527,7 +542,6 @@ def chunks(where: str, dtype: str, op: str) -> Any:
     def some(c: int, count: int) -> Any:
         """One or two chunks from c on. Loads come before stores: y may be x or residual."""
         f0, at0, bits0 = chunk(where, dtype, op, c), U64(16 * c), U32(((1 << per) - 1) << c * per)
-        f1, at1, bits1 = chunk(where, dtype, op, c + 1), U64(at0 + U64(16)), U32(bits0 << U32(per))
 
         @p.device
         def one(x, r, b, y, k, scale, shift, dropped):
@@ -536,6 +550,10 @@ def chunks(where: str, dtype: str, op: str) -> Any:
             if not nan0:
                 put(U64(y + at0), y0)
             return (bits0 if nan0 else none), a0
+
+        if count == 1:
+            return one
+        f1, at1, bits1 = chunk(where, dtype, op, c + 1), U64(at0 + U64(16)), U32(bits0 << U32(per))
 
         @p.device
         def two(x, r, b, y, k, scale, shift, dropped):
@@ -550,7 +568,7 @@ def chunks(where: str, dtype: str, op: str) -> Any:
             missing = U32(U32(bits0 if nan0 else none) | U32(bits1 if nan1 else none))
             return missing, U32(a0 | a1)
 
-        return one if count == 1 else two
+        return two
 
     def joined(f: Any, g: Any) -> Any:
         @p.device
