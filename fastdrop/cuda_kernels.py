@@ -1036,8 +1036,9 @@ def variates(where: str) -> SimpleNamespace:
 
 
 @cache
-def noisy(where: str, dtype: str, op: str) -> Any:
-    """``f(x, g, e, sigma, logit, p, inverse, scale)``: a noise op on one element and its noise e.
+def noisy(where: str, dtype: str, op: str) -> tuple[Any, Any]:
+    """A noise op on one element, x, and its noise e: ``f(e, sigma, logit, p, inverse, scale)``,
+    its weight, and ``applied(x, g, weight)``.
 
     "scale", "scales": x (1 + sigma e); "add": x + sigma e; "concrete": x w; "gradient": what x,
     with dy in g, adds to the gradient of concrete dropout's logit; "slope": to that of sigma. See
@@ -1050,8 +1051,7 @@ def noisy(where: str, dtype: str, op: str) -> Any:
     real, bits, value = (np.float64 if wide else np.float32), e.bits, e.value
     word, mantissa = (U64, U64(52)) if wide else (U32, U32(23))
     add, sub, mul, div = e.exact.add, e.exact.sub, e.exact.mul, e.exact.div
-    careful_add, careful_mul = e.add, e.mul
-    one = real(1)
+    careful_mul, one = e.mul, real(1)
     one_bits = word(0x3FF0000000000000 if wide else 0x3F800000)
     magic, most, log2e = (
         real(1.5 * 2.0 ** int(mantissa)),
@@ -1099,38 +1099,50 @@ def noisy(where: str, dtype: str, op: str) -> Any:
     if op in ("scale", "scales"):
 
         @device
-        def element(x, g, noise, sigma, logit, p, inverse, scale):
-            return careful_mul(x, add(one, mul(sigma, noise)))
+        def weight(noise, sigma, logit, p, inverse, scale):
+            return add(one, mul(sigma, noise))
 
     elif op == "add":
 
         @device
-        def element(x, g, noise, sigma, logit, p, inverse, scale):
-            return careful_add(x, mul(sigma, noise))
+        def weight(noise, sigma, logit, p, inverse, scale):
+            return mul(sigma, noise)
 
     elif op == "concrete":
 
         @device
-        def element(x, g, noise, sigma, logit, p, inverse, scale):
-            return careful_mul(x, div(scale, add(one, odds_of(noise, logit, inverse))))
+        def weight(noise, sigma, logit, p, inverse, scale):
+            return div(scale, add(one, odds_of(noise, logit, inverse)))
 
     elif op == "slope":
 
         @device
-        def element(x, g, noise, sigma, logit, p, inverse, scale):
-            return careful_mul(careful_mul(x, g), noise)
+        def weight(noise, sigma, logit, p, inverse, scale):
+            return noise
 
     else:  # gradient
 
         @device
-        def element(x, g, noise, sigma, logit, p, inverse, scale):
+        def weight(noise, sigma, logit, p, inverse, scale):
             odds = odds_of(noise, logit, inverse)
             total = add(one, odds)
             w = div(scale, total)
-            rest = sub(p, mul(div(odds, total), inverse))
-            return careful_mul(careful_mul(x, g), mul(w, rest))
+            return mul(w, sub(p, mul(div(odds, total), inverse)))
 
-    return element
+    if op in ("slope", "gradient"):
+
+        @device
+        def applied(x, g, weight):
+            return careful_mul(careful_mul(x, g), weight)
+
+    else:
+        with_weight = e.add if op == "add" else careful_mul
+
+        @device
+        def applied(x, g, weight):
+            return with_weight(x, weight)
+
+    return weight, applied
 
 
 @cache
@@ -1148,7 +1160,7 @@ def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool) -> Any
     load16, store16, load_u64, store_u64 = p.load16, p.store16, p.load_u64, p.store_u64
     load16d, store16d = p.load16d, p.store16d
     gradient, load_real, value = op in ("gradient", "slope"), e.load_real, e.value
-    element = noisy(where, dtype, op)
+    weight_of, applied = noisy(where, dtype, op)
     kind = "logistic" if op in ("concrete", "gradient") else "normal"
     four = getattr(variates(where), kind)
     itemsize = ITEMSIZE[dtype]
@@ -1171,44 +1183,55 @@ def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool) -> Any
     def one(x, g, y, i, noise, sigma, logit, rate, inverse, scale):
         """Element i."""
         at = U64(i * item)
+        w = weight_of(real(noise), sigma, logit, rate, inverse, scale)
         dy = decode(load(U64(g + at))) if gradient else zero
-        v = decode(load(U64(x + at)))
-        v = element(v, dy, real(noise), sigma, logit, rate, inverse, scale)
+        v = applied(decode(load(U64(x + at))), dy, w)
         if gradient:
             store_real(U64(y + U64(i * real_item)), bits(v))
         else:
             store(U64(y + at), encode(v))
 
+    @p.device
+    def weights(e0, e1, e2, e3, s, logit, rate, inverse, scale):
+        return (
+            weight_of(e0, s[0], logit, rate, inverse, scale),
+            weight_of(e1, s[1], logit, rate, inverse, scale),
+            weight_of(e2, s[2], logit, rate, inverse, scale),
+            weight_of(e3, s[3], logit, rate, inverse, scale),
+        )
+
+    # Weights before loads: what is loaded would take registers while they are computed.
     if itemsize == 4:
 
         @p.device
         def together(x, y, e0, e1, e2, e3, s, logit, rate, inverse, scale):
+            w = weights(e0, e1, e2, e3, s, logit, rate, inverse, scale)
             a = load16(x)
-            v0 = element(decode(a[0]), zero, e0, s[0], logit, rate, inverse, scale)
-            v1 = element(decode(a[1]), zero, e1, s[1], logit, rate, inverse, scale)
-            v2 = element(decode(a[2]), zero, e2, s[2], logit, rate, inverse, scale)
-            v3 = element(decode(a[3]), zero, e3, s[3], logit, rate, inverse, scale)
+            v0, v1 = applied(decode(a[0]), zero, w[0]), applied(decode(a[1]), zero, w[1])
+            v2, v3 = applied(decode(a[2]), zero, w[2]), applied(decode(a[3]), zero, w[3])
             store16(y, encode(v0), encode(v1), encode(v2), encode(v3))
 
     elif itemsize == 2:
 
         @p.device
         def together(x, y, e0, e1, e2, e3, s, logit, rate, inverse, scale):
+            w = weights(e0, e1, e2, e3, s, logit, rate, inverse, scale)
             a = load_u64(x)
             low, high, mask = U32(a), U32(a >> U64(32)), U32(0xFFFF)
-            v0 = element(decode(U32(low & mask)), zero, e0, s[0], logit, rate, inverse, scale)
-            v1 = element(decode(U32(low >> U32(16))), zero, e1, s[1], logit, rate, inverse, scale)
-            v2 = element(decode(U32(high & mask)), zero, e2, s[2], logit, rate, inverse, scale)
-            v3 = element(decode(U32(high >> U32(16))), zero, e3, s[3], logit, rate, inverse, scale)
+            v0 = applied(decode(U32(low & mask)), zero, w[0])
+            v1 = applied(decode(U32(low >> U32(16))), zero, w[1])
+            v2 = applied(decode(U32(high & mask)), zero, w[2])
+            v3 = applied(decode(U32(high >> U32(16))), zero, w[3])
             store_u64(y, U64(U64(encode2(v0, v1)) | U64(U64(encode2(v2, v3)) << U64(32))))
 
     else:
 
         @p.device
         def two(x, y, e0, e1, s0, s1, logit, rate, inverse, scale):
+            w0 = weight_of(wide_of(e0), s0, logit, rate, inverse, scale)
+            w1 = weight_of(wide_of(e1), s1, logit, rate, inverse, scale)
             a = load16d(x)
-            y0 = element(decode(a[0]), zero, wide_of(e0), s0, logit, rate, inverse, scale)
-            y1 = element(decode(a[1]), zero, wide_of(e1), s1, logit, rate, inverse, scale)
+            y0, y1 = applied(decode(a[0]), zero, w0), applied(decode(a[1]), zero, w1)
             store16d(y, encode(y0), encode(y1))
 
         @p.device
@@ -1285,7 +1308,7 @@ def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool) -> Any
                         one(x, g, y, U64(i + U64(3)), e3, s[3], logit, rate, inverse, scale)
                 group = U64(group + step())
 
-    return p.kernel(noise, None)  # concrete dropout in float64 would spill some for sm_100
+    return p.kernel(noise)
 
 
 @cache

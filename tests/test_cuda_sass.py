@@ -33,17 +33,14 @@ def test_dropout(case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", [80, 100], ids=label)
-@pytest.mark.parametrize("case", COUNTED, ids=label)
+@pytest.mark.parametrize("case", ALL, ids=label)
 def test_on_other_architectures(case, arch):
     check(case, arch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [c for c in ALL if c not in FEW], ids=label)
-def test_other_kernels(case, request):
-    if (case.title, case.dtype) == ("relu_dropout", "bfloat16"):
-        reason = "40 registers are 8 bytes too few since the kernel has more sources"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+def test_other_kernels(case):
     check(case, 90)
 
 
