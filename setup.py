@@ -1,10 +1,13 @@
 """The compiled part; everything else is in pyproject.toml.
 
-Two switches for developers, environment variables: FASTDROP_SANITIZE (address, undefined or thread;
+Environment variables: FASTDROP_KERNELS, a file that `python -m fastdrop.cuda_build` made, puts
+kernels for GPUs into the package. For developers FASTDROP_SANITIZE (address, undefined or thread;
 see trust/sanitize) and FASTDROP_TRACE (counts the lines of the .pyx; see trust/coverage).
 """
 
 import os
+import runpy
+import shutil
 import sys
 import sysconfig
 from pathlib import Path
@@ -12,6 +15,7 @@ from pathlib import Path
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 INCLUDE = "fastdrop/include"
 
@@ -52,7 +56,21 @@ core = Extension(
     py_limited_api=abi3,
 )
 
+
+class BuildPackage(build_py):
+    """The modules, and kernels for GPUs, if they are of these modules."""
+
+    def run(self):
+        super().run()
+        if kernels := os.environ.get("FASTDROP_KERNELS"):
+            prebuilt = runpy.run_path("fastdrop/cuda_prebuilt.py")
+            if source := prebuilt["stale"](prebuilt["read_manifest"](kernels), "fastdrop"):
+                sys.exit(f"{kernels}: {source} has changed since they were compiled")
+            shutil.copyfile(kernels, os.path.join(self.build_lib, "fastdrop", "kernels.zip"))
+
+
 setup(
+    cmdclass={"build_py": BuildPackage},
     ext_modules=cythonize(
         [core],
         build_dir="build/trace" if trace else "build",

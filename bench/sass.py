@@ -1,6 +1,6 @@
 """What the compiler makes of the GPU kernels, read without a GPU: ``python bench/sass.py``.
 
-Each kernel is compiled for each architecture, assembled by ptxas and disassembled by nvdisasm. The
+Each kernel is compiled and assembled as for a wheel, and disassembled by nvdisasm. The
 table has registers, spills and local memory in bytes as ptxas reports them, and of the main loop
 its 128-bit loads and stores and its instructions an element: all; those of a usual turn, which has
 a tie in some thread of the warp (six of seven have) but no tail and no NaN, whose elements are done
@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from fastdrop import cuda_build, cuda_compile
+
 
 @cache
 def tool(name: str) -> Path | None:
@@ -34,10 +36,10 @@ def tool(name: str) -> Path | None:
 
 def assemble(ptx: str, arch: int) -> tuple[str, str]:
     """The SASS of a PTX module, and what ptxas reports about it."""
+    code, report = cuda_build.assemble(ptx, arch)
     with tempfile.TemporaryDirectory() as folder:
-        source, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
-        source.write_text(ptx)
-        report = run("ptxas", f"-arch=sm_{arch}", "-v", source, "-o", cubin)
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(code)
         return run("nvdisasm", "-c", cubin), report
 
 
@@ -204,9 +206,8 @@ def cases() -> list[Case]:
 
 
 def read(case: Case, arch: int) -> Reading:
-    from fastdrop.cuda_compile import compile_ptx
-
-    ptx = compile_ptx(case.name, case.dtype, divmod(arch, 10), **dict(case.options)).ptx
+    cc = cuda_build.CUBINS[arch]
+    ptx = cuda_compile.compile_ptx(case.name, case.dtype, cc, **dict(case.options)).ptx
     sass, report = assemble(ptx, arch)
     function = Function.parse(sass)
     loop = function.main_loop()
@@ -232,7 +233,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], metavar="80")
+    parser.add_argument(
+        "--arch", type=int, nargs="+", default=[80, 90, 100], choices=list(cuda_build.CUBINS)
+    )
     parser.add_argument("--dtype", nargs="+", default=list(ITEMSIZE), choices=list(ITEMSIZE))
     options = parser.parse_args()
     rows = []

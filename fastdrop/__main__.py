@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import fastdrop as fd
+from fastdrop import cuda_prebuilt, device
 from fastdrop._core import BUILD
 from fastdrop.examples import STUDIES
 
@@ -23,7 +24,14 @@ def info(args: argparse.Namespace) -> None:
     print(f"built           by {BUILD}")
     print(f"kernels         {features['isa']} (available: {', '.join(features['available'])})")
     print(f"threads         {fd.get_num_threads()}")
-    print(f"CUDA            {fd.cuda.why_not() or 'available'}")
+    routes = device.routes()
+    chosen = next((name for name, reason in routes.items() if reason is None), None)
+    print(f"CUDA            {f'{chosen} kernels' if chosen else 'not available'}")
+    for name, reason in routes.items():
+        print(f"  {name:14}{reason or 'available'}")
+    if kernels := cuda_prebuilt.manifest():
+        made_by = ", ".join(f"{name} {version}" for name, version in kernels["compilers"].items())
+        print(f"  of {kernels['fastdrop']:11}{' '.join(kernels['code'])}; made by {made_by}")
 
 
 def train(args: argparse.Namespace) -> None:

@@ -7,8 +7,8 @@ a CPU, whatever the GPU and the grid. y is an array of x's kind and device. Kern
 that is the caller's present one, and nothing waits for them. A context can be used for backward on
 either side, whichever made it; what it holds is copied then.
 
-Needs Numba and a driver: see `is_available` and `why_not`. Kernels are compiled at their first use
-in a process, for about a second each.
+Needs a driver, and cuda-core where kernels came with the package, else Numba, which compiles them
+at their first use in a process, for about a second each: see `is_available` and `why_not`.
 """
 
 from __future__ import annotations
@@ -48,13 +48,14 @@ from fastdrop._core import (
 from fastdrop.block import Block, c_strides
 from fastdrop.connections import DropConnectContext
 from fastdrop.device import (
-    KINDS,
+    NOISE_AXES,
     DeviceArray,
     DeviceBits,
     array,
     collapsed,
     contiguous,
     copy,
+    default_kind,
     launch,
     on_device,
     output,
@@ -154,15 +155,16 @@ def keep_mask(
     region: functional.Region | None = None,
     packed: bool = False,
 ) -> Any:
-    """`fastdrop.keep_mask` as a Numba device array (``cupy.asarray`` and ``torch.as_tensor`` take
-    it without a copy).
+    """`fastdrop.keep_mask` as a Numba device array, or without Numba as an array that has
+    ``__cuda_array_interface__`` (``cupy.asarray`` and ``torch.as_tensor`` take either without a
+    copy) and ``copy_to_host``.
     """
     where()
     dims = gate.shape(shape)
     p = gate.rate(p)
     block = gate.block(dims, shared_axes, region)
     seed, call = draw_call(rng)
-    like = DeviceArray(KINDS["numba"].empty(None, (1,), "float32", (4,)))
+    like = DeviceArray(default_kind().empty(None, (1,), "float32", (4,)))
     bits = _spread(_draw(seed, call, p, block, like), dims, range(len(dims)), _steps(block), like)
     n = prod(dims)
     if packed:
@@ -893,6 +895,8 @@ def _noise(op: str, draw: Draw, x: DeviceArray, g: DeviceArray | None, y: Device
     run = block.is_run and block.start % 4 == 0
     drawn = [0 if m == 1 else s for m, s in zip(block.shape, block.strides, strict=True)]
     shape, strides = collapsed(x.shape, drawn)
+    more = NOISE_AXES - len(shape)
+    shape, strides = (1,) * more + shape, (0,) * more + strides
     logit, p, inverse, scale = draw.relaxed or (0.0, 0.0, 0.0, 0.0)
     launch(
         "noise",

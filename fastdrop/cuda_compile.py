@@ -24,7 +24,7 @@ from fastdrop import cuda_table as kernels
 from fastdrop import cuda_targets, rng
 from fastdrop.reference import noise
 
-__all__ = ["Compiled", "compile_ptx", "variants"]
+__all__ = ["Compiled", "compile_ptx", "sources", "variants"]
 
 
 class Compiled(NamedTuple):
@@ -72,14 +72,14 @@ def compile_ptx(
         A key of ``cuda_table.KERNELS``.
     dtype : {"float32", "float64", "float16", "bfloat16"}
     cc : tuple of int
-        Compute capability, (8, 0) or later.
+        Compute capability, (7, 5) or later.
     options
         Those of the kernel's function; else their defaults in ``cuda_table.KERNELS``.
     """
     folder = os.environ.get("FASTDROP_CACHE")
     if not folder:
         return _compiled(kernel_name, dtype, cc, options)
-    key = repr((kernel_name, dtype, cc, sorted(options.items()), _sources(), _compilers()))
+    key = repr((kernel_name, dtype, cc, sorted(options.items()), sources(), _compilers()))
     file = Path(folder, sha256(key.encode()).hexdigest()[:32] + ".json")
     if file.exists():
         ptx, entry, parameters = json.loads(file.read_text())
@@ -92,9 +92,12 @@ def compile_ptx(
     return made
 
 
-def _sources() -> list[str]:
+def sources() -> dict[str, str]:
+    """What kernels are compiled from: the texts of modules, by their paths in the package."""
     modules = kernels, *kernels.MODULES, cuda_targets, rng, noise
-    return [Path(str(module.__file__)).read_text() for module in modules]
+    paths = [Path(str(module.__file__)) for module in modules]
+    package = Path(str(kernels.__file__)).parent
+    return {path.relative_to(package).as_posix(): path.read_text("utf-8") for path in paths}
 
 
 @cache
@@ -110,10 +113,11 @@ def _compiled(
         warnings.simplefilter("ignore")  # Numba's words on what of it is deprecated
         from numba import cuda, types
 
-        kernel, signature = kernels.kernel("cuda", kernel_name, dtype, **options)
+        where = "cuda" if cc >= (8, 0) else "turing"
+        kernel = kernels.kernel(where, kernel_name, dtype, **options)
         arguments: list[Any] = []
         parameters: list[tuple[str, str]] = []
-        for name, kind, length in signature:
+        for name, kind, length in kernels.parameters(kernel_name, dtype, options):
             one = getattr(types, {"u": "uint", "f": "float"}[kind[0]] + kind[1:])
             if length is None:
                 arguments.append(one)
@@ -125,6 +129,8 @@ def _compiled(
             ptx, _ = cuda.compile(
                 kernel.py_func, types.void(*arguments), device=False, abi="numba", cc=cc
             )
+    # Nothing refers to these, whose names tell how many functions were compiled before.
+    ptx = re.sub(r"^\.common \.global .*\bu64 _ZN08NumbaEnv\w+;\n", "", ptx, flags=re.M)
     head = re.search(r"\.entry\s+([\w$]+)\([^)]*\)", ptx)
     assert head is not None
     entry = f"fastdrop_{kernel_name}_{dtype}"

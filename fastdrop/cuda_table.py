@@ -19,6 +19,7 @@ from fastdrop.cuda_kernels import (
     unpack_kernel,
     weighted_kernel,
 )
+from fastdrop.device import NOISE_AXES
 
 MODULES = cuda_kernels, cuda_rows, cuda_blocks, cuda_connect  # where they are
 
@@ -125,15 +126,23 @@ _CHOICES: dict[str, dict[str, Sequence]] = {
     "connect_back": {"dtype": ("float32", "float64")},
 }
 # Compiled for float32, whatever the arrays are.
-OF_NO_DTYPE = ("draw", "spread", "unpack", "ids", "sort", "place", "widen", "count")
+_OF_NO_DTYPE = ("draw", "spread", "unpack", "ids", "sort", "place", "widen", "count")
+
+
+def dtype_of(name: str, dtype: str) -> str:
+    """The dtype that a kernel is compiled for, if the arrays are of this one."""
+    if name in _OF_NO_DTYPE:
+        return "float32"
+    return "float16" if name == "copy" and dtype == "bfloat16" else dtype
 
 
 def choices(name: str, axes: int) -> dict[str, Sequence]:
     """The values of a kernel's dtype and options, on arrays of up to so many axes."""
     least = KERNELS[name][1].get("axes", 0)  # 0 where there is a kernel for runs
     both = (False, True)
-    general = {"shifted": both, "small": both, "single": both, "axes": range(least, axes + 1)}
-    dtypes = ("float32",) if name in OF_NO_DTYPE else tuple(ITEMSIZE)
+    counts = (0, *range(NOISE_AXES, axes + 1)) if name == "noise" else range(least, axes + 1)
+    general = {"shifted": both, "small": both, "single": both, "axes": counts}
+    dtypes = tuple(dict.fromkeys(dtype_of(name, dtype) for dtype in ITEMSIZE))
     return general | {"dtype": dtypes} | _CHOICES.get(name, {})
 
 
@@ -152,14 +161,17 @@ def is_launched(name: str, options: dict[str, Any]) -> bool:
     return source not in ("rows", "examples") or op == "dropout"
 
 
-def kernel(where: str, name: str, dtype: str, **options: Any) -> tuple[Any, list]:
-    """A kernel by name, and its parameters: (name, type, length of a tuple or None) each."""
-    build, defaults, parameters = KERNELS[name]
-    options = defaults | options
+def parameters(name: str, dtype: str, options: dict[str, Any]) -> list[tuple[str, str, int | None]]:
+    """What a kernel takes: name, type, and length of a tuple or None, of each."""
     real = "f64" if dtype == "float64" else "f32"
     axes = max(options.get("axes", 0), 1)
-    given = [
+    return [
         (n, real if kind == "real" else kind, axes if length == "axes" else length)
-        for n, kind, length in parameters
+        for n, kind, length in KERNELS[name][2]
     ]
-    return build(where, dtype, **options), given
+
+
+def kernel(where: str, name: str, dtype: str, **options: Any) -> Any:
+    """A kernel by name, for a target of `fastdrop.cuda_targets`."""
+    build, defaults, _ = KERNELS[name]
+    return build(where, dtype, **(defaults | options))

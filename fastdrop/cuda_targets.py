@@ -1,8 +1,10 @@
 """What `fastdrop.cuda_kernels` is compiled for, and the few primitives that differ between those.
 
-``target("cuda")`` is the GPU, ``target("njit")`` the CPU through Numba (one thread walks the whole
-grid: the same typed source, to be compared with the C kernels at size), ``target("python")`` plain
-Python, for Numba's CUDA simulator. Importing this module does not import Numba.
+``target("cuda")`` is a GPU of compute capability 8.0 or later, ``target("turing")`` an older one,
+which packs 16-bit types in several instructions, ``target("njit")`` the CPU through Numba (one
+thread walks the whole grid: the same typed source, to be compared with the C kernels at size),
+``target("python")`` plain Python, for Numba's CUDA simulator. Importing this module does not import
+Numba.
 
 Memory is addressed by 64-bit integers; a wide access must be aligned to 16 bytes.
 """
@@ -45,7 +47,7 @@ def target(name: str) -> SimpleNamespace:
     """
     if name == "python":
         return _python()
-    return _numba(name == "cuda")
+    return _numba(name != "njit", name == "cuda")
 
 
 def _python() -> SimpleNamespace:
@@ -114,7 +116,6 @@ def _python() -> SimpleNamespace:
         return U32(bfloat(low) | bfloat(high) << U32(16))
 
     t = SimpleNamespace(
-        name="python",
         device=lambda f: f,
         kernel=kernel,
         first=lambda: U64(cuda.grid(1)),
@@ -151,7 +152,7 @@ def _python() -> SimpleNamespace:
     return t
 
 
-def _numba(gpu: bool) -> SimpleNamespace:
+def _numba(gpu: bool, packs: bool) -> SimpleNamespace:
     from llvmlite import ir
 
     if gpu:
@@ -251,12 +252,12 @@ def _numba(gpu: bool) -> SimpleNamespace:
         return f32(u32), generate
 
     def packed(instruction: str, narrow: Any) -> Any:
-        """Two float32 to a word: one instruction on the GPU."""
+        """Two float32 to a word: one instruction where the GPU has it."""
 
         @intrinsic
         def pack(typing, low, high):
             def generate(context, builder, sig, args):
-                if gpu:
+                if packs:
                     real = ir.FloatType()
                     kind = ir.FunctionType(i32, [real, real])
                     return builder.asm(kind, instruction, "=r,f,f", (args[1], args[0]), False)
@@ -375,7 +376,6 @@ def _numba(gpu: bool) -> SimpleNamespace:
         return convert
 
     t = SimpleNamespace(
-        name="cuda" if gpu else "njit",
         load16=load16,
         store16=store16,
         load16d=load16d,

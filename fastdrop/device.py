@@ -7,23 +7,30 @@ kind back, without a copy. Importing this module imports none of them.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from math import prod
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from fastdrop import cuda_prebuilt
 from fastdrop._core import BITS_PAD
 from fastdrop.block import c_strides
 
 ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 THREADS = 128  # of a block
 MAX_BLOCKS = 8192  # of a grid: some for each multiprocessor; threads take several turns then
+
+# A variate takes so long that divisions by the lengths of axes that are not there do not count: one
+# noise kernel serves for up to so many.
+NOISE_AXES = 4
 
 DLPACK_CUDA = 2  # kDLCUDA
 
@@ -84,6 +91,21 @@ class Numba:
         from numba import cuda
 
         return cuda.to_device(data)
+
+
+class Own(Numba):
+    """`cuda_prebuilt.Array`, for what would get Numba's arrays, where there is no Numba."""
+
+    def empty(self, like: Any, shape: tuple, dtype: str, strides: tuple) -> Any:
+        if dtype == "bfloat16":
+            raise TypeError("fastdrop's device arrays know no bfloat16; use CuPy or PyTorch arrays")
+        stream = 0 if like is None else self.stream(like)
+        return cuda_prebuilt.Array(shape, np.dtype(dtype), strides, stream)
+
+    def send(self, like: Any, data: np.ndarray) -> Any:
+        strides = tuple(s * data.itemsize for s in c_strides(data.shape))
+        made = self.empty(like, data.shape, data.dtype.name, strides)
+        return made.copy_from_host(np.ascontiguousarray(data))
 
 
 class CuPy(Numba):
@@ -168,7 +190,17 @@ class DLPack(CuPy):
         return like.__array_namespace__().from_dlpack(super().send(self._seen(like), data))
 
 
-KINDS: dict[str, Numba] = {"numba": Numba(), "cupy": CuPy(), "torch": PyTorch()}
+KINDS: dict[str, Numba] = {
+    "numba": Numba(),
+    "fastdrop": Own(),
+    "cupy": CuPy(),
+    "torch": PyTorch(),
+}
+
+
+def default_kind() -> Numba:
+    """What makes arrays for callers who brought none that could tell."""
+    return KINDS["numba" if find_spec("numba") else "fastdrop"]
 
 
 def itemsize(dtype: str) -> int:
@@ -197,7 +229,7 @@ class DeviceArray:
         self.source = array if source is None else source
         kind = KINDS.get(type(array).__module__.partition(".")[0])
         if kind is None:
-            kind = KINDS["numba"] if hasattr(array, "__cuda_array_interface__") else DLPack()
+            kind = default_kind() if hasattr(array, "__cuda_array_interface__") else DLPack()
         self.kind = kind
         known = self.kind.interface(array)
         self.address, readonly = known["data"]
@@ -345,9 +377,8 @@ def collapsed(shape: Sequence[int], *strides: Sequence[int]) -> tuple[tuple[int,
     return tuple(zip(*(axes or [[1] + [0] * len(strides)]), strict=True))
 
 
-@cache
-def why_not() -> str | None:
-    """Why kernels cannot run on a GPU here; None if they can."""
+def _numba_why_not() -> str | None:
+    """Why Numba cannot compile and run kernels here; None if it can."""
     try:
         from numba import cuda
     except ImportError:
@@ -362,24 +393,66 @@ def why_not() -> str | None:
 
 
 @cache
+def routes() -> dict[str, str | None]:
+    """The ways to run kernels on a GPU, in the order of preference: why not here, or None.
+
+    "prebuilt": those that came with the package; "numba": compiled at their first use. The
+    environment variable ``FASTDROP_CUDA`` names one to leave the other out.
+    """
+    asked = os.environ.get("FASTDROP_CUDA")
+    if asked not in (None, "", "prebuilt", "numba"):
+        raise ValueError(f"FASTDROP_CUDA must be prebuilt or numba, got {asked!r}")
+    found: dict[str, str | None] = {}
+    for name, reason in (("prebuilt", cuda_prebuilt.why_not), ("numba", _numba_why_not)):
+        if asked and asked != name:
+            found[name] = f"FASTDROP_CUDA={asked} is set"
+        elif name == "prebuilt" and os.environ.get("NUMBA_ENABLE_CUDASIM", "0") != "0":
+            found[name] = "NUMBA_ENABLE_CUDASIM is set"
+        else:
+            found[name] = reason()
+    return found
+
+
+def why_not() -> str | None:
+    """Why kernels cannot run on a GPU here; None if they can."""
+    reasons = routes()
+    if None in reasons.values():
+        return None
+    return "; ".join(f"{name} kernels: {reason}" for name, reason in reasons.items())
+
+
+@cache
 def where() -> str:
-    """What the kernels are compiled for: the GPU, or Numba's simulator of one."""
+    """How kernels run: "prebuilt", or what Numba compiles them for, which may be its simulator."""
     if reason := why_not():
         raise RuntimeError(f"fastdrop.cuda cannot run: {reason}")
+    return "prebuilt" if routes()["prebuilt"] is None else _compiled_for()
+
+
+def _compiled_for() -> str:
     from numba.core import config
 
     return "python" if config.ENABLE_CUDASIM else "cuda"
 
 
 @cache
-def _kernel(target: str, name: str, dtype: str, options: tuple) -> tuple[Any, list]:
+def _kernel(target: str, name: str, dtype: str, options: tuple) -> Any:
+    """A kernel of `fastdrop.cuda_table`; None if it should be prebuilt and is not."""
     from fastdrop import cuda_table
 
-    if name in cuda_table.OF_NO_DTYPE:
-        dtype = "float32"
+    dtype = cuda_table.dtype_of(name, dtype)
+    if target == "prebuilt":
+        return cuda_prebuilt.kernel(name, dtype, options)
+    return cuda_table.kernel(target, name, dtype, **dict(options))
+
+
+@cache
+def _parameters(name: str, dtype: str, options: tuple) -> list:
+    from fastdrop import cuda_table
+
     kinds = {"u32": np.uint32, "u64": np.uint64, "f32": np.float32, "f64": np.float64}
-    kernel, parameters = cuda_table.kernel(target, name, dtype, **dict(options))
-    return kernel, [(n, kinds[kind], length) for n, kind, length in parameters]
+    parameters = cuda_table.parameters(name, cuda_table.dtype_of(name, dtype), dict(options))
+    return [(n, kinds[kind], length) for n, kind, length in parameters]
 
 
 def launch(
@@ -389,10 +462,9 @@ def launch(
 
     threads: how many have something to do. Arguments that are not given are 0.
     """
-    target = where()
-    kernel, parameters = _kernel(target, name, like.dtype, tuple(sorted(options.items())))
+    target, key = where(), (name, like.dtype, tuple(sorted(options.items())))
     values = []
-    for n, kind, length in parameters:
+    for n, kind, length in _parameters(*key):
         value = arguments.get(n, 0)
         if isinstance(value, DeviceArray):
             value = value.address
@@ -401,17 +473,32 @@ def launch(
         else:
             values.append(tuple(map(kind, value or (0,) * length)))
     if target == "njit":
-        kernel(*values)
+        _kernel(target, *key)(*values)
         return
+    blocks = min(max(1, (threads + THREADS - 1) // THREADS), MAX_BLOCKS)
+    stream, number = like.stream, like.kind.device(like.array)
+    if target == "prebuilt":
+        if kernel := _kernel(target, *key):
+            flat = [v for value in values for v in (value if type(value) is tuple else (value,))]
+            cuda_prebuilt.start(kernel, blocks, THREADS, stream, number, flat)
+            return
+        if reason := _numba_why_not():
+            raise RuntimeError(
+                f"no kernel for arrays of so many axes, {options['axes']} after joining those that "
+                f"can be one, was built ahead, and none can be compiled: {reason}"
+            )
+        target = _compiled_for()
     from numba import cuda
 
-    blocks = min(max(1, (threads + THREADS - 1) // THREADS), MAX_BLOCKS)
-    stream = like.stream
-    queue = cuda.external_stream(stream) if stream and target == "cuda" else 0
-    number = like.kind.device(like.array) if target == "cuda" else None
+    if target == "python":
+        _kernel(target, *key)[blocks, THREADS](*values)
+        return
+    queue = cuda.external_stream(stream) if stream else 0
     present = number is None or number == cuda.get_current_device().id
     with nullcontext() if present else cuda.gpus[number]:
-        kernel[blocks, THREADS, queue](*values)
+        if cuda.get_current_device().compute_capability < (8, 0):
+            target = "turing"
+        _kernel(target, *key)[blocks, THREADS, queue](*values)
 
 
 def copy(x: DeviceArray, y: DeviceArray) -> None:

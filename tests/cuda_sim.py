@@ -48,7 +48,7 @@ def only_variants(monkeypatch):
     kernel = device._kernel
 
     def checked(target, name, dtype, options):
-        dtype = "float32" if name in cuda_table.OF_NO_DTYPE else dtype
+        dtype = cuda_table.dtype_of(name, dtype)
         assert (name, dtype, options) in VARIANTS
         return kernel(target, name, dtype, options)
 
@@ -618,7 +618,7 @@ def test_launches(monkeypatch):
     monkeypatch.setattr(device, "THREADS", 128)
     monkeypatch.setattr(device, "MAX_BLOCKS", 8192)
     monkeypatch.setattr(device, "where", lambda: "cuda")
-    monkeypatch.setattr(device, "_kernel", lambda *key: (Recorder(), []))
+    monkeypatch.setattr(device, "_kernel", lambda *key: Recorder())
     monkeypatch.setattr(cuda, "external_stream", lambda handle: ("stream", handle), raising=False)
     for n, blocks in ((1, 1), (16 * 128, 1), (16 * 128 + 1, 2), (16 * 128 * 9000, 8192)):
         fd.dropout(FakeArray(np.empty(n, np.float16), stream=77), 0.3, rng=1)

@@ -7,6 +7,13 @@ import numpy as np
 from fastdrop import device
 
 
+def allocate(nbytes, offset=0):
+    """Bytes from `offset` behind a multiple of 16 on; nothing may rely on zeros."""
+    memory = np.full(nbytes + offset + 16, 0xFF, np.uint8)
+    begin = -memory.ctypes.data % 16 + offset
+    return memory[begin : begin + nbytes]
+
+
 class FakeArray:
     def __init__(self, host, stream=None):
         self.host = host
@@ -45,15 +52,11 @@ class FakeArray:
 
 
 class FakeLibrary(device.Numba):
-    """Memory comes at multiples of 16 bytes, filled with ones: nothing may rely on zeros."""
-
     def empty(self, like, shape, dtype, strides):
         if dtype == "bfloat16":
             dtype = like.dtype
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        memory = np.full(size + 64, 0xFF, np.uint8)
-        begin = -memory.ctypes.data % 16
-        return FakeArray(np.ndarray(shape, dtype, memory.data, begin, strides))
+        memory = allocate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        return FakeArray(np.ndarray(shape, dtype, memory.data, 0, strides))
 
     def fetch(self, x):
         return x.host.copy()
@@ -69,9 +72,7 @@ def to_fake(host, offset=0, stream=None):
     """A copy of host, same strides order, that begins `offset` elements behind a multiple of 16."""
     host = np.asarray(host)
     order = sorted(range(host.ndim), key=lambda d: -abs(host.strides[d]))
-    memory = np.full(host.nbytes + 128, 0xEE, np.uint8)
-    begin = -memory.ctypes.data % 16 + offset * host.itemsize
-    flat = memory[begin : begin + host.nbytes].view(host.dtype)
+    flat = allocate(host.nbytes, offset * host.itemsize).view(host.dtype)
     dense = flat.reshape([host.shape[d] for d in order]).transpose(np.argsort(order))
     dense = dense.reshape(host.shape) if not host.ndim else dense
     dense[...] = host

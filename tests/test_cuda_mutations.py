@@ -256,8 +256,8 @@ MUTATIONS = {
     ),
     "deviations from the first on": ("U64(i % row))", "U64(0))", deviations),
     "a slope without its noise": (
-        "careful_mul(careful_mul(x, g), noise)",
-        "careful_mul(careful_mul(x, g), sigma)",
+        "inverse, scale):\n            return noise",
+        "inverse, scale):\n            return sigma",
         deviations,
     ),
     "a clipped gradient": (
