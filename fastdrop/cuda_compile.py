@@ -94,10 +94,11 @@ def compile_ptx(
 
 def sources() -> dict[str, str]:
     """What kernels are compiled from: the texts of modules, by their paths in the package."""
-    modules = kernels, *kernels.MODULES, cuda_targets, rng, noise
-    paths = [Path(str(module.__file__)) for module in modules]
-    package = Path(str(kernels.__file__)).parent
-    return {path.relative_to(package).as_posix(): path.read_text("utf-8") for path in paths}
+    texts = {}
+    for module in (kernels, *kernels.MODULES, cuda_targets, rng, noise):
+        path = module.__name__.partition(".")[2].replace(".", "/") + ".py"
+        texts[path] = Path(str(module.__file__)).read_text("utf-8")
+    return texts
 
 
 @cache

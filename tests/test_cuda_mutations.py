@@ -16,7 +16,7 @@ pytest.importorskip("numba_cuda", reason="pip install 'fastdrop[test-cuda]'")
 from fastdrop import cuda_compile, cuda_table
 
 pytestmark = pytest.mark.slow
-CC = (9, 0)
+CC = (8, 0)
 # In the order of their imports.
 MODULES = [module.__name__ for module in (*cuda_table.MODULES, cuda_table)]
 

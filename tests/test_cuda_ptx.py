@@ -11,7 +11,7 @@ from bitwise import assert_same_bits
 from ptx import Kernel, Memory
 
 import fastdrop as fd
-from fastdrop import _core, gate, noise, rng
+from fastdrop import _core, device, gate, noise, rng
 from fastdrop.alpha import affine
 
 pytest.importorskip("numba_cuda", reason="pip install 'fastdrop[test-cuda]'")
@@ -210,9 +210,20 @@ def test_bias(dtype, row):
     assert_same_bits(saved, packed(x.size, 0.2))
 
 
+@SLOW
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_packing_before_sm_80(dtype):
+    check_dropout((7, 5), dtype, 6007, 0.2)
+    check_other_op((7, 5), dtype, "dropout_add")
+
+
 @pytest.mark.parametrize("op", ["dropout_add", "relu_dropout", "alpha_dropout", "zoneout"])
 def test_other_ops(dtype, op):
-    cc, p, n = (9, 0), 0.2, 6047
+    check_other_op((9, 0), dtype, op)
+
+
+def check_other_op(cc, dtype, op):
+    p, n = 0.2, 6047
     x, residual = two_arrays(dtype, n)
     arrays, more = {"x": x}, {}
     draw = fd.Rng(SEED, CALL)
@@ -501,8 +512,10 @@ def test_noise(dtype, op):
         else:
             expected = np.empty_like(x)
             draw.forward(x, expected)
-        numbers |= {"start": block.start, "shape": block.shape, "strides": block.strides}
-        axes = 0 if block.is_run else len(shape)
+        more = device.NOISE_AXES - len(shape)
+        shapes = {"shape": (1,) * more + block.shape, "strides": (0,) * more + block.strides}
+        numbers |= {"start": block.start} | ({} if block.is_run else shapes)
+        axes = 0 if block.is_run else device.NOISE_AXES
         kernel = compiled("noise", cc, dtype, op=op, axes=axes, small=True)
         arrays = {"x": x, "g": dy, "y": np.full_like(expected, 7)}
         after = run(kernel, arrays, n=x.size, **numbers)
