@@ -1,6 +1,6 @@
 """The compiled part; everything else is in pyproject.toml.
 
-Environment variables: FASTDROP_KERNELS, a file that `python -m fastdrop.cuda_build` made, puts
+Environment variables: FASTDROP_KERNELS, a file that `python gpu/cuda_build.py` made, puts
 kernels for GPUs into the package. For developers FASTDROP_SANITIZE (address, undefined or thread;
 see trust/sanitize) and FASTDROP_TRACE (counts the lines of the .pyx; see trust/coverage).
 """

@@ -1,11 +1,12 @@
 """Build a wheel, check it, and run the tests against it, installed outside the checkout.
 
-    python .ci/wheel.py [x86_64 | aarch64] [--out DIST] [--python PYTHON ...]
+    python .ci/wheel.py [x86_64 | aarch64] [--kernels FILE] [--out DIST] [--python PYTHON ...]
 
 x86-64 and aarch64 Linux, for glibc 2.17 on (manylinux2014): the kernels are compiled by GCC, which
 they were tuned with, and linked by Zig, which brings an old glibc's symbols. Needs
 ``pip install -e '.[wheel]'``; for aarch64 on another machine the packages gcc-aarch64-linux-gnu and
-qemu-user-static, too: its tests run in an emulator, by a Python that is fetched from Debian.
+qemu-user-static, too: its tests run in an emulator, by a Python that is fetched from Debian. FILE
+has the kernels for GPUs, which python gpu/cuda_build.py made; without it the wheel has none.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 GLIBC = "2.17"
-MAX_BYTES = 400_000
+MAX_BYTES = 400_000  # beside kernels for GPUs
+KERNELS = "fastdrop/kernels.zip"
 MAX_IMPORT_SECONDS = 0.05  # beyond NumPy's
 
 
@@ -103,9 +105,14 @@ def inspect(machine: str, wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     if any(".libs/" in name for name in names):
         sys.exit(f"bundled libraries: {names}")
-    if wheel.stat().st_size > MAX_BYTES:
-        sys.exit(f"{wheel.name} has {wheel.stat().st_size} bytes, more than {MAX_BYTES}")
-    print(f"{wheel.name}: {wheel.stat().st_size} bytes, manylinux2014, abi3")
+    given = os.environ.get("FASTDROP_KERNELS")
+    if (KERNELS in names) != bool(given):
+        sys.exit(f"kernels for GPUs: {given} was given, the wheel has {names}")
+    kernels = zipfile.ZipFile(wheel).getinfo(KERNELS).compress_size if given else 0
+    own = wheel.stat().st_size - kernels
+    if own > MAX_BYTES:
+        sys.exit(f"{wheel.name} has {own} bytes beside kernels for GPUs, more than {MAX_BYTES}")
+    print(f"{wheel.name}: {own} bytes and {kernels} of kernels for GPUs, manylinux2014, abi3")
 
 
 class Native:
@@ -197,7 +204,7 @@ def with_numpy_alone(python: Native | Emulated, wheel: Path, folder: Path) -> No
 def suite(python: Native | Emulated, wheel: Path, folder: Path, tests: list[str]) -> None:
     """The tests, in a folder that has all but the package."""
     python.install(f"{wheel}[test]")
-    for name in ("tests", "bench", "src", "trust"):
+    for name in ("tests", "bench", "gpu", "src", "trust"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in [ROOT / "conftest.py", ROOT / "pyproject.toml", *ROOT.glob("*.md")]:
         shutil.copy(path, folder)
@@ -212,8 +219,12 @@ def main() -> None:
     parser.add_argument(
         "--python", nargs="+", default=[sys.executable], help="Pythons to try the wheel with"
     )
+    parser.add_argument("--kernels", type=Path, metavar="FILE", help="for GPUs")
     parser.add_argument("--core", action="store_true", help="only the tests of the core")
     args = parser.parse_args()
+    os.environ.pop("FASTDROP_KERNELS", None)  # setup.py reads it
+    if args.kernels:
+        os.environ["FASTDROP_KERNELS"] = str(args.kernels.resolve())
     emulated = args.machine != platform.machine()
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)

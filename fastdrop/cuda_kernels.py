@@ -886,9 +886,13 @@ def spread_kernel(where: str, dtype: str, axes: int, small: bool) -> Any:
         else:
             j = U64(0)
             while j < m:
-                b = position(U64(i + j), shape, strides)
                 k = U32(k | U32(bit_at(given, b) << U32(j)))
                 j = U64(j + U64(1))
+                left = U64(left - U64(1))
+                b = U64(b + strides[last])
+                if left == U64(0):
+                    b = position(U64(i + j), shape, strides)
+                    left = shape[last]
         return U32(k & U32(U32(U32(1) << U32(m)) - U32(1)))
 
     def spread(given, saved, n, shape, strides):

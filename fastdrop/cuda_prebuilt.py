@@ -2,7 +2,7 @@
 wheel was built.
 
 They are in an archive, ``kernels.zip``, a fatbin each: cubins for some architectures, and PTX for
-later ones. `fastdrop.cuda_build` makes it; setup.py, which puts it into a wheel, runs this file
+later ones. gpu/cuda_build.py makes it; setup.py, which puts it into a wheel, runs this file
 alone to see whether it is stale, so what is imported here is of the standard library.
 """
 
@@ -58,7 +58,7 @@ def why_not() -> str | None:
     if found is None:
         return "this build of fastdrop has none"
     if source := stale(found, FOLDER):
-        return f"{source} has changed since they were compiled: python -m fastdrop.cuda_build"
+        return f"{source} has changed since they were compiled: python gpu/cuda_build.py"
     try:
         import cuda.core  # noqa: F401
         from cuda.bindings import driver

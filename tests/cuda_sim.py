@@ -13,12 +13,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 from bitwise import assert_same_bits
+from cuda_compile import variants
 from numba.core import config
 
 import fastdrop as fd
 from conftest import ALL_DTYPES, DTYPES, RATES
 from fastdrop import cuda_table, device
-from fastdrop.cuda_compile import variants
 
 if os.environ.get("FASTDROP_GPU"):
     from real_device import RealArray as FakeArray

@@ -15,10 +15,9 @@ from fastdrop import cuda, cuda_prebuilt, device
 
 pytest.importorskip("numba_cuda", reason="pip install 'fastdrop[test-cuda]'")
 
+from cuda_compile import compile_ptx
 from cuda_sim import *  # noqa: F403
 from numba import cuda as numba_cuda  # noqa: F401, before a test replaces what it imports
-
-from fastdrop.cuda_compile import compile_ptx
 
 # These need Numba's arrays, or look at how Numba launches.
 del test_available, test_keep_mask, test_launches, test_whole_blocks_of_threads  # noqa: F821

@@ -13,7 +13,9 @@ import fastdrop
 
 pytest.importorskip("numba_cuda", reason="pip install 'fastdrop[test-cuda]'")
 
-from fastdrop import cuda_compile, cuda_table
+import cuda_compile
+
+from fastdrop import cuda_table
 
 pytestmark = pytest.mark.slow
 CC = (8, 0)

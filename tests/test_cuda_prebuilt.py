@@ -33,7 +33,8 @@ def archive(tmp_path_factory):
 
 
 def made(file, *more):
-    command = [sys.executable, "-m", "fastdrop.cuda_build", "--only", FEW, "--out", file, *more]
+    script = ROOT / "gpu" / "cuda_build.py"
+    command = [sys.executable, script, "--only", FEW, "--out", file, *more]
     done = subprocess.run(command, capture_output=True, text=True, cwd=file.parent)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "warning" not in done.stderr

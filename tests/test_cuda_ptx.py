@@ -16,7 +16,8 @@ from fastdrop.alpha import affine
 
 pytest.importorskip("numba_cuda", reason="pip install 'fastdrop[test-cuda]'")
 
-from fastdrop.cuda_compile import compile_ptx
+from cuda_compile import compile_ptx
+
 from fastdrop.cuda_kernels import round_keys
 
 SLOW = pytest.mark.slow

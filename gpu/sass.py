@@ -1,4 +1,4 @@
-"""What the compiler makes of the GPU kernels, read without a GPU: ``python bench/sass.py``.
+"""What the compiler makes of the GPU kernels, read without a GPU: ``python gpu/sass.py``.
 
 Each kernel is compiled and assembled as for a wheel, and disassembled by nvdisasm. The
 table has registers, spills and local memory in bytes as ptxas reports them, and of the main loop
@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from fastdrop import cuda_build, cuda_compile
+import cuda_build
+import cuda_compile
 
 
 @cache

@@ -1,4 +1,4 @@
-"""GPU kernels to fatbins, with no driver and no GPU: ``python -m fastdrop.cuda_build``.
+"""GPU kernels to fatbins, with no driver and no GPU: ``python gpu/cuda_build.py``.
 
 Every kernel that `fastdrop.cuda` launches on arrays of up to four axes is compiled by Numba to
 PTX, assembled by ptxas for each architecture, and put into an archive that setup.py takes into a
@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
-from fastdrop import STREAM_VERSION, __version__, cuda_compile, cuda_prebuilt
+import cuda_compile
+
+from fastdrop import STREAM_VERSION, __version__, cuda_prebuilt
 
 CUBINS = {75: (7, 5), 80: (8, 0), 90: (8, 0), 100: (8, 0), 120: (8, 0)}  # and the PTX they are of
 PTX = 80  # what is there for later architectures
@@ -133,7 +135,7 @@ def write(
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m fastdrop.cuda_build", description=__doc__.split("\n\n")[0]
+        prog="python gpu/cuda_build.py", description=__doc__.split("\n\n")[0]
     )
     parser.add_argument("--out", type=Path, default=Path("kernels.zip"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
