@@ -1,3 +1,7 @@
+/* For size: what is hot is in the kernels. */
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("Os")
+#endif
 /* DropConnect: from a batch to tiles of weights that a kernel takes; see fastdrop.h. No mask exists
  * but the bits of one tile and one example. */
 #include "fastdrop.h"

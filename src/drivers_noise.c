@@ -1,3 +1,7 @@
+/* For size: what is hot is in the kernels. */
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("Os")
+#endif
 /* From a whole array to tiles of continuous noise, on several threads: see fastdrop.h. */
 #include "fastdrop.h"
 #include "pool.h"
