@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from copy import copy
 from functools import cache
 from hashlib import sha256
+from math import prod
 from typing import Any
 from zipfile import ZipFile
 
@@ -133,19 +134,8 @@ def _present(number: int | None) -> Iterator[Any]:
 
 
 class Array:
-    """Elements in a device's memory in C order, with ``__cuda_array_interface__``: what fastdrop
-    makes where no array library is asked for another.
-
-    Parameters
-    ----------
-    shape : tuple of int
-    dtype : numpy.dtype
-    strides : tuple of int
-        In bytes.
-    stream : int
-        CUDA's handle of the stream that it is used on.
-    number : int, optional
-        That of the device; default: the present one.
+    """Elements in a device's memory, with ``__cuda_array_interface__``: what fastdrop makes where
+    no array library is asked for another. strides: in bytes; stream: CUDA's handle.
     """
 
     def __init__(
@@ -154,15 +144,11 @@ class Array:
         dtype: Any,
         strides: tuple[int, ...],
         stream: int = 0,
-        number: int | None = None,
     ) -> None:
         self.shape, self.dtype, self.strides, self.stream = shape, dtype, strides, stream
-        nbytes = dtype.itemsize
-        for n in shape:
-            nbytes *= n
-        self.nbytes = nbytes
-        with _present(number) as device:
-            self.buffer = device.allocate(max(nbytes, 1), stream=_stream(stream))
+        self.nbytes = prod(shape) * dtype.itemsize
+        with _present(None) as device:
+            self.buffer = device.allocate(max(self.nbytes, 1), stream=_stream(stream))
 
     @property
     def address(self) -> int:

@@ -3,7 +3,7 @@
 Every kernel that `fastdrop.cuda` launches on arrays of up to four axes is compiled by Numba to
 PTX, assembled by ptxas for each architecture, and put into an archive that setup.py takes into a
 wheel (FASTDROP_KERNELS=kernels.zip). A cubin serves later GPUs of its major version, too, PTX those
-beyond. Needs ``pip install 'fastdrop[cuda-build]'``.
+beyond. Needs ``pip install 'fastdrop[test-cuda]'``.
 """
 
 from __future__ import annotations

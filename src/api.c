@@ -1,3 +1,7 @@
+/* For size: what is hot is in the kernels. */
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("Os")
+#endif
 /* The table of functions that other compiled code calls. */
 #include "api.h"
 
