@@ -8,6 +8,7 @@ import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
+import fake_device
 import numpy as np
 from ptx import Kernel, Memory
 
@@ -53,6 +54,18 @@ class HostMemory(Memory):
         held = np.full(nbytes, 0xFF, np.uint8)
         start = self.put(held, offset) - self.BASE
         return self.bytes[start : start + nbytes]
+
+    def placed(self, host):
+        """A copy of the array with its layout, unless it is here already."""
+        low, high = np.lib.array_utils.byte_bounds(host)
+        if not host.size or self.BASE <= low < self.BASE + self.bytes.size:
+            return host
+        held = self.allocate(high - low, low % 256)
+        ctypes.memmove(held.ctypes.data, low, high - low)
+        place = host.ctypes.data - low
+        copy = np.ndarray(host.shape, host.dtype, held.data, place, host.strides)
+        copy.flags.writeable = host.flags.writeable
+        return copy
 
 
 class Stream:
@@ -134,7 +147,9 @@ class Core:
         return {module.__name__: module for module in (core, bindings, driver)}
 
     def install(self, monkeypatch):
-        """In place of the real ones, whether they are there or not."""
+        """In place of the real ones, whether they are there or not; arrays are in its memory."""
+        monkeypatch.setattr(fake_device, "allocate", self.memory.allocate)
+        monkeypatch.setattr(fake_device, "placed", self.memory.placed)
         modules = self.modules()
         parent = sys.modules.get("cuda") or ModuleType("cuda")
         monkeypatch.setitem(sys.modules, "cuda", parent)

@@ -6,7 +6,6 @@ that PTX is what is embedded in that archive.
 import os
 from functools import cache
 
-import fake_device
 import pytest
 from fake_cuda_core import Core, HostMemory
 from ptx import Kernel
@@ -40,7 +39,6 @@ def kernel(name, dtype, options):
 def prebuilt(monkeypatch):
     core = Core(HostMemory())
     core.install(monkeypatch)
-    monkeypatch.setattr(fake_device, "allocate", core.memory.allocate)
     monkeypatch.setattr(cuda_prebuilt, "kernel", kernel)
     if ARCHIVE:
         monkeypatch.setattr(cuda_prebuilt, "FILE", ARCHIVE)

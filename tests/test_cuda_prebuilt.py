@@ -47,7 +47,6 @@ def installed(archive, monkeypatch):
     core = Core(HostMemory())
     core.install(monkeypatch)
     monkeypatch.setattr(cuda_prebuilt, "FILE", archive)
-    monkeypatch.setattr(fake_device, "allocate", core.memory.allocate)
     clear()
     yield core
     clear()
