@@ -72,9 +72,7 @@ cdef extern from "fastdrop.h" nogil:
     ctypedef struct fd_axis:
         int64_t n, x, y, bit
     ctypedef struct fd_machine:
-        const fd_kernels *kernels
-        int threads
-        uint64_t stream_bytes
+        pass
     const fd_kernels *fd_kernels_at(int i)
     uint64_t fd_cache_bytes()
     const char *fd_compiler()
@@ -127,8 +125,20 @@ cdef extern from "fastdrop.h" nogil:
     void fd_apply_examples(fd_machine m, fd_dtype dtype, const char *x, char *y,
                            const uint64_t *keep, size_t bits, int ndim, const fd_axis *axis)
 
+cdef extern from "settings.h" nogil:
+    ctypedef struct fd_settings:
+        const fd_kernels *kernels
+        int threads
+        uint64_t stream_bytes
+        int64_t piece
+        int bfloat16
+    fd_settings settings "fd_current"
+    fd_machine machine "fd_machine_now"()
+
 cdef extern from "api.h":
-    const void *fd_api_on(const fd_machine *m)
+    ctypedef struct fastdrop_api:
+        pass
+    const fastdrop_api fd_api
     void *fd_xla_dropout(void *call_frame)
 
 cdef extern from *:
@@ -158,17 +168,12 @@ NOISE_SCALE = FD_NOISE_SCALE
 NOISE_ADD = FD_NOISE_ADD
 CONCRETE = FD_CONCRETE
 
-# Without packed bits to keep, a mask that is not drawn tile by tile is drawn in pieces of so many.
-cdef int64_t PIECE = 1 << 22
-
-cdef fd_machine machine
-machine.kernels = fd_kernels_at(0)
-machine.threads = 1
-machine.stream_bytes = fd_cache_bytes() // 2  # x passes through the cache, too
+settings.kernels = fd_kernels_at(0)
+settings.stream_bytes = fd_cache_bytes() // 2  # x passes through the cache, too
 
 
 # For compiled code: fastdrop/include/fastdrop_api.h, and XLA, which asks for that name.
-_C_API = PyCapsule_New(<void *> fd_api_on(&machine), "fastdrop._core._C_API", NULL)
+_C_API = PyCapsule_New(<void *> &fd_api, "fastdrop._core._C_API", NULL)
 _XLA_DROPOUT = PyCapsule_New(<void *> fd_xla_dropout, "xla._CUSTOM_CALL_TARGET", NULL)
 
 
@@ -184,7 +189,7 @@ def available_isas():
 
 def get_isa():
     """Name of the kernel table in use."""
-    return machine.kernels.name.decode()
+    return settings.kernels.name.decode()
 
 
 def set_isa(str name not None, /):
@@ -193,17 +198,17 @@ def set_isa(str name not None, /):
     if name not in names:
         offered = ", ".join(names)
         raise ValueError(f"ISA {name!r} is not among those of this CPU and build: {offered}")
-    machine.kernels = fd_kernels_at(names.index(name))
+    settings.kernels = fd_kernels_at(names.index(name))
 
 
 def get_threads():
     """How many threads a call may use."""
-    return machine.threads
+    return settings.threads
 
 
 def set_threads(int n, /):
     """Let a call use n threads, the caller's included."""
-    machine.threads = n
+    settings.threads = n
 
 
 cdef int warn_refused(void *unused) except -1:
@@ -223,16 +228,15 @@ pool_refused = on_refused
 
 def set_piece(int64_t n, /):
     """How large a mask is drawn at once where none is kept. Returns what it was: for tests."""
-    global PIECE
-    before = PIECE
-    PIECE = n
+    before = settings.piece
+    settings.piece = n
     return before
 
 
 def set_stream_bytes(uint64_t n, /):
     """From which size of y on to write past the caches. Returns what it was: for tests."""
-    before = machine.stream_bytes
-    machine.stream_bytes = n
+    before = settings.stream_bytes
+    settings.stream_bytes = n
     return before
 
 
@@ -243,13 +247,9 @@ if os.environ.get("FASTDROP_ISA"):
         raise ImportError(f"FASTDROP_ISA: {error}") from None
 
 
-cdef int bfloat16_num = -1  # NumPy's number of ml_dtypes' bfloat16, once one has been seen
-
-
 def use_bfloat16(int num, /):
     """Tell NumPy's number of the bfloat16 type."""
-    global bfloat16_num
-    bfloat16_num = num
+    settings.bfloat16 = num
 
 
 cdef inline int dtype_of(cnp.ndarray x) noexcept:
@@ -260,7 +260,7 @@ cdef inline int dtype_of(cnp.ndarray x) noexcept:
         return FD_FLOAT64
     if num == NPY_HALF:
         return FD_FLOAT16
-    return FD_BFLOAT16 if num == bfloat16_num else -1
+    return FD_BFLOAT16 if num == settings.bfloat16 else -1
 
 
 cdef inline bint flat(cnp.ndarray x, cnp.ndarray y) noexcept:
@@ -361,7 +361,7 @@ def forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray bias, cnp
         saved = <uint8_t *> PyBytes_AsString(bits)
     with nogil:
         stream = fd_stream_of(seed, call, p)
-        fd_forward(machine, stream, start, op, dtype, o, bias_length, saved, n, scale)
+        fd_forward(machine(), stream, start, op, dtype, o, bias_length, saved, n, scale)
     return bits
 
 
@@ -372,8 +372,8 @@ cdef bytes forward_walk(fd_op op, cnp.ndarray x, cnp.ndarray y, fd_operands *o,
     cdef bytes bits
     if block is None:
         block = Block((<object> x).shape, (), None)
-    if op in (FD_DROPOUT, FD_ALPHA_DROPOUT) and not save and block.size > PIECE:
-        for at, part in block.pieces(PIECE):
+    if op in (FD_DROPOUT, FD_ALPHA_DROPOUT) and not save and block.size > settings.piece:
+        for at, part in block.pieces(settings.piece):
             forward(op, x[at], None, None, y[at], seed, call, p, part, False, scale, o.shift,
                     o.dropped)
         return None
@@ -400,7 +400,7 @@ def draw(uint64_t seed, uint64_t call, double p, block, /):
         bits = empty_bits(block.size)
     out = <uint8_t *> PyBytes_AsString(bits)
     with nogil:
-        fd_draw(machine, fd_stream_of(seed, call, p), start, ndim, n, step, out)
+        fd_draw(machine(), fd_stream_of(seed, call, p), start, ndim, n, step, out)
     return bits
 
 
@@ -426,7 +426,7 @@ cdef void walk(fd_op op, cnp.ndarray x, cnp.ndarray y, fd_operands *o, size_t bi
     cdef fd_axis axis[64]
     set_axes(x, y, block, axis)
     with nogil:
-        fd_apply(machine, op, dtype, o[0], bias_length, mask, ndim, axis, scale)
+        fd_apply(machine(), op, dtype, o[0], bias_length, mask, ndim, axis, scale)
 
 
 def backward(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double scale, block, /):
@@ -437,7 +437,7 @@ def backward(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double scale, block, /)
     cdef size_t n = <size_t> cnp.PyArray_SIZE(dy)
     if flat(dy, dx) and (block is None or block.is_run):
         with nogil:
-            fd_backward(machine, dtype, o.x, o.y, mask, n, scale)
+            fd_backward(machine(), dtype, o.x, o.y, mask, n, scale)
     else:
         walk(FD_DROPOUT, dy, dx, &o, 1, bits, scale, block)
 
@@ -455,7 +455,7 @@ def backward_sums(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double scale,
     cdef size_t n = <size_t> cnp.PyArray_SIZE(dx)
     cdef size_t row = <size_t> cnp.PyArray_DIM(sums, 1)
     with nogil:
-        fd_backward_sums(machine, dtype, py, px, mask, n, row, out, scale)
+        fd_backward_sums(machine(), dtype, py, px, mask, n, row, out, scale)
 
 
 def bytes_of_examples(size_t examples, size_t bits, /):
@@ -476,7 +476,7 @@ def drop_blocks(bytes seeds, tuple shape, size_t block_height, size_t block_widt
     cdef const uint8_t *zeros = <const uint8_t *> PyBytes_AsString(seeds)
     cdef uint64_t *words = <uint64_t *> PyBytes_AsString(keep)
     with nogil:
-        fd_drop_blocks(machine, blocks, n, zeros, words)
+        fd_drop_blocks(machine(), blocks, n, zeros, words)
     return keep
 
 
@@ -497,7 +497,7 @@ def apply_examples(cnp.ndarray x, cnp.ndarray y, bytes keep, bint per_channel, /
         bits //= axis[1].n
         axis[1].bit = 0
     with nogil:
-        fd_apply_examples(machine, dtype, px, py, words, bits, ndim, axis)
+        fd_apply_examples(machine(), dtype, px, py, words, bits, ndim, axis)
 
 
 def lookup(cnp.ndarray table, cnp.ndarray ids, bytes bits, cnp.ndarray y, double scale, /):
@@ -513,7 +513,7 @@ def lookup(cnp.ndarray table, cnp.ndarray ids, bytes bits, cnp.ndarray y, double
     cdef size_t n = <size_t> cnp.PyArray_SIZE(ids)
     cdef size_t row = <size_t> cnp.PyArray_SIZE(y) // n if n else 0
     with nogil:
-        fd_lookup(machine, dtype, x, rows, mask, to, n, row, scale)
+        fd_lookup(machine(), dtype, x, rows, mask, to, n, row, scale)
 
 
 def add_rows(cnp.ndarray x, cnp.ndarray ids, cnp.ndarray sums, /):
@@ -528,7 +528,7 @@ def add_rows(cnp.ndarray x, cnp.ndarray ids, cnp.ndarray sums, /):
     cdef size_t row = <size_t> cnp.PyArray_SIZE(x) // n if n else 0
     cdef double *to = <double *> data(sums)
     with nogil:
-        fd_add_rows(machine, dtype, px, rows, n, row, to)
+        fd_add_rows(machine(), dtype, px, rows, n, row, to)
 
 
 def draw_noise(fd_noise kind, uint64_t seed, uint64_t call, block, cnp.ndarray noise, /):
@@ -541,7 +541,7 @@ def draw_noise(fd_noise kind, uint64_t seed, uint64_t call, block, cnp.ndarray n
     for d in range(ndim):
         n[d], step[d] = block.shape[d], block.strides[d]
     with nogil:
-        fd_draw_noise(machine, kind, fd_stream_of(seed, call, 0), start, ndim, n, step, out)
+        fd_draw_noise(machine(), kind, fd_stream_of(seed, call, 0), start, ndim, n, step, out)
 
 
 @cython.profile(False)  # line tracing would make a dict of the result, and strings of its pointers
@@ -570,7 +570,7 @@ def noise_forward(fd_noise kind, fd_noise_op op, cnp.ndarray x, cnp.ndarray y, c
     cdef fd_dtype dtype = <fd_dtype> dtype_of(x)
     cdef size_t n = <size_t> cnp.PyArray_SIZE(x)
     with nogil:
-        fd_noise_forward(machine, kind, fd_stream_of(seed, call, 0), start, op, dtype, o,
+        fd_noise_forward(machine(), kind, fd_stream_of(seed, call, 0), start, op, dtype, o,
                          sigma_length, n)
 
 
@@ -589,7 +589,7 @@ def noise_backward(fd_noise kind, fd_noise_op op, cnp.ndarray x, cnp.ndarray dy,
     cdef char *t = data(terms)
     cdef double *s = <double *> data(sums)
     with nogil:
-        fd_noise_backward(machine, kind, fd_stream_of(seed, call, 0), start, op, dtype, o,
+        fd_noise_backward(machine(), kind, fd_stream_of(seed, call, 0), start, op, dtype, o,
                           sigma_length, px, t, row, s, n)
 
 
@@ -613,7 +613,7 @@ def connect(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray y,
     """y = x @ kept(weight) + kept(bias), not scaled; all C-contiguous and aligned, bias or None."""
     cdef fd_linear linear = linear_of(x, weight, bias, y)
     with nogil:
-        fd_connect(machine, fd_stream_of(seed, call, p), first, &linear)
+        fd_connect(machine(), fd_stream_of(seed, call, p), first, &linear)
 
 
 def connect_back(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray dy,
@@ -624,12 +624,12 @@ def connect_back(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarra
     linear.dy, linear.dx = data(dy), data(dx)
     linear.dweight, linear.dbias = data(dweight), data(dbias)
     with nogil:
-        fd_connect_back(machine, fd_stream_of(seed, call, p), first, &linear)
+        fd_connect_back(machine(), fd_stream_of(seed, call, p), first, &linear)
 
 
 def philox4x32(cnp.ndarray counters, cnp.ndarray key, int rounds, cnp.ndarray words, /):
     """The kernels' own Philox, 7 or 10 rounds, on C-contiguous uint32 (n, 4), (2,), (n, 4)."""
-    machine.kernels.philox(
+    settings.kernels.philox(
         <const uint32_t *> cnp.PyArray_DATA(counters),
         <const uint32_t *> cnp.PyArray_DATA(key),
         rounds,

@@ -5,8 +5,7 @@
 #include "fastdrop.h"
 #include "fastdrop_api.h"
 
-/* The table of functions, which run on *m from now on, and as it is. */
-const fastdrop_api *fd_api_on(const fd_machine *m);
+/* The table of functions; they run as `fd_current` says. */
 extern const fastdrop_api fd_api;
 
 /* The handler of XLA's foreign function interface. */

@@ -1,5 +1,5 @@
-/* What this machine has: kernels that its CPU can run, and its cache. */
-#include "fastdrop.h"
+/* What this machine has: kernels that its CPU can run, and its cache; and what of it is in use. */
+#include "settings.h"
 #if !defined(_WIN32)
 #include <unistd.h>
 #endif
@@ -12,6 +12,8 @@ extern const fd_kernels fd_avx512, fd_avx2, fd_sse2;
 #define HAS_NEON
 extern const fd_kernels fd_neon;
 #endif
+
+fd_settings fd_current = {.threads = 1, .piece = 1 << 22, .bfloat16 = -1};
 
 const fd_kernels *fd_kernels_at(int i)
 {
