@@ -1,4 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, auto_pickle=False
+# cython: freethreading_compatible=True
 """Buffers to pointers: hands NumPy arrays to the C kernels without the GIL.
 
 Nothing is checked here. `fastdrop.cpu` and `fastdrop.gate` are the only callers and pass what the

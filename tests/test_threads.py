@@ -4,7 +4,9 @@ import functools
 import os
 import subprocess
 import sys
+import sysconfig
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -153,6 +155,20 @@ def threads_of(code, **environment):
         check=False,
     )
     return result.stdout.strip(), result.stderr
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="needs such a Python")
+def test_import_leaves_the_gil_off():
+    assert threads_of("import sys; print(sys._is_gil_enabled())", PYTHON_GIL="") == ("False", "")
+
+
+def test_all_that_threads_may_share():
+    script = Path(__file__).parents[1] / "trust" / "free_threading.py"
+    result = subprocess.run(
+        [sys.executable, script, "1"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "each once" in result.stdout
 
 
 def test_default_is_the_cpus_of_the_process():

@@ -6,6 +6,7 @@ python3.13t trust/free_threading.py [rounds]
 
 import pickle
 import sys
+import sysconfig
 import threading
 from contextlib import suppress
 
@@ -20,6 +21,7 @@ except ImportError:
     bfloat16 = None
 
 THREADS = 6
+TAKES = 3000  # of call numbers: of 300, the sanitizer missed a race that was put in
 
 rng = np.random.default_rng(0)
 X = rng.standard_normal(150_000, np.float32)  # enough for the pool
@@ -100,8 +102,7 @@ class Shared:
         self.see("keep_mask", np.array_equal(fd.keep_mask(X.shape, 0.2, rng=3), self.mask))
 
     def one_rng(self, i):
-        for _ in range(20):
-            self.calls += [self.rng.take()[1], fd.dropout(X[:100], 0.2, rng=self.rng)[1].call]
+        self.calls += [fd.dropout(X[:100], 0.2, rng=self.rng)[1].call for _ in range(20)]
         self.calls += [op(self.rng)[1].call for op in OPS.values()]
         before = self.rng.call
         self.children += [child.seed for child in self.rng.spawn(3)]
@@ -109,14 +110,19 @@ class Shared:
         self.see("rng", after.seed == 5 and before < after.call <= self.rng.state["call"])
         self.seeds.append(fd.dropout(X[:9], 0.5, rng=self.generator)[1].seed)
 
+    def one_number(self, i):
+        """Nothing between the calls: what else threads do tells the sanitizer who came first."""
+        take = self.rng.take
+        self.calls += [take()[1] for _ in range(TAKES)]
+
     def one_state(self, i):
         """Never the seed of one state and the call of another."""
-        other = self.other
-        for k in range(50):
-            other.state = {"stream_version": 1, "seed": 1000 * i + k, "call": 1000 * i + k}
-            seed, call = other.peek()
+        for k in range(TAKES // 10):
+            n = TAKES * i + k
+            self.other.state = {"stream_version": 1, "seed": n, "call": n}
+            seed, call = self.other.peek()
             self.see("state", call - seed in range(THREADS + 1))
-            other.take()
+            self.other.take()
 
     def one_context(self, i):
         for name, (ctx, y, expected) in self.contexts.items():
@@ -164,10 +170,11 @@ class Shared:
 
     def work(self, i, rounds):
         kinds = [self.ops, self.one_rng, self.one_context, self.own_layers, self.settings]
-        kinds += [self.errors, self.one_state]
+        kinds += [self.errors]
         try:
-            self.start.wait()
-            self.first_bfloat16(i)
+            for together in (self.first_bfloat16, self.one_number, self.one_state):
+                self.start.wait()
+                together(i)
             for k in range(rounds):
                 for j in range(len(kinds)):  # each thread in another order
                     kinds[(i + j + k) % len(kinds)](i)
@@ -187,6 +194,8 @@ class Shared:
 
 def main(rounds=2):
     has_gil = getattr(sys, "_is_gil_enabled", lambda: True)()
+    # Importing a module that is not ready would have switched it on.
+    assert not (has_gil and sysconfig.get_config_var("Py_GIL_DISABLED"))
     fd.set_num_threads(3)
     shared = Shared()
     shared.run(rounds)
