@@ -66,7 +66,8 @@ class BuildPackage(build_py):
             prebuilt = runpy.run_path("fastdrop/cuda_prebuilt.py")
             if source := prebuilt["stale"](prebuilt["read_manifest"](kernels), "fastdrop"):
                 sys.exit(f"{kernels}: {source} has changed since they were compiled")
-            shutil.copyfile(kernels, os.path.join(self.build_lib, "fastdrop", "kernels.zip"))
+            to = "." if self.editable_mode else self.build_lib
+            shutil.copyfile(kernels, os.path.join(to, "fastdrop", "kernels.zip"))
 
 
 setup(

@@ -32,6 +32,7 @@ def info(args: argparse.Namespace) -> None:
     if kernels := cuda_prebuilt.manifest():
         made_by = ", ".join(f"{name} {version}" for name, version in kernels["compilers"].items())
         print(f"  of {kernels['fastdrop']:11}{' '.join(kernels['code'])}; made by {made_by}")
+        print(f"                of stream version {kernels['stream']}")
 
 
 def train(args: argparse.Namespace) -> None:
