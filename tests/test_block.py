@@ -89,8 +89,13 @@ def test_region_of_zero_size():
     assert y.shape == ctx.mask().shape == (0, 3)
 
 
-def test_every_offset_of_a_run(isa):
-    whole = fd.keep_mask(2000, 0.2, rng=1)
+@pytest.mark.parametrize("p", [0.2, 0.5])
+def test_every_offset_of_a_run(isa, p):
+    """Of a mask, and of what is drawn while it is applied."""
+    whole, x = fd.keep_mask(2000, p, rng=1), np.ones(517, np.float32)
     for start in range(300):
-        part = fd.keep_mask(517, 0.2, rng=1, region=((start,), (2000,)))
-        np.testing.assert_array_equal(part, whole[start : start + 517])
+        region = (start,), (2000,)
+        expected = whole[start : start + 517]
+        np.testing.assert_array_equal(fd.keep_mask(517, p, rng=1, region=region), expected)
+        y, _ = fd.dropout(x, p, rng=1, region=region, save="seed")
+        np.testing.assert_array_equal(y != 0, expected)
