@@ -1,11 +1,11 @@
-"""Operations on a GPU, by its own clock: ``pytest --benchmark-only``; see gpu.py.
+"""Operations on a GPU, by its own clock: ``pytest --benchmark-only``; see on_gpu.py.
 
 A group is one size and dtype; in it stand a copy from device to device, which is the floor, and
 PyTorch and CuPy if they are installed.
 """
 
 import pytest
-from gpu import operations, timer
+from on_gpu import operations, timer
 
 import fastdrop as fd
 

@@ -1,6 +1,6 @@
 """`fastdrop.cuda` in Numba's simulator, compared with the CPU bit by bit; run by test_cuda_sim.py,
 with NUMBA_ENABLE_CUDASIM=1 in the environment. With FASTDROP_GPU=1 arrays are on the device that
-Numba has: so bench/gpu.py runs it on a GPU.
+Numba has: so bench/on_gpu.py runs it on a GPU.
 """
 
 import os

@@ -33,7 +33,7 @@ def test_simulator():
 def test_the_script_for_a_gpu():
     """Its few checks, then its table, with the simulator in place of a GPU."""
     chosen = ["--checks", "start or test_errors", "--exponents", "8", "--runs", "2", "--calls", "2"]
-    done = simulated("bench/gpu.py", "--dtypes", "float32", *chosen)
+    done = simulated("bench/on_gpu.py", "--dtypes", "float32", *chosen)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "bit-equal to the CPU: 13 passed" in done.stdout
     for name in (
@@ -49,7 +49,7 @@ def test_the_script_for_a_gpu():
 
 @pytest.mark.skipif(fd.cuda.is_available(), reason="there is a GPU")
 def test_the_script_without_a_gpu():
-    script = Path(__file__).parents[1] / "bench" / "gpu.py"
+    script = Path(__file__).parents[1] / "bench" / "on_gpu.py"
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("No GPU: ")

@@ -1,4 +1,4 @@
-"""Is a GPU right, and how fast is it? ``python bench/gpu.py``
+"""Is a GPU right, and how fast is it? ``python bench/on_gpu.py``
 
 First the cases of tests/cuda_sim.py run on the device, where every bit must be the CPU's. Then each
 operation is timed with CUDA events, in one run with a copy from device to device, which is the
