@@ -3,21 +3,19 @@ wheel was built.
 
 They are in an archive, ``kernels.zip``, a fatbin each: cubins for some architectures, and PTX for
 later ones. gpu/cuda_build.py makes it; setup.py, which puts it into a wheel, runs this file
-alone to see whether it is stale, so what is imported here is of the standard library.
+alone to see whether it is stale, so what is imported here is of the standard library. Nearly all
+who import fastdrop read no archive: what reads one is imported where it does.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from functools import cache
-from hashlib import sha256
 from math import prod
 from typing import Any
-from zipfile import ZipFile
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 FILE = os.path.join(FOLDER, "kernels.zip")
@@ -33,12 +31,17 @@ def member(name: str, dtype: str, options: Sequence[tuple[str, Any]]) -> str:
 
 def read_manifest(file: str) -> dict[str, Any]:
     """What the archive says of itself."""
+    import json
+    from zipfile import ZipFile
+
     with ZipFile(file) as archive:
         return json.loads(archive.read("manifest.json"))
 
 
 def stale(manifest: dict[str, Any], folder: str) -> str | None:
     """Which source of the kernels is not what they were compiled from; None if all are."""
+    from hashlib import sha256
+
     for name, expected in manifest["sources"].items():
         with open(os.path.join(folder, name), encoding="utf-8", newline=None) as source:
             if sha256(source.read().encode()).hexdigest() != expected:
@@ -84,6 +87,8 @@ def _checked(result: tuple) -> Any:
 @cache
 def kernel(name: str, dtype: str, options: tuple[tuple[str, Any], ...]) -> Any:
     """A `cuda.core.Kernel`; None if the archive has no such kernel."""
+    from zipfile import ZipFile
+
     from cuda.core import ObjectCode
 
     file = member(name, dtype, options)

@@ -23,8 +23,14 @@ def test_signatures(name):
     ]
 
 
-def test_importing_imports_no_numba():
-    code = "import sys, fastdrop.cuda as c; c.__all__; sys.exit('numba' in sys.modules)"
+def test_importing_imports_neither_numba_nor_what_reads_archives():
+    code = """
+import sys, numpy
+before = set(sys.modules)
+import fastdrop.cuda as c
+c.__all__
+sys.exit(bool({"numba", "zipfile", "json", "hashlib"} & set(sys.modules) - before))
+"""
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
