@@ -30,6 +30,7 @@ Custom operators cannot be in ``torch.jit.script`` or under ``torch.func.grad``.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any, ClassVar
 
 import torch
@@ -127,7 +128,7 @@ _differentiate(alpha_dropout, lambda inputs: alpha.affine(inputs[2])[0])
 
 
 MEMORY = 1 << 16  # calls that a checkpoint can go back
-_calls: dict[int, list[int]] = {}
+_calls: OrderedDict[int, list[int]] = OrderedDict()
 
 
 @torch.library.custom_op("fastdrop::next_call", mutates_args={"state"})
@@ -148,7 +149,7 @@ def next_call(state: Tensor, token: Tensor) -> Tensor:
     draw = state.tolist()
     _calls[name] = draw
     if len(_calls) > MEMORY:
-        del _calls[next(iter(_calls))]
+        _calls.popitem(last=False)  # in one piece: two threads may be here
     state[1] += 1
     return torch.tensor(draw, dtype=torch.int64)
 
