@@ -94,7 +94,8 @@ def test_no_memory():
     y, ctx = fd.dropout(x, 0.25, rng=1)
     print(np.array_equal(y, ctx.mask() / np.float32(0.75)))
     """
-    out, _ = run(LIMIT + textwrap.dedent(code))
+    # All that is large is the system's again when it is freed, or a later call may find some of it.
+    out, _ = run(LIMIT + textwrap.dedent(code), MALLOC_MMAP_THRESHOLD_="65536")
     assert out == "MemoryError\n" * 6 + "True\nTrue\n"
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -294,15 +293,15 @@ def test_uncertainty(tmp_path, monkeypatch):
 COMMAND = "mnist-mlp", "--quick", "--seed", "0", *EPOCHS
 
 
-def start(folder, *options, **popen):
+def start(folder, *options, first=""):
     """The command in a process of its own, with a checkpoint after each epoch."""
-    code = (
+    code = first + (
         "import sys; from fastdrop.examples import study; study.CHECKPOINT_SECONDS = 0; "
         "from fastdrop.__main__ import main; main(sys.argv[1:])"
     )
     arguments = ["train", *COMMAND, "--out", str(folder), *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], **pipes, **popen)
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], **pipes)
 
 
 def stop_at(folder, epochs, how):
@@ -350,14 +349,14 @@ def test_interrupted(tmp_path, undisturbed):
     assert train(tmp_path, *COMMAND, "--resume") == undisturbed
 
 
-def small_disk():
-    """No file may be larger than 1 MB: the first checkpoint is."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
+# No file may be larger than 1 MB: the first checkpoint is. Not by preexec_fn, where Python
+# forks: if an earlier test has imported JAX, that warns.
+SMALL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)); "
 
 
 @pytest.mark.usefixtures("no_pictures")
 def test_full_disk(tmp_path, undisturbed):
-    with start(tmp_path, preexec_fn=small_disk) as process:
+    with start(tmp_path, first=SMALL_DISK) as process:
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "Traceback" not in errors
