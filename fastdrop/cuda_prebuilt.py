@@ -63,6 +63,10 @@ def why_not() -> str | None:
         return "this build of fastdrop has none"
     if source := stale(found, FOLDER):
         return f"{source} has changed since they were compiled: python gpu/cuda_build.py"
+    from fastdrop._core import PARTS
+
+    if found["parts"] != PARTS:
+        return f"they add in {found['parts']} parts, not in {PARTS}: python gpu/cuda_build.py"
     try:
         import cuda.core  # noqa: F401
         from cuda.bindings import driver
@@ -70,10 +74,30 @@ def why_not() -> str | None:
         return f"cuda-core is not installed: {INSTALL}"
     try:  # before anything else of cuda-core, which does not take it well if there is no driver
         _checked(driver.cuInit(0))
-        count = _checked(driver.cuDeviceGetCount())
+        devices = range(_checked(driver.cuDeviceGetCount()))
+        newest = max(map(_capability, devices), default=None)
     except Exception as error:
         return " ".join(str(error).split())
-    return None if count else "there is no CUDA device"
+    if newest is None:
+        return "there is no CUDA device"
+    if newest < (least := min(int(code.partition("_")[2]) for code in found["code"])):
+        return f"they are for compute capability {least / 10} on, and this is {newest / 10}"
+    return None
+
+
+def _capability(number: int) -> int:
+    """Of a device: 75 for 7.5."""
+    from cuda.bindings import driver
+
+    name = "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_"
+    device = _checked(driver.cuDeviceGet(number))
+    major, minor = (
+        _checked(
+            driver.cuDeviceGetAttribute(getattr(driver.CUdevice_attribute, name + part), device)
+        )
+        for part in ("MAJOR", "MINOR")
+    )
+    return 10 * major + minor
 
 
 def _checked(result: tuple) -> Any:
@@ -84,7 +108,6 @@ def _checked(result: tuple) -> Any:
     return values[0] if values else None
 
 
-@cache
 def kernel(name: str, dtype: str, options: tuple[tuple[str, Any], ...]) -> Any:
     """A `cuda.core.Kernel`; None if the archive has no such kernel."""
     from zipfile import ZipFile
@@ -116,7 +139,7 @@ def start(
 def _stream(handle: int) -> Any:
     from cuda.core import LEGACY_DEFAULT_STREAM, Stream
 
-    return Stream.from_handle(handle) if handle else LEGACY_DEFAULT_STREAM
+    return Stream.from_handle(handle) if handle > 1 else LEGACY_DEFAULT_STREAM
 
 
 @contextmanager
@@ -140,7 +163,8 @@ def _present(number: int | None) -> Iterator[Any]:
 
 class Array:
     """Elements in a device's memory, with ``__cuda_array_interface__``: what fastdrop makes where
-    no array library is asked for another. strides: in bytes; stream: CUDA's handle.
+    no array library is asked for another. strides: in bytes; stream: CUDA's handle; number: of the
+    device, the present one if None; owner: what has the stream, which the memory is freed on.
     """
 
     def __init__(
@@ -149,11 +173,16 @@ class Array:
         dtype: Any,
         strides: tuple[int, ...],
         stream: int = 0,
+        number: int | None = None,
+        owner: Any = None,
     ) -> None:
         self.shape, self.dtype, self.strides, self.stream = shape, dtype, strides, stream
-        self.nbytes = prod(shape) * dtype.itemsize
-        with _present(None) as device:
-            self.buffer = device.allocate(max(self.nbytes, 1), stream=_stream(stream))
+        self.nbytes, self.owner = prod(shape) * dtype.itemsize, owner
+        with _present(number) as device:
+            self.number = device.device_id
+            # Of the device: who has made its context present does not count.
+            memory = device.memory_resource
+            self.buffer = memory.allocate(max(self.nbytes, 1), stream=_stream(stream))
 
     @property
     def address(self) -> int:
@@ -176,21 +205,12 @@ class Array:
             "typestr": self.dtype.str,
             "data": (self.address, False),
             "version": 3,
-            "stream": self.stream or None,
+            "stream": self.stream or 1,  # the default stream; None would say that all is done
         }
 
     def copy_to_host(self) -> Any:
         """A NumPy array with the same elements, for which this waits."""
-        import numpy as np
-        from cuda.bindings import driver
-
-        host = np.empty(self.nbytes, np.uint8)
-        stream = _stream(self.stream)
-        if self.nbytes:
-            address = host.ctypes.data, self.address
-            _checked(driver.cuMemcpyDtoHAsync(*address, self.nbytes, stream.handle))
-        stream.sync()
-        return np.ndarray(self.shape, self.dtype, host.data, 0, self.strides)
+        return to_host(self.__cuda_array_interface__, self.number)
 
     def copy_from_host(self, data: Any) -> Array:
         """Take the elements of a NumPy array of the same layout."""
@@ -199,6 +219,31 @@ class Array:
         if self.nbytes:
             stream = _stream(self.stream)
             address = self.address, data.ctypes.data
-            _checked(driver.cuMemcpyHtoDAsync(*address, self.nbytes, stream.handle))
-            stream.sync()  # data may go away
+            with _present(self.number):
+                _checked(driver.cuMemcpyHtoDAsync(*address, self.nbytes, stream.handle))
+                stream.sync()  # data may go away
         return self
+
+
+def to_host(interface: dict[str, Any], number: int | None) -> Any:
+    """A NumPy array with the elements that a ``__cuda_array_interface__`` tells of, in their
+    layout; this waits for them.
+    """
+    import numpy as np
+    from cuda.bindings import driver
+
+    from fastdrop.block import c_strides
+
+    shape, dtype = interface["shape"], np.dtype(interface["typestr"])
+    strides = interface.get("strides") or tuple(s * dtype.itemsize for s in c_strides(shape))
+    far = [(n - 1) * s for n, s in zip(shape, strides, strict=True)]
+    before = -sum(min(f, 0) for f in far) if prod(shape) else 0
+    after = sum(max(f, 0) for f in far) + dtype.itemsize if prod(shape) else 0
+    host = np.empty(before + after, np.uint8)
+    stream = _stream(interface.get("stream") or 0)
+    with _present(number):
+        if host.size:
+            address = host.ctypes.data, interface["data"][0] - before
+            _checked(driver.cuMemcpyDtoHAsync(*address, host.size, stream.handle))
+        stream.sync()
+    return np.ndarray(shape, dtype, host.data, before, strides)

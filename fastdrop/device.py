@@ -1,8 +1,9 @@
 """Arrays in a GPU's memory, whoever made them, and launching kernels on them.
 
 CuPy, PyTorch and Numba arrays are known. What else has ``__cuda_array_interface__`` is taken as it
-is, and gets Numba arrays back. What has ``__dlpack__`` instead goes through CuPy and gets its own
-kind back, without a copy. Importing this module imports none of them.
+is, and gets Numba's arrays back, or our own where there is no Numba. What has ``__dlpack__``
+instead goes through CuPy and gets its own kind back, without a copy. Importing this module imports
+none of them.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ class Numba:
 
         if dtype == "bfloat16":
             raise TypeError("Numba's device arrays know no bfloat16; use CuPy or PyTorch arrays")
-        return cuda.device_array(shape, np.dtype(dtype), strides=strides)
+        stream = 0 if like is None else self.stream(like)
+        queue = cuda.external_stream(stream) if stream else 0
+        return cuda.device_array(shape, np.dtype(dtype), strides=strides, stream=queue)
 
     def interface(self, x: Any) -> dict:
         if hasattr(x, "__cuda_array_interface__"):
@@ -84,6 +87,10 @@ class Numba:
 
     def fetch(self, x: Any) -> np.ndarray:
         """A copy in the host's memory."""
+        if not hasattr(x, "copy_to_host"):
+            from numba import cuda
+
+            x = cuda.as_cuda_array(x)
         return x.copy_to_host()
 
     def send(self, like: Any, data: np.ndarray) -> Any:
@@ -91,6 +98,10 @@ class Numba:
         from numba import cuda
 
         return cuda.to_device(data)
+
+    def returned(self, x: Any, source: Any) -> Any:
+        """x, which this made, for the caller, who brought `source`. What writes it was launched."""
+        return x
 
 
 class Own(Numba):
@@ -100,7 +111,15 @@ class Own(Numba):
         if dtype == "bfloat16":
             raise TypeError("fastdrop's device arrays know no bfloat16; use CuPy or PyTorch arrays")
         stream = 0 if like is None else self.stream(like)
-        return cuda_prebuilt.Array(shape, np.dtype(dtype), strides, stream)
+        return cuda_prebuilt.Array(
+            shape, np.dtype(dtype), strides, stream, self.device(like), owner=like
+        )
+
+    def device(self, x: Any) -> int | None:
+        return x.number if isinstance(x, cuda_prebuilt.Array) else None
+
+    def fetch(self, x: Any) -> np.ndarray:
+        return cuda_prebuilt.to_host(self.interface(x), self.device(x))
 
     def send(self, like: Any, data: np.ndarray) -> Any:
         strides = tuple(s * data.itemsize for s in c_strides(data.shape))
@@ -117,7 +136,7 @@ class CuPy(Numba):
             return cupy.ndarray(shape, kind, memory, strides)
 
     def stream(self, x: Any) -> int:
-        return sys.modules["cupy"].cuda.get_current_stream().ptr
+        return import_module("cupy").cuda.get_current_stream(self.device(x)).ptr
 
     def device(self, x: Any) -> int | None:
         return x.device.id
@@ -174,8 +193,7 @@ class DLPack(CuPy):
         return import_module("cupy").from_dlpack(x)
 
     def empty(self, like: Any, shape: tuple, dtype: str, strides: tuple) -> Any:
-        made = super().empty(self._seen(like), shape, dtype, strides)
-        return like.__array_namespace__().from_dlpack(made)
+        return super().empty(self._seen(like), shape, dtype, strides)
 
     def interface(self, x: Any) -> dict:
         return self._seen(x).__cuda_array_interface__
@@ -187,7 +205,12 @@ class DLPack(CuPy):
         return self._seen(x).get()
 
     def send(self, like: Any, data: np.ndarray) -> Any:
-        return like.__array_namespace__().from_dlpack(super().send(self._seen(like), data))
+        return super().send(self._seen(like), data)
+
+    def returned(self, x: Any, source: Any) -> Any:
+        # Its stream waits here for CuPy's: not before what writes x is in that.
+        same = type(x) is type(source)
+        return x if same else source.__array_namespace__().from_dlpack(x)
 
 
 KINDS: dict[str, Numba] = {
@@ -212,8 +235,8 @@ class DeviceArray:
 
     Attributes
     ----------
-    array : object
-        The caller's array, or one that was made for the caller.
+    held : object
+        The caller's array, or what was made for the caller.
     kind : Numba
         Its library.
     source : object
@@ -222,12 +245,12 @@ class DeviceArray:
         strides are in bytes; dtype is a name.
     """
 
-    __slots__ = ("address", "array", "dtype", "kind", "shape", "source", "strides", "writeable")
+    __slots__ = ("address", "dtype", "held", "kind", "shape", "source", "strides", "writeable")
 
-    def __init__(self, array: Any, source: Any = None) -> None:
-        self.array = array
+    def __init__(self, array: Any, source: Any = None, kind: Numba | None = None) -> None:
+        self.held = array
         self.source = array if source is None else source
-        kind = KINDS.get(type(array).__module__.partition(".")[0])
+        kind = kind or KINDS.get(type(array).__module__.partition(".")[0])
         if kind is None:
             kind = default_kind() if hasattr(array, "__cuda_array_interface__") else DLPack()
         self.kind = kind
@@ -244,6 +267,11 @@ class DeviceArray:
         if strides is None:
             strides = tuple(s * self.itemsize for s in c_strides(self.shape))
         self.strides = tuple(strides)
+
+    @property
+    def array(self) -> Any:
+        """The array as the caller's library has it; to be asked for after the last launch."""
+        return self.kind.returned(self.held, self.source)
 
     @property
     def itemsize(self) -> int:
@@ -283,7 +311,8 @@ class DeviceArray:
         size = itemsize(dtype)
         strides = tuple(s * size for s in c_strides(like))
         strides = strides if order is None else self.dense(order)
-        return DeviceArray(self.kind.empty(self.array, like, dtype, strides), self.source)
+        made = self.kind.empty(self.held, like, dtype, strides)
+        return DeviceArray(made, self.source, self.kind)
 
 
 def array(x: Any, name: str = "x") -> DeviceArray:
@@ -304,7 +333,9 @@ def array(x: Any, name: str = "x") -> DeviceArray:
 
 def sent(x: np.ndarray | Any, like: DeviceArray) -> DeviceArray:
     """x on the device and the stream of `like`; copied there from the host's memory."""
-    return DeviceArray(x if on_device(x) else like.kind.send(like.array, x), like.source)
+    if on_device(x):
+        return DeviceArray(x, like.source)
+    return DeviceArray(like.kind.send(like.held, x), like.source, like.kind)
 
 
 def fetched(x: Any) -> Any:
@@ -347,7 +378,7 @@ class DeviceBits:
 
     def fetch(self) -> bytes:
         if self._host is None:
-            held = self.bits.kind.fetch(self.bits.array)
+            held = self.bits.kind.fetch(self.bits.held)
             self._host = held.tobytes()[: self.nbytes] + bytes(BITS_PAD)
         return self._host
 
@@ -392,33 +423,37 @@ def _numba_why_not() -> str | None:
     return f"Numba finds no CUDA device or driver ({' '.join(str(error or 'no device').split())})"
 
 
+ROUTES = "prebuilt", "numba"
+
+
 @cache
+def _route(name: str) -> str | None:
+    asked = os.environ.get("FASTDROP_CUDA")
+    if asked not in (None, "", *ROUTES):
+        raise ValueError(f"FASTDROP_CUDA must be prebuilt or numba, got {asked!r}")
+    if asked and asked != name:
+        return f"FASTDROP_CUDA={asked} is set"
+    if name == "numba":
+        return _numba_why_not()
+    if os.environ.get("NUMBA_ENABLE_CUDASIM", "0") != "0":
+        return "NUMBA_ENABLE_CUDASIM is set"
+    return cuda_prebuilt.why_not()
+
+
 def routes() -> dict[str, str | None]:
     """The ways to run kernels on a GPU, in the order of preference: why not here, or None.
 
     "prebuilt": those that came with the package; "numba": compiled at their first use. The
     environment variable ``FASTDROP_CUDA`` names one to leave the other out.
     """
-    asked = os.environ.get("FASTDROP_CUDA")
-    if asked not in (None, "", "prebuilt", "numba"):
-        raise ValueError(f"FASTDROP_CUDA must be prebuilt or numba, got {asked!r}")
-    found: dict[str, str | None] = {}
-    for name, reason in (("prebuilt", cuda_prebuilt.why_not), ("numba", _numba_why_not)):
-        if asked and asked != name:
-            found[name] = f"FASTDROP_CUDA={asked} is set"
-        elif name == "prebuilt" and os.environ.get("NUMBA_ENABLE_CUDASIM", "0") != "0":
-            found[name] = "NUMBA_ENABLE_CUDASIM is set"
-        else:
-            found[name] = reason()
-    return found
+    return {name: _route(name) for name in ROUTES}
 
 
 def why_not() -> str | None:
     """Why kernels cannot run on a GPU here; None if they can."""
-    reasons = routes()
-    if None in reasons.values():
+    if any(_route(name) is None for name in ROUTES):  # and Numba is imported only if it is needed
         return None
-    return "; ".join(f"{name} kernels: {reason}" for name, reason in reasons.items())
+    return "; ".join(f"{name} kernels: {reason}" for name, reason in routes().items())
 
 
 @cache
@@ -426,7 +461,7 @@ def where() -> str:
     """How kernels run: "prebuilt", or what Numba compiles them for, which may be its simulator."""
     if reason := why_not():
         raise RuntimeError(f"fastdrop.cuda cannot run: {reason}")
-    return "prebuilt" if routes()["prebuilt"] is None else _compiled_for()
+    return "prebuilt" if _route("prebuilt") is None else _compiled_for()
 
 
 def _compiled_for() -> str:
@@ -476,16 +511,16 @@ def launch(
         _kernel(target, *key)(*values)
         return
     blocks = min(max(1, (threads + THREADS - 1) // THREADS), MAX_BLOCKS)
-    stream, number = like.stream, like.kind.device(like.array)
+    stream, number = like.stream, like.kind.device(like.held)
     if target == "prebuilt":
         if kernel := _kernel(target, *key):
             flat = [v for value in values for v in (value if type(value) is tuple else (value,))]
             cuda_prebuilt.start(kernel, blocks, THREADS, stream, number, flat)
             return
-        if reason := _numba_why_not():
+        if reason := _route("numba"):
             raise RuntimeError(
-                f"no kernel for arrays of so many axes, {options['axes']} after joining those that "
-                f"can be one, was built ahead, and none can be compiled: {reason}"
+                f"no kernel {name!r} for {like.dtype} was built ahead with {options} (axes: those "
+                f"of an array, after joining what can be one), and none can be compiled: {reason}"
             )
         target = _compiled_for()
     from numba import cuda

@@ -28,6 +28,7 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 import cuda_compile
 
 from fastdrop import STREAM_VERSION, __version__, cuda_prebuilt
+from fastdrop._core import PARTS
 
 CUBINS = {75: (7, 5), 80: (8, 0), 90: (8, 0), 100: (8, 0), 120: (8, 0)}  # and the PTX they are of
 PTX = 80  # what is there for later architectures
@@ -109,6 +110,7 @@ def manifest(entries: dict[str, str]) -> dict[str, Any]:
         "stream": STREAM_VERSION,
         "code": [*(f"sm_{arch}" for arch in CUBINS), f"compute_{PTX}"],
         "compilers": {name: version(package) for name, package in COMPILERS.items()},
+        "parts": PARTS,
         "sources": sources(),
         "kernels": entries,
     }

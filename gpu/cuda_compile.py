@@ -22,6 +22,7 @@ from unittest import mock
 
 from fastdrop import cuda_table as kernels
 from fastdrop import cuda_targets, rng
+from fastdrop._core import PARTS
 from fastdrop.reference import noise
 
 __all__ = ["Compiled", "compile_ptx", "sources", "variants"]
@@ -79,7 +80,8 @@ def compile_ptx(
     folder = os.environ.get("FASTDROP_CACHE")
     if not folder:
         return _compiled(kernel_name, dtype, cc, options)
-    key = repr((kernel_name, dtype, cc, sorted(options.items()), sources(), _compilers()))
+    made_of = sources(), PARTS, _compilers(), Path(__file__).read_text("utf-8")
+    key = repr((kernel_name, dtype, cc, sorted(options.items()), *made_of))
     file = Path(folder, sha256(key.encode()).hexdigest()[:32] + ".json")
     if file.exists():
         ptx, entry, parameters = json.loads(file.read_text())

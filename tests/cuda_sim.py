@@ -714,6 +714,7 @@ def test_dlpack(monkeypatch):
     class Other:
         def __init__(self, fake):
             self.fake = fake
+            self.at_first = fake.host.copy()
 
         def __dlpack_device__(self):
             return 2, 0
@@ -725,15 +726,18 @@ def test_dlpack(monkeypatch):
         device = nullcontext()
 
     cupy = ModuleType("cupy")
-    cupy.from_dlpack = lambda other: CuPyArray(other.fake.host)
+    cupy.from_dlpack = lambda other: CuPyArray(getattr(other, "fake", other).host)
     cupy.cuda = SimpleNamespace(alloc=lambda n: bytearray(n))
     cupy.ndarray = lambda *layout: to_fake(np.ndarray(*layout[:3]))
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(device.DLPack, "stream", lambda self, x: 0)
     x = numbers(50, np.float32)
-    y, _ = fd.dropout(Other(to_fake(x)), 0.3, rng=rng())
+    y, ctx = fd.dropout(Other(to_fake(x)), 0.3, rng=rng())
     assert isinstance(y, Other)
-    assert_same_bits(y.fake.host, fd.dropout(x, 0.3, rng=rng())[0])
+    expected, ctx_cpu = fd.dropout(x, 0.3, rng=rng())
+    assert_same_bits(y.fake.host, expected)
+    assert_same_bits(y.at_first, expected)  # it came to be behind the kernel in CuPy's stream
+    assert_same_bits(ctx.backward(y).at_first, ctx_cpu.backward(expected))
 
 
 def test_available():

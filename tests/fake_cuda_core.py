@@ -102,7 +102,8 @@ class Core:
     """What `cuda.core` and `cuda.bindings.driver` are replaced by, and what was launched."""
 
     def __init__(self, memory):
-        self.memory, self.launched, self.present = memory, [], 0
+        self.memory, self.launched, self.present = memory, [], 0  # no context is present
+        self.capability = 9, 0
 
     def launch(self, stream, config, kernel, *arguments):
         assert self.present, "no device is present"
@@ -111,15 +112,21 @@ class Core:
         self.launched.append((config.grid, config.block, stream.handle))
         kernel.launch(self.memory, config.grid, config.block, *map(int_or_float, arguments))
 
-    def device(self, number=0):
+    def device(self, number=None):
+        if number is None:  # the present one
+            assert self.present
+            number = self.present - 1
+
         def set_current():
             self.present = number + 1
 
         def allocate(size, *, stream):
+            assert self.present == number + 1
             held = self.memory.allocate(size)
             return SimpleNamespace(handle=held.ctypes.data, held=held)
 
-        return SimpleNamespace(set_current=set_current, allocate=allocate)
+        memory = SimpleNamespace(allocate=allocate)
+        return SimpleNamespace(set_current=set_current, memory_resource=memory, device_id=number)
 
     def modules(self):
         core, bindings, driver = (
@@ -134,11 +141,18 @@ class Core:
             return (NO_ERROR,)
 
         def copied(to, source, nbytes, stream):
+            assert self.present
             ctypes.memmove(to, source, nbytes)
             return (NO_ERROR,)
 
         driver.cuInit = lambda flags: (NO_ERROR,)
         driver.cuDeviceGetCount = lambda: (NO_ERROR, 1)
+        driver.cuDeviceGet = lambda number: (NO_ERROR, number)
+        driver.cuDeviceGetAttribute = lambda which, device: (NO_ERROR, self.capability[which])
+        driver.CUdevice_attribute = SimpleNamespace(
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=0,
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=1,
+        )
         driver.cuCtxGetCurrent = lambda: (NO_ERROR, self.present)
         driver.cuCtxSetCurrent = set_context
         driver.cuMemcpyDtoHAsync = driver.cuMemcpyHtoDAsync = copied

@@ -16,7 +16,7 @@ from bitwise import assert_same_bits
 from fake_cuda_core import Core, HostMemory, parts
 
 import fastdrop as fd
-from fastdrop import cuda_prebuilt, device
+from fastdrop import _core, cuda_prebuilt, device
 
 ROOT = Path(__file__).parents[1]
 FEW = r"^(draw-float32-axes=0-.*source=bytes|dropout-float32-op=dropout-.*source=given|unpack)"
@@ -54,8 +54,8 @@ def installed(archive, monkeypatch):
 
 def clear():
     for cached in (
-        *(cuda_prebuilt.manifest, cuda_prebuilt.why_not, cuda_prebuilt.kernel),
-        *(device.routes, device.where, device._kernel),
+        *(cuda_prebuilt.manifest, cuda_prebuilt.why_not),
+        *(device._route, device.where, device._kernel),
     ):
         cached.cache_clear()
 
@@ -133,11 +133,37 @@ def test_the_present_device_stays(installed):
 
 
 @pytest.mark.slow
-def test_more_axes_than_were_built(installed, monkeypatch):
-    monkeypatch.setattr(device, "_numba_why_not", lambda: "Numba is not installed: pip install")
-    x = fake_device.to_fake(np.ones((2, 2, 2, 2, 2, 2, 2, 2, 2, 2), np.float32))
-    with pytest.raises(RuntimeError, match=r"so many axes, 5 after .* Numba is not installed"):
-        device.launch("copy", device.DeviceArray(x), 1, {"axes": 5, "small": True}, n=1)
+def test_what_was_not_built(installed, monkeypatch):
+    """Numba is not asked, as FASTDROP_CUDA leaves it out."""
+    monkeypatch.setenv("FASTDROP_CUDA", "prebuilt")
+    x = device.DeviceArray(fake_device.to_fake(np.ones((2,) * 10, np.float32)))
+    with pytest.raises(RuntimeError, match=r"'copy' for float32 .* 5, .* FASTDROP_CUDA=prebuilt"):
+        device.launch("copy", x, 1, {"axes": 5, "small": True}, n=1)
+    with pytest.raises(RuntimeError, match=r"'add_rows' for float32 was built ahead with {}"):
+        device.launch("add_rows", x, 1, {}, n=1)
+
+
+def test_an_array_knows_its_device_and_stream(monkeypatch):
+    """Wherever it is asked: with another device present, or, as in another thread, none."""
+    core = Core(HostMemory(1 << 16))
+    core.install(monkeypatch)
+    kind = device.KINDS["fastdrop"]
+    core.present = 3
+    there = kind.send(None, np.arange(6.0).reshape(2, 3))
+    assert kind.device(there) == 2
+    assert core.present == 3
+    for present in (0, 1):
+        core.present = present
+        assert_same_bits(there.copy_to_host(), np.arange(6.0).reshape(2, 3))
+        more = kind.empty(there, (5,), "float32", (4,))
+        assert kind.device(more) == 2
+    assert there.__cuda_array_interface__["stream"] == 1
+    x = fake_device.to_fake(np.arange(12.0).reshape(3, 4), stream=77)
+    owner = kind.empty(x, (5,), "float32", (4,))
+    assert owner.__cuda_array_interface__["stream"] == 77
+    assert owner.owner is x
+    back = kind.fetch(fake_device.FakeArray(x.host[::-1, 1:3]))
+    assert_same_bits(back, np.arange(12.0).reshape(3, 4)[::-1, 1:3])
 
 
 @pytest.mark.slow
@@ -182,7 +208,8 @@ class TestWithoutKernels:
     def test_no_cuda_core(self, monkeypatch, tmp_path):
         file = tmp_path / "kernels.zip"
         with ZipFile(file, "w", ZIP_DEFLATED) as archive:
-            archive.writestr("manifest.json", json.dumps({"sources": {}, "kernels": {}}))
+            manifest = {"sources": {}, "kernels": {}, "parts": _core.PARTS, "code": ["sm_75"]}
+            archive.writestr("manifest.json", json.dumps(manifest))
         monkeypatch.setattr(cuda_prebuilt, "FILE", str(file))
         monkeypatch.setitem(sys.modules, "cuda.core", None)
         assert "pip install 'fastdrop[cuda13]'" in cuda_prebuilt.why_not()
@@ -198,14 +225,24 @@ class TestWithoutKernels:
         sys.modules["cuda.bindings.driver"].cuDeviceGetCount = lambda: (0, 0)
         cuda_prebuilt.why_not.cache_clear()
         assert cuda_prebuilt.why_not() == "there is no CUDA device"
+        sys.modules["cuda.bindings.driver"].cuDeviceGetCount = lambda: (0, 2)
+        core.capability = 7, 0
+        cuda_prebuilt.why_not.cache_clear()
+        assert "capability 7.5 on, and this is 7.0" in cuda_prebuilt.why_not()
+        core.capability = 7, 5
+        cuda_prebuilt.why_not.cache_clear()
+        assert cuda_prebuilt.why_not() is None
+        monkeypatch.setattr(_core, "PARTS", 16)
+        cuda_prebuilt.why_not.cache_clear()
+        assert "they add in 32 parts, not in 16" in cuda_prebuilt.why_not()
 
     def test_one_route_is_asked_for(self, monkeypatch):
         monkeypatch.setenv("FASTDROP_CUDA", "numba")
         assert device.routes()["prebuilt"] == "FASTDROP_CUDA=numba is set"
-        device.routes.cache_clear()
+        device._route.cache_clear()
         monkeypatch.setenv("FASTDROP_CUDA", "prebuilt")
         assert device.routes()["numba"] == "FASTDROP_CUDA=prebuilt is set"
-        device.routes.cache_clear()
+        device._route.cache_clear()
         monkeypatch.setenv("FASTDROP_CUDA", "jit")
         with pytest.raises(ValueError, match="FASTDROP_CUDA must be prebuilt or numba, got 'jit'"):
             device.routes()
@@ -218,9 +255,15 @@ def test_what_is_used_of_cuda_core_is_there():
 
     assert {"from_fatbin", "get_kernel"} <= set(dir(core.ObjectCode))
     assert {"from_handle", "sync", "handle"} <= set(dir(core.Stream))
-    assert {"allocate", "set_current"} <= set(dir(core.Device))
+    assert {"memory_resource", "set_current", "device_id"} <= set(dir(core.Device))
+    assert hasattr(core.DeviceMemoryResource, "allocate")
     assert core.LaunchConfig(grid=3, block=128).grid == (3, 1, 1)
-    for name in ("cuInit", "cuDeviceGetCount", "cuCtxGetCurrent", "cuCtxSetCurrent"):
+    for name in ("cuInit", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetAttribute"):
         assert hasattr(driver, name)
+    assert hasattr(driver, "cuCtxGetCurrent")
+    assert hasattr(driver, "cuCtxSetCurrent")
+    for part in ("MAJOR", "MINOR"):
+        name = f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{part}"
+        assert hasattr(driver.CUdevice_attribute, name)
     assert hasattr(driver, "cuMemcpyDtoHAsync")
     assert hasattr(driver, "cuMemcpyHtoDAsync")
