@@ -206,6 +206,13 @@ def squared_divergence(target: npt.ArrayLike, logits: npt.ArrayLike) -> tuple[fl
     """(target - softmax(logits))**2, the mean over batch and classes, and its gradient.
 
     Parameters, returns, raises: as `kl_divergence`.
+
+    Raises
+    ------
+    TypeError
+        Kind or dtype of an argument.
+    ValueError
+        Value or shape of an argument.
     """
     logits, wanted, _ = _distributions(target, logits)
     given = np.exp(_log_softmax(logits, wanted.dtype))

@@ -58,8 +58,16 @@ def alpha_dropout(
     Returns
     -------
     y : ndarray
+        Shape, dtype and memory order of x.
     ctx : Context
         ``ctx.backward(dy)`` gives a * dy where kept, else 0; a is ``ctx.scale``.
+
+    Raises
+    ------
+    TypeError
+        Kind or dtype of an argument.
+    ValueError
+        Value or shape of an argument.
 
     References
     ----------
@@ -97,6 +105,7 @@ def feature_alpha_dropout(
     Returns
     -------
     y : ndarray
+        Shape, dtype and memory order of x.
     ctx : Context
         ``ctx.backward(dy)`` gives the gradient.
 

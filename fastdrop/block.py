@@ -23,6 +23,9 @@ def c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
+NO_AXES: tuple[int, ...] = ()  # a tuple without items is always this one: `is` takes no time
+
+
 class Block:
     """A block of the mask array.
 

@@ -96,8 +96,16 @@ def concrete_dropout(
     Returns
     -------
     y : ndarray
+        Shape and dtype of x; C-contiguous.
     ctx : ConcreteContext
         ``ctx.backward(dy)`` gives (dx, dlogit).
+
+    Raises
+    ------
+    TypeError
+        Kind or dtype of an argument.
+    ValueError
+        Value or shape of an argument.
 
     References
     ----------
@@ -147,6 +155,13 @@ def concrete_regularizer(
     -------
     value, dlogit : float
     dweight : ndarray, shape and dtype of weight
+
+    Raises
+    ------
+    TypeError
+        Kind or dtype of an argument.
+    ValueError
+        Value or shape of an argument.
 
     References
     ----------
@@ -212,7 +227,7 @@ class ConcreteDropout(Layer):
     @property
     def p(self) -> float:  # type: ignore[override]
         """The rate that has been learned so far."""
-        return sigmoid(float(self.logit))
+        return sigmoid(float(np.clip(self.logit, -LOGIT_LIMIT, LOGIT_LIMIT)))
 
     def __call__(self, x: npt.ArrayLike) -> npt.NDArray:
         """y, an array like x."""

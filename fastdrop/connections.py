@@ -297,9 +297,9 @@ def dropconnect(
                 'x is a CUDA array, for which mode "gaussian" has no kernels; copy it to the host'
             )
     if training:
-        ctx = kind(x, weight, bias, p, *draw_call(rng), mask_bias, first)
+        ctx = kind(x, weight, bias, p, *draw_call(rng), bool(mask_bias), first)
     else:
-        ctx = DropConnectContext(x, weight, bias, 0.0, None, None, mask_bias, first)
+        ctx = DropConnectContext(x, weight, bias, 0.0, None, None, bool(mask_bias), first)
     if there:
         return cuda().connect(ctx), ctx
     y = ctx._forward(_rows(x))
@@ -337,6 +337,13 @@ def dropconnect_inference(
     -------
     ndarray
         What the activation returns, averaged.
+
+    Raises
+    ------
+    TypeError
+        Kind or dtype of an argument.
+    ValueError
+        Value or shape of an argument.
 
     References
     ----------
@@ -400,7 +407,7 @@ class DropConnect(Layer):
     ) -> None:
         super().__init__(rng, p)
         self.mode = gate.choice(mode, tuple(MODES), "mode")
-        self.mask_bias = mask_bias
+        self.mask_bias = bool(mask_bias)
         shape = gate.count(inputs, "inputs"), gate.count(outputs, "outputs")
         gate.choice(np.dtype(dtype).name, ("float32", "float64"), "dtype")
         self.bias = np.zeros(shape[1], dtype) if bias else None

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import operator
 import os
 
-from fastdrop import _core
+from fastdrop import _core, gate
 
 # Documented in src/_core.pyx.
 forward, backward, draw = _core.forward, _core.backward, _core.draw
@@ -41,9 +40,15 @@ def set_num_threads(n: int) -> None:
     ----------
     n : int
         1 to 1024.
+
+    Raises
+    ------
+    TypeError
+        Kind or dtype of an argument.
+    ValueError
+        Value or shape of an argument.
     """
-    n = operator.index(n)
-    if not 1 <= n <= 1024:
+    if gate.count(n, "n") > 1024:
         raise ValueError(f"n must be in 1 ... 1024, got {n}")
     _core.set_threads(n)
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fastdrop import _core, cpu, gate
 from fastdrop._core import BITS_PAD, DROPOUT, Saved
-from fastdrop.block import Block
+from fastdrop.block import NO_AXES, Block
 from fastdrop.device import cuda, on_device
 from fastdrop.rng import RngLike, draw_call, uint64
 from fastdrop.stateful import OpLayer, Rate
@@ -104,8 +104,8 @@ class Context(Saved):
 
     def __repr__(self) -> str:
         return (
-            f"Context(shape={self.shape}, p={self.p}, seed={self.seed}, call={self.call}, "
-            f"nbytes={self.nbytes})"
+            f"{type(self).__name__}(shape={self.shape}, p={self.p}, seed={self.seed}, "
+            f"call={self.call}, nbytes={self.nbytes})"
         )
 
 
@@ -208,7 +208,7 @@ def masked(
             return cuda().masked(op, *arguments)
         x, p = gate.array(x), gate.rate(p)
         x, out = gate.output(x, out)
-    plain = region is None and shared_axes == ()
+    plain = region is None and shared_axes is NO_AXES
     block = None if plain else gate.block(x.shape, shared_axes, region)
     if out is None:
         out = _core.empty_like(x)
@@ -245,10 +245,17 @@ def keep_mask(
     -------
     ndarray
         bool of `shape`, True where kept; or uint8 of length ceil(size / 8) if packed.
+
+    Raises
+    ------
+    TypeError
+        Kind or dtype of an argument.
+    ValueError
+        Value or shape of an argument.
     """
     dims = gate.shape(shape)
     p = gate.rate(p)
-    plain = region is None and shared_axes == ()
+    plain = region is None and shared_axes is NO_AXES
     block = None if plain else gate.block(dims, shared_axes, region)
     bits = cpu.draw(*draw_call(rng), p, block or prod(dims))
     if packed and (block is None or block.shape == dims):
@@ -266,7 +273,8 @@ class Dropout(OpLayer):
     p : float or callable
         Drop rate in [0, 1], or a function of the step; see `Layer`.
     rng : Rng, int, None, SeedSequence, Generator or BitGenerator
-        An int seeds an `Rng` of the layer's own.
+        An `Rng` is shared with others. An int seeds one of the layer's own, so two layers with the
+        same int draw the same masks: give one `Rng` to all layers of a model.
     shared_axes, save
         As in `fastdrop.dropout`.
     """
@@ -305,8 +313,7 @@ def _restore(
         seed, call = uint64(seed, "seed"), uint64(call, "call")
     where = None if block is None else gate.block(shape, *block)
     if bits is not None:
-        held = (prod(shape if where is None else where.shape) + 7) // 8
-        if type(bits) is not bytes or len(bits) != held:
-            raise ValueError(f"pickled context must hold a mask of {held} bytes, got {bits!r:.40}")
+        if type(bits) is not bytes:
+            raise TypeError(f"pickled context must hold its mask as bytes, got {bits!r:.40}")
         bits += bytes(BITS_PAD)
     return kind(shape, p, seed, call, where, bits, scale)

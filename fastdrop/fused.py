@@ -1,7 +1,8 @@
 """Dropout fused with what stands beside it in a network: one pass over memory each.
 
-All take the arguments of `fastdrop.dropout`. Arrays that are not C-contiguous are copied first.
-16-bit types are computed in float32 and rounded once, at the end.
+All take the arguments of `fastdrop.dropout`; `relu_dropout` always saves bits, so it has no `save`.
+Arrays that are not C-contiguous are copied first. 16-bit types are computed in float32 and rounded
+once, at the end.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from fastdrop import _core, cpu, gate
 from fastdrop._core import BIAS_DROPOUT_ADD, BIAS_ROOM, DROPOUT_ADD, PARTS, RELU_DROPOUT
+from fastdrop.block import NO_AXES
 from fastdrop.device import cuda, on_device
 from fastdrop.functional import Context, Region
 from fastdrop.rng import RngLike, draw_call
@@ -98,9 +100,16 @@ def dropout_add(
     Returns
     -------
     y : ndarray
-        residual + x * scale where kept, residual + 0 where dropped.
+        residual + x * scale where kept, residual + 0 where dropped; C-contiguous.
     ctx : AddContext
-        ``ctx.backward(dy)`` gives (dx, dresidual).
+        ``ctx.backward(dy)`` gives (dx, dresidual); dresidual is dy itself.
+
+    Raises
+    ------
+    TypeError
+        Kind or dtype of an argument.
+    ValueError
+        Value or shape of an argument.
     """
     gate.choice(save, ("bits", "seed"), "save")
     arguments = p, rng, training, shared_axes, region, out, save
@@ -135,8 +144,16 @@ def bias_dropout_add(
     Returns
     -------
     y : ndarray
+        Shape and dtype of x; C-contiguous.
     ctx : BiasAddContext
-        ``ctx.backward(dy)`` gives (dx, dbias, dresidual).
+        ``ctx.backward(dy)`` gives (dx, dbias, dresidual); dresidual is dy itself.
+
+    Raises
+    ------
+    TypeError
+        Kind or dtype of an argument.
+    ValueError
+        Value or shape of an argument.
 
     References
     ----------
@@ -168,10 +185,17 @@ def relu_dropout(
     Returns
     -------
     y : ndarray
-        x * scale where kept and not x <= 0 (so a NaN stays), else +0.
+        x * scale where kept and not x <= 0 (so a NaN stays), else +0; C-contiguous.
     ctx : Context
         ``ctx.backward(dy)`` gives dx. It holds one bit an element: kept, and not x <= 0; that is
         what ``ctx.mask()`` tells. There is no ``save``, as the sign of x has to be remembered.
+
+    Raises
+    ------
+    TypeError
+        Kind or dtype of an argument.
+    ValueError
+        Value or shape of an argument.
     """
     arguments = p, rng, training, shared_axes, region, out, "bits"
     return _run(RELU_DROPOUT, Context, x, None, None, *arguments)
@@ -205,7 +229,7 @@ def _run(
         bias = gate.array(bias, "bias")
         gate.like(bias, "bias", x.shape[-1:], x.dtype)
         bias = np.resize(bias, bias.size + BIAS_ROOM) if bias.size else None
-    plain = region is None and shared_axes == ()
+    plain = region is None and shared_axes is NO_AXES
     block = None if plain else gate.block(x.shape, shared_axes, region)
     x, out = gate.output(x, out)
     if residual is not None:

@@ -62,11 +62,16 @@ def count(value: Any, name: str, least: int = 1) -> int:
 def _real(value: Any, words: str) -> float:
     """A real number, a 0-d array of one included, as a float."""
     real = isinstance(value, numbers.Real) or (
-        isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "fiu"
+        isinstance(value, np.ndarray | np.generic)
+        and value.ndim == 0
+        and (value.dtype.kind in "fiu" or value.dtype.name == "bfloat16")
     )
     if not real or isinstance(value, bool | np.bool_):
         raise TypeError(f"{words}, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{words}, got a larger number than a float can be") from None
 
 
 def host(x: Any, name: str) -> npt.NDArray:
@@ -76,6 +81,8 @@ def host(x: Any, name: str) -> npt.NDArray:
             f"{name} is a CUDA array, for which this operation has no kernels, or of which it "
             "has others in the host's memory; copy it to the host"
         )
+    if isinstance(x, tuple) and len(x) == 2 and hasattr(x[1], "backward"):
+        raise TypeError(f"{name} is what an op returns, y and its context; give it y, the first")
     return np.asarray(x)
 
 
@@ -91,8 +98,8 @@ def array(x: Any, name: str = "x") -> npt.NDArray:
     native = x.dtype.newbyteorder("=")
     if native not in (np.float16, np.float32, np.float64):
         raise TypeError(
-            f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}; "
-            "convert it with .astype"
+            f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}"
+            + ("" if x.dtype == object else "; convert it with .astype")
         )
     return x.astype(native)
 

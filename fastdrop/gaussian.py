@@ -78,6 +78,7 @@ def gaussian_dropout(
     Returns
     -------
     y : ndarray
+        Shape and dtype of x; C-contiguous.
     ctx : GaussianContext
         ``ctx.backward(dy)`` gives the gradient.
 
@@ -123,8 +124,16 @@ def gaussian_noise(
     Returns
     -------
     y : ndarray
+        Shape and dtype of x; C-contiguous.
     ctx : GaussianContext
         ``ctx.backward(dy)`` gives dy.
+
+    Raises
+    ------
+    TypeError
+        Kind or dtype of an argument.
+    ValueError
+        Value or shape of an argument.
 
     References
     ----------

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from math import prod
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -254,6 +254,23 @@ class Classification(Moments):
 Accumulator = TypeVar("Accumulator", bound=Moments)
 
 
+@overload
+def predict(
+    model: Callable[[Any, Rng], npt.ArrayLike], x: Any, samples: int, *, rng: RngLike = None
+) -> Regression: ...
+
+
+@overload
+def predict(
+    model: Callable[[Any, Rng], npt.ArrayLike],
+    x: Any,
+    samples: int,
+    into: Accumulator,
+    *,
+    rng: RngLike = None,
+) -> Accumulator: ...
+
+
 def predict(
     model: Callable[[Any, Rng], npt.ArrayLike],
     x: Any,
@@ -283,6 +300,13 @@ def predict(
     -------
     Regression, Classification or Moments
         `into`; all its results are float64.
+
+    Raises
+    ------
+    TypeError
+        Kind or dtype of an argument.
+    ValueError
+        Value or shape of an argument.
 
     Notes
     -----
@@ -324,11 +348,19 @@ def pass_rng(rng: RngLike, t: int) -> Rng:
     t : int
         0 to 2**32 - 1.
 
+    Raises
+    ------
+    TypeError
+        Kind or dtype of an argument.
+    ValueError
+        Value or shape of an argument.
+
     Notes
     -----
     All passes share one seed, a child of `rng`, and pass t owns the calls from t * 2**32 on.
     """
-    t = gate.count(t, "t", least=0)
+    if gate.count(t, "t", least=0) >= 2**32:
+        raise ValueError(f"t must be in 0 ... 2**32 - 1, got {t}")
     return _of_pass(_shared_seed(rng), t)
 
 
@@ -399,6 +431,13 @@ def precision(p: float, length_scale: float, n: int, weight_decay: float) -> flo
     -------
     float
         For ``Regression(tau=...)``.
+
+    Raises
+    ------
+    TypeError
+        Kind or dtype of an argument.
+    ValueError
+        Value or shape of an argument.
 
     References
     ----------

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from fastdrop import gate
 from fastdrop._core import CallCounter
 
 __all__ = ["STREAM_VERSION", "Rng", "RngLike", "draw_call", "keystream", "philox4x32", "words_at"]
@@ -153,9 +154,7 @@ class Rng(CallCounter):
 
     def spawn(self, n: int) -> list[Rng]:
         """n generators with independent seeds; takes one call."""
-        n = operator.index(n)
-        if n < 0:
-            raise ValueError(f"n must not be negative, got {n}")
+        n = gate.count(n, "n", 0)
         seed, call = self.take()
         return [Rng(int(s)) for s in keystream(seed, call, CHILDREN, 8 * n).view("<u8")]
 
@@ -180,7 +179,7 @@ def _entropy() -> int:
 
 
 def draw_call(rng: RngLike) -> tuple[int, int]:
-    """(seed, call) of one operation from whatever ``rng=`` accepts (SPEC 7).
+    """(seed, call) of one operation from whatever ``rng=`` accepts.
 
     An `Rng` gives its next call. None means fresh entropy; an int or a SeedSequence stands for
     itself, so it gives the same draw each time; a Generator or BitGenerator is asked for a seed.

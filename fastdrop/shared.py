@@ -65,8 +65,8 @@ def spatial_dropout(
         of a map is the same in both layouts.
     channels_last : bool
         Whether the last axis is that of the channels, not the second.
-    p, rng, training, region, out, save
-        As in `fastdrop.dropout`.
+    p, rng, training, shared_axes, region, out, save
+        As in `fastdrop.dropout`; `shared_axes` beside those of a map.
 
     Returns
     -------
@@ -121,6 +121,7 @@ def locked_dropout(
     Returns
     -------
     y : ndarray
+        Shape, dtype and memory order of x.
     ctx : Context
         ``ctx.backward(dy)`` gives the gradient.
 
@@ -316,6 +317,7 @@ def drop_path(
     Returns
     -------
     y : ndarray
+        Shape, dtype and memory order of x.
     ctx : Context
         ``ctx.backward(dy)`` gives the gradient.
 

@@ -27,7 +27,8 @@ class Layer:
     ----------
     rng : Rng, int, None, SeedSequence, Generator or BitGenerator
         An `Rng` or a NumPy Generator is used as it is and may be shared by many layers; anything
-        else seeds an `Rng` of the layer's own, so that successive calls draw different masks.
+        else seeds an `Rng` of the layer's own, so that successive calls draw different masks. Two
+        layers with the same int draw the same masks: give one `Rng` to all layers of a model.
     p : float or callable
         Rate in [0, 1], or a function of the step, such as those of `fastdrop.schedules`. Can be
         assigned between calls.

@@ -137,6 +137,13 @@ def targeted_prune(
     ndarray
         Shape and dtype of weight. It is what `targeted_dropout` gives at p = 1; to train on with
         pruned weights, call that, as it has a backward pass.
+
+    Raises
+    ------
+    TypeError
+        Kind or dtype of an argument.
+    ValueError
+        Value or shape of an argument.
     """
     return targeted_dropout(weight, 1.0, targeted, mode=mode, rng=0)[0]
 
@@ -160,6 +167,7 @@ class Ramp:
     --------
     The authors' "piecewise" schedule:
 
+    >>> from fastdrop.targeted import Ramp
     >>> p = Ramp(0.5, 40_000)
     >>> targeted = Ramp(0.75, 20_000, 0.95)
     >>> layer = fastdrop.layers.TargetedDropout(p, targeted, rng=1234)
@@ -188,7 +196,8 @@ class TargetedDropout(Layer):
     Parameters
     ----------
     p, targeted : float or callable
-        As in `targeted_dropout`, or functions of the step, such as `Ramp`; see `Layer`.
+        As in `targeted_dropout`, or functions of the step, such as
+        `fastdrop.targeted.Ramp`; see `Layer`.
     mode
         As in `targeted_dropout`.
     rng : Rng, int, None, SeedSequence, Generator or BitGenerator

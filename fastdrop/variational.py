@@ -104,8 +104,16 @@ def variational_dropout(
     Returns
     -------
     y : ndarray
+        Shape and dtype of x; C-contiguous.
     ctx : VariationalContext
         ``ctx.backward(dy)`` gives (dx, dlog_alpha).
+
+    Raises
+    ------
+    TypeError
+        Kind or dtype of an argument.
+    ValueError
+        Value or shape of an argument.
 
     References
     ----------
@@ -147,6 +155,13 @@ def variational_kl(log_alpha: npt.ArrayLike) -> tuple[float, npt.NDArray]:
     kl : float
         Up to a constant.
     dlog_alpha : ndarray like log_alpha
+
+    Raises
+    ------
+    TypeError
+        Kind or dtype of an argument.
+    ValueError
+        Value or shape of an argument.
 
     References
     ----------
@@ -290,6 +305,13 @@ def sparse_variational_linear(
     ctx : SparseVariationalContext
         ``ctx.backward(dy)`` gives (dx, dweight, dlog_variance), and dbias if there is a bias.
 
+    Raises
+    ------
+    TypeError
+        Kind or dtype of an argument.
+    ValueError
+        Value or shape of an argument.
+
     References
     ----------
     D. Molchanov, A. Ashukha, D. Vetrov: Variational dropout sparsifies deep neural networks. ICML
@@ -362,6 +384,13 @@ def sparse_variational_kl(
         To be weighted against the mean loss by 1 / (training examples), often warmed up from 0.
     dweight, dlog_variance : ndarray
         0 where log_alpha is clipped to +-8.
+
+    Raises
+    ------
+    TypeError
+        Kind or dtype of an argument.
+    ValueError
+        Value or shape of an argument.
 
     References
     ----------

@@ -1,11 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, auto_pickle=False
 # cython: freethreading_compatible=True
-"""Buffers to pointers: hands NumPy arrays to the C kernels without the GIL.
-
-Nothing is checked here. `fastdrop.cpu` and `fastdrop.gate` are the only callers and pass what the
-public functions have checked: arrays in native byte order, dtypes, shapes and sizes that fit.
-A packed mask is a bytes object with BITS_PAD bytes of room behind its last bit.
-"""
+# Buffers to pointers: hands NumPy arrays to the C kernels without the GIL.
+#
+# Nothing is checked here, but by `Saved`, which anyone can make. `fastdrop.cpu` and `fastdrop.gate`
+# are the only callers and pass what the public functions have checked: arrays in native byte order,
+# dtypes, shapes and sizes that fit. A packed mask is a bytes object with BITS_PAD bytes of room
+# behind its last bit. What is private has comments, as docstrings would be in the wheel.
 import os
 import warnings
 
@@ -179,7 +179,7 @@ _XLA_DROPOUT = PyCapsule_New(<void *> fd_xla_dropout, "xla._CUSTOM_CALL_TARGET",
 
 
 def available_isas():
-    """Names of the kernel tables this CPU can run, the fastest first."""
+    # Names of the kernel tables this CPU can run, the fastest first.
     names = []
     cdef int i = 0
     while fd_kernels_at(i) != NULL:
@@ -189,12 +189,12 @@ def available_isas():
 
 
 def get_isa():
-    """Name of the kernel table in use."""
+    # Name of the kernel table in use.
     return settings.kernels.name.decode()
 
 
 def set_isa(str name not None, /):
-    """Use this table from now on. Raises ValueError if this CPU cannot run it."""
+    # Use this table from now on. Raises ValueError if this CPU cannot run it.
     names = available_isas()
     if name not in names:
         offered = ", ".join(names)
@@ -203,12 +203,12 @@ def set_isa(str name not None, /):
 
 
 def get_threads():
-    """How many threads a call may use."""
+    # How many threads a call may use.
     return settings.threads
 
 
 def set_threads(int n, /):
-    """Let a call use n threads, the caller's included."""
+    # Let a call use n threads, the caller's included.
     settings.threads = n
 
 
@@ -228,14 +228,14 @@ pool_refused = on_refused
 
 
 def set_piece(int64_t n, /):
-    """How large a mask is drawn at once where none is kept. Returns what it was: for tests."""
+    # How large a mask is drawn at once where none is kept. Returns what it was: for tests.
     before = settings.piece
     settings.piece = n
     return before
 
 
 def set_stream_bytes(uint64_t n, /):
-    """From which size of y on to write past the caches. Returns what it was: for tests."""
+    # From which size of y on to write past the caches. Returns what it was: for tests.
     before = settings.stream_bytes
     settings.stream_bytes = n
     return before
@@ -249,7 +249,7 @@ if os.environ.get("FASTDROP_ISA"):
 
 
 def use_bfloat16(int num, /):
-    """Tell NumPy's number of the bfloat16 type."""
+    # Tell NumPy's number of the bfloat16 type.
     settings.bfloat16 = num
 
 
@@ -273,7 +273,7 @@ cdef inline bytes empty_bits(int64_t n):
 
 
 cpdef bint has_kernels(cnp.ndarray x) noexcept:
-    """Whether there are kernels for this element type, in this byte order."""
+    # Whether there are kernels for this element type, in this byte order.
     return dtype_of(x) >= 0 and cnp.PyArray_ISNOTSWAPPED(x)
 
 
@@ -289,7 +289,7 @@ cdef inline void byte_bounds(cnp.ndarray x, const char **low, const char **high)
 
 
 cpdef bint overlaps_otherwise(cnp.ndarray x, cnp.ndarray y) noexcept:
-    """Whether x and y, of one shape and dtype, may share memory but not element by element."""
+    # Whether x and y, of one shape and dtype, may share memory but not element by element.
     cdef const char *x0
     cdef const char *x1
     cdef const char *y0
@@ -305,7 +305,7 @@ cpdef bint overlaps_otherwise(cnp.ndarray x, cnp.ndarray y) noexcept:
 
 
 def admits(x, p, out, /):
-    """Whether x, p and out are what the kernels take, so that the gate has nothing to do."""
+    # Whether x, p and out are what the kernels take, so that the gate has nothing to do.
     if type(x) is not cnp.ndarray or type(p) is not float or not has_kernels(x):
         return False
     if not 0.0 <= <double> p <= 1.0:
@@ -323,7 +323,7 @@ def admits(x, p, out, /):
 
 
 def empty_like(cnp.ndarray x, /):
-    """An array of x's shape, dtype and memory order."""
+    # An array of x's shape, dtype and memory order.
     return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
 
 
@@ -334,12 +334,11 @@ cdef inline char *data(cnp.ndarray x) noexcept:
 def forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray bias, cnp.ndarray y,
             uint64_t seed, uint64_t call, double p, block, bint save, double scale=-1,
             double shift=0, double dropped=0, /):
-    """One of the ops of fastdrop.h. Returns the packed mask for backward, if `save`. A negative
-    scale stands for that of the rate, as in `Saved`.
-
-    block: see `fastdrop.block`; None: all of x, one draw an element. Operands beside x and y are
-    None, or contiguous as x and y are then. bias repeats: BIAS_ROOM longer than it is.
-    """
+    # One of the ops of fastdrop.h. Returns the packed mask for backward, if `save`. A negative
+    # scale stands for that of the rate, as in `Saved`.
+    #
+    # block: see `fastdrop.block`; None: all of x, one draw an element. Operands beside x and y are
+    # None, or contiguous as x and y are then. bias repeats: BIAS_ROOM longer than it is.
     cdef fd_operands o = fd_operands(data(x), data(residual), data(bias), data(y), NULL, shift,
                                      dropped)
     cdef size_t n = <size_t> cnp.PyArray_SIZE(x)
@@ -384,7 +383,7 @@ cdef bytes forward_walk(fd_op op, cnp.ndarray x, cnp.ndarray y, fd_operands *o,
 
 
 def draw(uint64_t seed, uint64_t call, double p, block, /):
-    """The packed mask of a block of the mask array, or of its first `block` elements."""
+    # The packed mask of a block of the mask array, or of its first `block` elements.
     cdef int64_t n[64]
     cdef int64_t step[64]
     cdef int ndim = 1
@@ -431,7 +430,7 @@ cdef void walk(fd_op op, cnp.ndarray x, cnp.ndarray y, fd_operands *o, size_t bi
 
 
 def backward(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double scale, block, /):
-    """dx = dy * scale where the packed mask says kept, else 0."""
+    # dx = dy * scale where the packed mask says kept, else 0.
     cdef fd_operands o = fd_operands(data(dy), NULL, NULL, data(dx), NULL, 0, 0)
     cdef uint8_t *mask = <uint8_t *> PyBytes_AsString(bits)
     cdef fd_dtype dtype = <fd_dtype> dtype_of(dy)
@@ -445,9 +444,8 @@ def backward(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double scale, block, /)
 
 def backward_sums(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double scale,
                   cnp.ndarray sums, /):
-    """`backward` on C-contiguous arrays, one bit an element, and the sums over all but the last
-    axis in sums[0], float64 of shape (PARTS, length of the last axis). bits None: the sums alone.
-    """
+    # `backward` on C-contiguous arrays, one bit an element, and the sums over all but the last
+    # axis in sums[0], float64 of shape (PARTS, length of the last axis). bits None: the sums alone.
     cdef uint8_t *mask = NULL if bits is None else <uint8_t *> PyBytes_AsString(bits)
     cdef fd_dtype dtype = <fd_dtype> dtype_of(dx)
     cdef char *py = data(dy)
@@ -460,14 +458,13 @@ def backward_sums(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double scale,
 
 
 def bytes_of_examples(size_t examples, size_t bits, /):
-    """How long the keep bits are that `drop_blocks` returns, BITS_PAD included."""
+    # How long the keep bits are that `drop_blocks` returns, BITS_PAD included.
     return examples * FD_WORDS(bits) * sizeof(uint64_t) + FD_BITS_PAD
 
 
 def drop_blocks(bytes seeds, tuple shape, size_t block_height, size_t block_width, /):
-    """Keep bits of maps of this shape (examples, maps, height, width), none of them 0, in which
-    each zero of the packed mask `seeds` begins a block. Each example begins with a word.
-    """
+    # Keep bits of maps of this shape (examples, maps, height, width), none of them 0, in which
+    # each zero of the packed mask `seeds` begins a block. Each example begins with a word.
     examples, maps, height, width = shape
     cdef fd_blocks blocks = fd_blocks(maps, height, width, block_height, block_width)
     cdef size_t n = examples
@@ -482,10 +479,9 @@ def drop_blocks(bytes seeds, tuple shape, size_t block_height, size_t block_widt
 
 
 def apply_examples(cnp.ndarray x, cnp.ndarray y, bytes keep, bint per_channel, /):
-    """y = x * scale where kept, else 0, with scale = elements / kept elements of the example. x and
-    y, not empty, have the shape that was given to `drop_blocks`, except that one map of keep bits
-    is for all channels if not per_channel.
-    """
+    # y = x * scale where kept, else 0, with scale = elements / kept elements of the example. x and
+    # y, not empty, have the shape that was given to `drop_blocks`, except that one map of keep bits
+    # is for all channels if not per_channel.
     cdef fd_dtype dtype = <fd_dtype> dtype_of(x)
     cdef int64_t bits = cnp.PyArray_SIZE(x) // cnp.PyArray_DIM(x, 0)
     cdef char *px = data(x)
@@ -502,10 +498,9 @@ def apply_examples(cnp.ndarray x, cnp.ndarray y, bytes keep, bint per_channel, /
 
 
 def lookup(cnp.ndarray table, cnp.ndarray ids, bytes bits, cnp.ndarray y, double scale, /):
-    """y = table[ids] * scale where bit ids[i] of the packed mask says kept, else 0.
-
-    All C-contiguous; ids: int64, each the number of a row.
-    """
+    # y = table[ids] * scale where bit ids[i] of the packed mask says kept, else 0.
+    #
+    # All C-contiguous; ids: int64, each the number of a row.
     cdef uint8_t *mask = <uint8_t *> PyBytes_AsString(bits)
     cdef fd_dtype dtype = <fd_dtype> dtype_of(table)
     cdef char *x = data(table)
@@ -518,10 +513,9 @@ def lookup(cnp.ndarray table, cnp.ndarray ids, bytes bits, cnp.ndarray y, double
 
 
 def add_rows(cnp.ndarray x, cnp.ndarray ids, cnp.ndarray sums, /):
-    """Add the rows of x to those of sums, float64, with these numbers (int64).
-
-    All C-contiguous.
-    """
+    # Add the rows of x to those of sums, float64, with these numbers (int64).
+    #
+    # All C-contiguous.
     cdef fd_dtype dtype = <fd_dtype> dtype_of(x)
     cdef const char *px = data(x)
     cdef const int64_t *rows = <const int64_t *> data(ids)
@@ -533,7 +527,7 @@ def add_rows(cnp.ndarray x, cnp.ndarray ids, cnp.ndarray sums, /):
 
 
 def draw_noise(fd_noise kind, uint64_t seed, uint64_t call, block, cnp.ndarray noise, /):
-    """Noise of a block of the noise array, to contiguous float32 of at least its size."""
+    # Noise of a block of the noise array, to contiguous float32 of at least its size.
     cdef int64_t n[64]
     cdef int64_t step[64]
     cdef int ndim = len(block.shape)
@@ -561,12 +555,11 @@ cdef fd_noise_operands noise_operands(cnp.ndarray x, cnp.ndarray g, cnp.ndarray 
 def noise_forward(fd_noise kind, fd_noise_op op, cnp.ndarray x, cnp.ndarray y, cnp.ndarray sigma,
                   size_t sigma_length, cnp.ndarray noise, tuple relaxed, uint64_t seed,
                   uint64_t call, uint64_t start, /):
-    """One of the noise ops of fastdrop.h on C-contiguous arrays.
-
-    sigma: 64 times the same with sigma_length 0; else, if it repeats, BIAS_ROOM longer than
-    sigma_length. noise: None to draw it, or float32, NOISE_PAD longer than x. relaxed: logit, p,
-    1 / temperature, scale, or None.
-    """
+    # One of the noise ops of fastdrop.h on C-contiguous arrays.
+    #
+    # sigma: 64 times the same with sigma_length 0; else, if it repeats, BIAS_ROOM longer than
+    # sigma_length. noise: None to draw it, or float32, NOISE_PAD longer than x. relaxed: logit, p,
+    # 1 / temperature, scale, or None.
     cdef fd_noise_operands o = noise_operands(x, None, y, sigma, sigma_length, noise, relaxed)
     cdef fd_dtype dtype = <fd_dtype> dtype_of(x)
     cdef size_t n = <size_t> cnp.PyArray_SIZE(x)
@@ -579,9 +572,8 @@ def noise_backward(fd_noise kind, fd_noise_op op, cnp.ndarray x, cnp.ndarray dy,
                    cnp.ndarray terms, cnp.ndarray sums, cnp.ndarray sigma, size_t sigma_length,
                    cnp.ndarray noise, tuple relaxed, uint64_t seed, uint64_t call,
                    uint64_t start, /):
-    """dx (None: not wanted) and the gradient of sigma or logit: element by element in terms, or
-    summed in sums[0], float64 of shape (PARTS, row), where element i counts in column i % row.
-    """
+    # dx (None: not wanted) and the gradient of sigma or logit: element by element in terms, or
+    # summed in sums[0], float64 of shape (PARTS, row), where element i counts in column i % row.
     cdef fd_noise_operands o = noise_operands(x, dy, None, sigma, sigma_length, noise, relaxed)
     cdef fd_dtype dtype = <fd_dtype> dtype_of(x)
     cdef size_t n = <size_t> cnp.PyArray_SIZE(x)
@@ -595,7 +587,7 @@ def noise_backward(fd_noise kind, fd_noise_op op, cnp.ndarray x, cnp.ndarray dy,
 
 
 def scale_of(double p, /):
-    """1 / (1 - p); 0 at p = 1, where nothing is left to scale."""
+    # 1 / (1 - p); 0 at p = 1, where nothing is left to scale.
     return fd_scale(p)
 
 
@@ -611,7 +603,7 @@ cdef fd_linear linear_of(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cn
 
 def connect(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray y,
             uint64_t seed, uint64_t call, double p, uint64_t first, /):
-    """y = x @ kept(weight) + kept(bias), not scaled; all C-contiguous and aligned, bias or None."""
+    # y = x @ kept(weight) + kept(bias), not scaled; all C-contiguous and aligned, bias or None.
     cdef fd_linear linear = linear_of(x, weight, bias, y)
     with nogil:
         fd_connect(machine(), fd_stream_of(seed, call, p), first, &linear)
@@ -620,7 +612,7 @@ def connect(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray y,
 def connect_back(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray dy,
                  cnp.ndarray dx, cnp.ndarray dweight, cnp.ndarray dbias,
                  uint64_t seed, uint64_t call, double p, uint64_t first, /):
-    """The gradients of `connect`, not scaled. dx must be zero; dbias None if bias is."""
+    # The gradients of `connect`, not scaled. dx must be zero; dbias None if bias is.
     cdef fd_linear linear = linear_of(x, weight, bias, None)
     linear.dy, linear.dx = data(dy), data(dx)
     linear.dweight, linear.dbias = data(dweight), data(dbias)
@@ -629,7 +621,7 @@ def connect_back(cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarra
 
 
 def philox4x32(cnp.ndarray counters, cnp.ndarray key, int rounds, cnp.ndarray words, /):
-    """The kernels' own Philox, 7 or 10 rounds, on C-contiguous uint32 (n, 4), (2,), (n, 4)."""
+    # The kernels' own Philox, 7 or 10 rounds, on C-contiguous uint32 (n, 4), (2,), (n, 4).
     settings.kernels.philox(
         <const uint32_t *> cnp.PyArray_DATA(counters),
         <const uint32_t *> cnp.PyArray_DATA(key),
@@ -674,6 +666,17 @@ cdef class Saved:
     cdef readonly object _held  # None, bytes, or a fastdrop.device.DeviceBits
 
     def __init__(self, tuple shape, double p, seed, call, block, bits, double scale=-1, /):
+        cdef tuple drawn = shape
+        cdef int64_t n = 1
+        if block is not None:
+            drawn = block.shape
+            if block.of != shape:
+                raise ValueError("shape must be that of the block")
+        if type(bits) is bytes:  # whoever made this: no kernel may read behind its end
+            for d in drawn:
+                n *= <int64_t> d
+            if len(<bytes> bits) != (n + 7) // 8 + FD_BITS_PAD:
+                raise ValueError("bits must hold one for each element that is drawn")
         self.scale = fd_scale(p) if scale < 0 else scale
         self.shape, self.p, self.seed, self.call = shape, p, seed, call
         self._block, self._held = block, bits

@@ -169,3 +169,11 @@ def test_layer_learns_its_rate():
     assert abs(layer.p - 0.5) < 0.01  # where the entropy is largest
     assert repr(layer).startswith("ConcreteDropout(p=0.")
     assert_same_bits(layer.eval()(x), x)
+
+
+def test_a_layer_that_has_diverged_can_be_printed():
+    layer = fd.layers.ConcreteDropout(0.3, rng=1)
+    layer.logit = np.asarray(-800.0)
+    assert repr(layer).startswith("ConcreteDropout(p=4.2")
+    with pytest.raises(ValueError, match=r"logit must be in \[-40, 40\], got -800"):
+        layer(np.ones(3))

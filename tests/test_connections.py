@@ -416,3 +416,11 @@ def test_random_sizes(isa):
         given, wanted = case(size, np.float32, 0.2)
         for a, w in zip(run(*given, 0.2, rng=5), wanted, strict=True):
             assert_same_bits(a, w)
+
+
+def test_a_truth_value_is_a_bool():
+    """Or the context could be pickled and not loaded."""
+    layer = fd.layers.DropConnect(6, 5, mask_bias=1, rng=1)
+    y = layer(np.ones((2, 6), np.float32))
+    again = pickle.loads(pickle.dumps(layer))
+    assert_same_bits(again.backward(y), layer.backward(y))

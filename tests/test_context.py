@@ -68,3 +68,16 @@ def test_eval_context_has_no_draw():
     _, ctx = fd.dropout(np.ones(3), 0.5, rng=1, training=False)
     assert ctx.seed is ctx.call is None
     assert (ctx.p, ctx.scale, ctx.nbytes, ctx.shape) == (0.0, 1.0, 0, (3,))
+
+
+def test_made_by_hand():
+    """No kernel reads behind the end of a mask, whoever made the context."""
+    _, ctx = fd.dropout(np.ones((3, 64)), 0.3, rng=4, shared_axes=(1,), region=((0, 0), (9, 99)))
+    assert fd.Context(ctx.shape, 0.3, 4, 0, ctx._block, ctx._bits).nbytes == 1
+    for bits in (b"", ctx._bits[:-1], ctx._bits + b"x"):
+        with pytest.raises(ValueError, match="bits must hold one for each element"):
+            fd.Context(ctx.shape, 0.3, 4, 0, ctx._block, bits)
+        with pytest.raises(ValueError, match="bits must hold one for each element"):
+            fd.Context((1000,), 0.3, 4, 0, None, bits)
+    with pytest.raises(ValueError, match="shape must be that of the block"):
+        fd.Context((3, 65), 0.3, 4, 0, ctx._block, ctx._bits)

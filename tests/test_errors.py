@@ -34,6 +34,10 @@ def test_rate_out_of_range(p):
         fd.layers.Dropout(p)
 
 
+def test_rate_that_no_float_can_be():
+    refuses(ValueError, "p must be a real number in [0, 1], got a larger number", p=10**400)
+
+
 @pytest.mark.parametrize(
     "p", [0.5j, True, np.True_, "0.5", None, [0.5], np.array([0.5]), np.array(True), Decimal("0.5")]
 )
@@ -52,6 +56,10 @@ def test_dtype_without_kernels(dtype):
         ctx.backward(x)
 
 
+def test_what_an_op_returns_is_no_input():
+    refuses(TypeError, "x is what an op returns, y and its context", x=fd.dropout(X, 0.5, rng=1))
+
+
 def test_out():
     read_only = np.full((3, 4), 7, np.float32)
     read_only.flags.writeable = False
@@ -67,6 +75,12 @@ def test_axes():
     for axes, words in [((2,), "axis 2 is out of bounds"), (-3, "axis -3 is out of bounds")]:
         refuses(np.exceptions.AxisError, words, shared_axes=axes)
     refuses(ValueError, "repeated axis in `shared_axes`", shared_axes=(0, 0))
+    for axes in (np.int64(1), np.array(1), np.array([1]), [1]):
+        mask = fd.keep_mask((3, 4), 0.5, rng=1, shared_axes=axes)
+        np.testing.assert_array_equal(mask, fd.keep_mask((3, 4), 0.5, rng=1, shared_axes=(1,)))
+        for op, more in ((fd.dropout, ()), (fd.dropout_add, (X,)), (fd.relu_dropout, ())):
+            _, ctx = op(X, *more, 0.5, rng=1, shared_axes=axes)
+            np.testing.assert_array_equal(ctx.mask(), mask)
     refuses(TypeError, "shared_axes must be an int or a tuple of ints, got 'no'", shared_axes="no")
 
 

@@ -164,6 +164,8 @@ def test_a_pass_can_be_drawn_alone():
     seen = []
     mc.predict(lambda x, rng: seen.append(network(x, rng)) or seen[-1], X, 20, rng=7)
     assert_same_bits(network(X, mc.pass_rng(7, 13)), seen[13])
+    with pytest.raises(ValueError, match=r"t must be in 0 ... 2\*\*32 - 1, got 4294967296"):
+        mc.pass_rng(7, 2**32)
     assert not np.array_equal(seen[12], seen[13])
 
 

@@ -96,7 +96,7 @@ def test_spawn():
     assert rng.call == 2
     assert [c.seed for c in fd.Rng(5).spawn(3)] == [c.seed for c in first]
     assert fd.Rng(5).spawn(0) == []
-    with pytest.raises(ValueError, match="n must not be negative, got -1"):
+    with pytest.raises(ValueError, match="n must be at least 0, got -1"):
         rng.spawn(-1)
 
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 from numba import njit, types
 from numba.core.errors import TypingError
@@ -35,6 +34,8 @@ CODES = {types.float32: 0, types.float64: 1}  # of fastdrop_api.h
 
 def _link() -> None:
     """Give the functions of the C API names that compiled code can be linked with."""
+    import llvmlite.binding as llvm
+
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     api = pointer(_core._C_API, b"fastdrop._core._C_API")
