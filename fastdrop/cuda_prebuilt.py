@@ -89,15 +89,11 @@ def _capability(number: int) -> int:
     """Of a device: 75 for 7.5."""
     from cuda.bindings import driver
 
-    name = "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_"
-    device = _checked(driver.cuDeviceGet(number))
-    major, minor = (
-        _checked(
-            driver.cuDeviceGetAttribute(getattr(driver.CUdevice_attribute, name + part), device)
-        )
-        for part in ("MAJOR", "MINOR")
-    )
-    return 10 * major + minor
+    device, known = _checked(driver.cuDeviceGet(number)), driver.CUdevice_attribute
+    major = known.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+    minor = known.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
+    tens, ones = (_checked(driver.cuDeviceGetAttribute(a, device)) for a in (major, minor))
+    return 10 * tens + ones
 
 
 def _checked(result: tuple) -> Any:
@@ -164,7 +160,7 @@ def _present(number: int | None) -> Iterator[Any]:
 class Array:
     """Elements in a device's memory, with ``__cuda_array_interface__``: what fastdrop makes where
     no array library is asked for another. strides: in bytes; stream: CUDA's handle; number: of the
-    device, the present one if None; owner: what has the stream, which the memory is freed on.
+    device, the present one if None; owner: what keeps a stream that is not one of CUDA's own.
     """
 
     def __init__(

@@ -111,8 +111,10 @@ class Own(Numba):
         if dtype == "bfloat16":
             raise TypeError("fastdrop's device arrays know no bfloat16; use CuPy or PyTorch arrays")
         stream = 0 if like is None else self.stream(like)
+        # The memory is freed on that stream. CUDA's own, 0 to 2, stay; another is kept with `like`.
+        owner = getattr(like, "owner", like) if stream > 2 else None
         return cuda_prebuilt.Array(
-            shape, np.dtype(dtype), strides, stream, self.device(like), owner=like
+            shape, np.dtype(dtype), strides, stream, self.device(like), owner
         )
 
     def device(self, x: Any) -> int | None:
@@ -371,6 +373,7 @@ class DeviceBits:
 
     def __init__(self, n: int, bits: DeviceArray) -> None:
         self.n, self.bits, self._host = n, bits, None
+        bits.source = bits.held  # not the caller's x: a context must not hold its memory
 
     @property
     def nbytes(self) -> int:

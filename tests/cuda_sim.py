@@ -3,9 +3,11 @@ with NUMBA_ENABLE_CUDASIM=1 in the environment. With FASTDROP_GPU=1 arrays are o
 Numba has: so bench/on_gpu.py runs it on a GPU.
 """
 
+import gc
 import os
 import pickle
 import sys
+import weakref
 from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
 
@@ -738,6 +740,17 @@ def test_dlpack(monkeypatch):
     assert_same_bits(y.fake.host, expected)
     assert_same_bits(y.at_first, expected)  # it came to be behind the kernel in CuPy's stream
     assert_same_bits(ctx.backward(y).at_first, ctx_cpu.backward(expected))
+
+
+@pytest.mark.parametrize("op", [fd.dropout, fd.relu_dropout, fd.drop_block])
+def test_a_context_holds_bits_alone(op):
+    x = to_fake(np.ones((2, 3, 8, 8), np.float32))
+    _, ctx = op(x, 0.3, rng=rng())
+    seen = weakref.ref(x)
+    del x
+    gc.collect()
+    assert seen() is None
+    assert ctx.mask().shape == (2, 3, 8, 8)
 
 
 def test_available():

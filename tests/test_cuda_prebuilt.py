@@ -162,6 +162,8 @@ def test_an_array_knows_its_device_and_stream(monkeypatch):
     owner = kind.empty(x, (5,), "float32", (4,))
     assert owner.__cuda_array_interface__["stream"] == 77
     assert owner.owner is x
+    assert kind.empty(owner, (5,), "float32", (4,)).owner is x  # not a chain of arrays
+    assert more.owner is None
     back = kind.fetch(fake_device.FakeArray(x.host[::-1, 1:3]))
     assert_same_bits(back, np.arange(12.0).reshape(3, 4)[::-1, 1:3])
 
