@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
+from inspect import signature
 from math import prod
 from typing import Any
 
@@ -111,18 +112,20 @@ def is_available() -> bool:
 
 def _on_device(op: Callable) -> Callable:
     """The op for device arrays only: nothing is copied over the bus unasked."""
+    operand = next(iter(signature(op).parameters))
 
     @wraps(op)
-    def checked(x: Any, *args: Any, **kwargs: Any) -> Any:
+    def checked(*args: Any, **kwargs: Any) -> Any:
         where()
-        if not on_device(x):
+        x = args[0] if args else kwargs.get(operand)
+        if x is not None and not on_device(x):
             kind = f"{type(x).__module__}.{type(x).__qualname__}"
             raise TypeError(
                 f"fastdrop.cuda.{op.__name__} takes CUDA arrays, got {kind}: call "
                 f"fastdrop.{op.__name__} for arrays in the host's memory, or copy it to the device "
                 "(cupy.asarray, torch.Tensor.cuda, numba.cuda.to_device)"
             )
-        return op(x, *args, **kwargs)
+        return op(*args, **kwargs)
 
     return checked
 

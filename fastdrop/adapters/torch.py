@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from fastdrop import alpha
+from fastdrop import _core, alpha
 from fastdrop._core import ALPHA_DROPOUT, DROPOUT
 from fastdrop.functional import masked
 from fastdrop.rng import Rng, uint64
@@ -57,9 +57,10 @@ U64 = 2**64 - 1
 
 @torch.library.custom_op("fastdrop::dropout", mutates_args=())
 def dropout(
-    x: Tensor, draw: Tensor, p: float, shared_axes: list[int], scale: float = -1.0
+    x: Tensor, draw: Tensor, p: float, shared_axes: list[int], scale: float | None = None
 ) -> Tensor:
-    """x * scale where kept, else 0. draw: seed and call, int64. scale: if negative, 1 / (1 - p)."""
+    """x * scale where kept, else 0. draw: seed and call, int64. scale: 1 / (1 - p) if None."""
+    scale = _core.scale_of(p) if scale is None else scale
     return _masked(DROPOUT, x, draw, p, shared_axes, (scale, 0.0, 0.0))
 
 
@@ -193,9 +194,9 @@ class _Module:
     def _op(self, x: Tensor, draw: Tensor, shared_axes: list[int]) -> Tensor:
         return dropout(x, draw, self.p, shared_axes)
 
-    def _slope(self) -> float:
+    def _slope(self) -> float | None:
         """The scale of the derivative, as `dropout` takes it."""
-        return -1.0
+        return None
 
     def _draw(self) -> Tensor:
         token = torch.randint(-(2**63), 2**63 - 1, (2,), device="cpu")
