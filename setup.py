@@ -63,7 +63,7 @@ class BuildPackage(build_py):
     def run(self):
         super().run()
         if kernels := os.environ.get("FASTDROP_KERNELS"):
-            prebuilt = runpy.run_path("fastdrop/cuda_prebuilt.py")
+            prebuilt = runpy.run_path("fastdrop/backends/cuda/prebuilt.py")
             if source := prebuilt["stale"](prebuilt["read_manifest"](kernels), "fastdrop"):
                 sys.exit(f"{kernels}: {source} has changed since they were compiled")
             to = "." if self.editable_mode else self.build_lib

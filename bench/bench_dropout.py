@@ -8,7 +8,7 @@ fastdrop's operations, naive and tuned NumPy, and the frameworks that are instal
 import pytest
 
 import fastdrop as fd
-from fastdrop import bench
+from fastdrop.tools import bench
 
 OTHERS = {dtype: bench.others(dtype) for dtype in bench.dtypes()}
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fastdrop as fd
-from fastdrop import bench
+from fastdrop.tools import bench
 
 
 def pair(op, *operands, **options):

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 import fastdrop as fd
 from fastdrop import _core
-from fastdrop.bench import COPIES, headline, operations, pytorch
-from fastdrop.timing import fastest
+from fastdrop.tools.bench import COPIES, headline, operations, pytorch
+from fastdrop.tools.timing import fastest
 
 
 def ratio(functions, name, base):

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastdrop.adapters.torch import REPLACED, Dropout, replace
-from fastdrop.bench import headline
+from fastdrop.tools.bench import headline
 
 
 def mlp():

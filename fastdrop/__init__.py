@@ -8,25 +8,25 @@ except ModuleNotFoundError as error:
 import os as _os
 
 from fastdrop import cuda, layers, mc, reference, schedules
-from fastdrop.adversarial import adversarial_dropout, kl_divergence, squared_divergence
-from fastdrop.alpha import alpha_dropout, feature_alpha_dropout
-from fastdrop.concrete import concrete_dropout, concrete_regularizer
-from fastdrop.connections import dropconnect, dropconnect_inference
-from fastdrop.cpu import cpu_features, get_num_threads, set_num_threads
-from fastdrop.dropblock import drop_block
-from fastdrop.functional import Context, dropout, keep_mask
-from fastdrop.fused import bias_dropout_add, dropout_add, relu_dropout
-from fastdrop.gaussian import gaussian_dropout, gaussian_noise
-from fastdrop.recurrent import zoneout
-from fastdrop.rng import STREAM_VERSION, Rng
-from fastdrop.shared import drop_path, embedding_dropout, locked_dropout, spatial_dropout
-from fastdrop.targeted import targeted_dropout, targeted_prune
-from fastdrop.variational import (
+from fastdrop.backends.cpu import cpu_features, get_num_threads, set_num_threads
+from fastdrop.ops.adversarial import adversarial_dropout, kl_divergence, squared_divergence
+from fastdrop.ops.alpha import alpha_dropout, feature_alpha_dropout
+from fastdrop.ops.concrete import concrete_dropout, concrete_regularizer
+from fastdrop.ops.dropblock import drop_block
+from fastdrop.ops.dropconnect import dropconnect, dropconnect_inference
+from fastdrop.ops.dropout import Context, dropout, keep_mask
+from fastdrop.ops.fused import bias_dropout_add, dropout_add, relu_dropout
+from fastdrop.ops.gaussian import gaussian_dropout, gaussian_noise
+from fastdrop.ops.shared import drop_path, embedding_dropout, locked_dropout, spatial_dropout
+from fastdrop.ops.targeted import targeted_dropout, targeted_prune
+from fastdrop.ops.variational import (
     sparse_variational_kl,
     sparse_variational_linear,
     variational_dropout,
     variational_kl,
 )
+from fastdrop.ops.zoneout import zoneout
+from fastdrop.rng import STREAM_VERSION, Rng
 
 __version__ = "0.1.0"
 

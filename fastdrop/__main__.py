@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 import fastdrop as fd
-from fastdrop import cuda_prebuilt, device
 from fastdrop._core import BUILD
-from fastdrop.examples import STUDIES
+from fastdrop.backends.cuda import arrays as device
+from fastdrop.backends.cuda import prebuilt as cuda_prebuilt
+from fastdrop.studies import STUDIES
 
 
 def info(args: argparse.Namespace) -> None:
@@ -42,7 +43,7 @@ def train(args: argparse.Namespace) -> None:
         options["data"] = "digits"  # there at once
     name = args.study or "mnist-mlp"
     try:
-        from fastdrop.examples import study
+        from fastdrop.studies import study
 
         study.execute(name, args.out or Path("fastdrop-train") / name, **options)
     except ModuleNotFoundError as error:
@@ -53,7 +54,7 @@ def train(args: argparse.Namespace) -> None:
 def bench(args: argparse.Namespace) -> None:
     """Time dropout on this machine, beside a copy, NumPy and frameworks; print a table, draw it."""
     try:
-        from fastdrop import bench as timed
+        from fastdrop.tools import bench as timed
     except ModuleNotFoundError as error:
         sys.exit(f"bench needs {error.name}: pip install 'fastdrop[bench]'")
     taken = timed.dtypes()

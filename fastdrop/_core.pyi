@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastdrop.block import Block
+from fastdrop.base.place import Block
 
 BUILD: str
 BITS_PAD: int

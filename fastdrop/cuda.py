@@ -21,19 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdrop import (
-    _core,
-    alpha,
-    concrete,
-    connections,
-    dropblock,
-    functional,
-    fused,
-    gate,
-    gaussian,
-    shared,
-    variational,
-)
+from fastdrop import _core
 from fastdrop._core import (
     ALPHA_DROPOUT,
     BIAS_DROPOUT_ADD,
@@ -46,9 +34,7 @@ from fastdrop._core import (
     RELU_DROPOUT,
     ZONEOUT,
 )
-from fastdrop.block import Block, c_strides
-from fastdrop.connections import DropConnectContext
-from fastdrop.device import (
+from fastdrop.backends.cuda.arrays import (
     NOISE_AXES,
     DeviceArray,
     DeviceBits,
@@ -58,17 +44,23 @@ from fastdrop.device import (
     copy,
     default_kind,
     launch,
-    on_device,
     output,
     overlap,
     sent,
     where,
     why_not,
 )
-from fastdrop.dropblock import DropBlockContext
-from fastdrop.noise import Draw, compute_type
-from fastdrop.recurrent import ZoneoutContext, ZoneoutMeanContext
-from fastdrop.recurrent import zoneout as _zoneout
+from fastdrop.base import gate
+from fastdrop.base.devices import on_device
+from fastdrop.base.place import Block, c_strides
+from fastdrop.ops import alpha, concrete, dropblock, fused, gaussian, shared, variational
+from fastdrop.ops import dropconnect as connections
+from fastdrop.ops import dropout as functional
+from fastdrop.ops.dropblock import DropBlockContext
+from fastdrop.ops.dropconnect import DropConnectContext
+from fastdrop.ops.noise import Draw, compute_type
+from fastdrop.ops.zoneout import ZoneoutContext, ZoneoutMeanContext
+from fastdrop.ops.zoneout import zoneout as _zoneout
 from fastdrop.rng import RngLike, draw_call
 
 __all__ = [
@@ -328,7 +320,7 @@ def _numbers(ids: DeviceArray, words: int) -> DeviceArray:
 
 def _sorted(ids: DeviceArray) -> DeviceArray:
     """ids[i] * n + i of n ids, in ascending order."""
-    from fastdrop.cuda_rows import WAYS
+    from fastdrop.backends.cuda.kernels.rows import WAYS
 
     x, run = ids, 1
     while run == 1 or run < ids.size:
@@ -751,7 +743,7 @@ def _source(p: float) -> str:
 
 
 def _keys(seed: int) -> tuple:
-    from fastdrop.cuda_kernels import round_keys
+    from fastdrop.backends.cuda.kernels.all import round_keys
 
     return round_keys(seed)
 

@@ -3,18 +3,18 @@
 Each stands beside its op, in the op's module; here they are all together.
 """
 
-from fastdrop.adversarial import AdversarialDropout
-from fastdrop.alpha import AlphaDropout, FeatureAlphaDropout
-from fastdrop.concrete import ConcreteDropout
-from fastdrop.connections import DropConnect
-from fastdrop.dropblock import DropBlock
-from fastdrop.functional import Dropout
-from fastdrop.gaussian import GaussianDropout, GaussianNoise
-from fastdrop.recurrent import Zoneout
-from fastdrop.shared import DropPath, EmbeddingDropout, LockedDropout, SpatialDropout
-from fastdrop.stateful import Layer
-from fastdrop.targeted import TargetedDropout
-from fastdrop.variational import SparseVariationalLinear, VariationalDropout
+from fastdrop.base.layer import Layer
+from fastdrop.ops.adversarial import AdversarialDropout
+from fastdrop.ops.alpha import AlphaDropout, FeatureAlphaDropout
+from fastdrop.ops.concrete import ConcreteDropout
+from fastdrop.ops.dropblock import DropBlock
+from fastdrop.ops.dropconnect import DropConnect
+from fastdrop.ops.dropout import Dropout
+from fastdrop.ops.gaussian import GaussianDropout, GaussianNoise
+from fastdrop.ops.shared import DropPath, EmbeddingDropout, LockedDropout, SpatialDropout
+from fastdrop.ops.targeted import TargetedDropout
+from fastdrop.ops.variational import SparseVariationalLinear, VariationalDropout
+from fastdrop.ops.zoneout import Zoneout
 
 __all__ = [
     "AdversarialDropout",

@@ -19,9 +19,9 @@ from typing import Any, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
-from fastdrop import gate
+from fastdrop.base import gate
+from fastdrop.base.layer import Layer
 from fastdrop.rng import Rng, RngLike, draw_call
-from fastdrop.stateful import Layer
 
 __all__ = [
     "Classification",

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fastdrop import gate
 from fastdrop._core import CallCounter
+from fastdrop.base import gate
 
 __all__ = ["STREAM_VERSION", "Rng", "RngLike", "draw_call", "keystream", "philox4x32", "words_at"]
 

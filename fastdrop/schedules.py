@@ -19,7 +19,7 @@ from itertools import pairwise
 from math import cos, exp, expm1, pi
 from typing import Any
 
-from fastdrop import gate
+from fastdrop.base import gate
 
 __all__ = [
     "Schedule",

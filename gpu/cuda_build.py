@@ -27,8 +27,9 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 import cuda_compile
 
-from fastdrop import STREAM_VERSION, __version__, cuda_prebuilt
+from fastdrop import STREAM_VERSION, __version__
 from fastdrop._core import PARTS
+from fastdrop.backends.cuda import prebuilt as cuda_prebuilt
 
 CUBINS = {75: (7, 5), 80: (8, 0), 90: (8, 0), 100: (8, 0), 120: (8, 0)}  # and the PTX they are of
 PTX = 80  # what is there for later architectures

@@ -20,9 +20,10 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
-from fastdrop import cuda_table as kernels
-from fastdrop import cuda_targets, rng
+from fastdrop import rng
 from fastdrop._core import PARTS
+from fastdrop.backends.cuda import table as kernels
+from fastdrop.backends.cuda.kernels import targets as cuda_targets
 from fastdrop.reference import noise
 
 __all__ = ["Compiled", "compile_ptx", "sources", "variants"]
@@ -62,7 +63,7 @@ def variants(axes: int = 4) -> Iterator[tuple[str, str, dict[str, Any]]]:
 def compile_ptx(
     kernel_name: str, dtype: str = "float32", cc: tuple[int, int] = (9, 0), **options: Any
 ) -> Compiled:
-    """Compile one kernel of `fastdrop.cuda_table`.
+    """Compile one kernel of `fastdrop.backends.cuda.table`.
 
     What was compiled is kept in the folder that the environment variable ``FASTDROP_CACHE`` names,
     if it is set, for as long as neither the sources nor the compilers change.

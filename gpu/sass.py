@@ -145,7 +145,7 @@ class Function:
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel of `fastdrop.cuda_table` and what one turn of its main loop does."""
+    """A kernel of `fastdrop.backends.cuda.table` and what one turn of its main loop does."""
 
     title: str
     name: str

@@ -23,7 +23,7 @@ cdef extern from *:
     #endif
     """
 
-from fastdrop.block import Block
+from fastdrop.base.place import Block
 
 cnp.import_array()
 

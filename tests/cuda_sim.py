@@ -20,7 +20,8 @@ from numba.core import config
 
 import fastdrop as fd
 from conftest import ALL_DTYPES, DTYPES, RATES
-from fastdrop import cuda_table, device
+from fastdrop.backends.cuda import arrays as device
+from fastdrop.backends.cuda import table as cuda_table
 
 if os.environ.get("FASTDROP_GPU"):
     from real_device import RealArray as FakeArray

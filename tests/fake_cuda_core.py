@@ -1,6 +1,5 @@
-"""A driver and cuda-core for `fastdrop.cuda_prebuilt` where there is no GPU: a launch executes the
-PTX of the fatbin, in memory that the fake arrays of the tests lie in.
-"""
+"""A driver and cuda-core where there is no GPU: a launch executes the PTX of the fatbin, in memory
+that the fake arrays of the tests lie in."""
 
 import ctypes
 import struct

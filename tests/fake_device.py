@@ -4,7 +4,7 @@ kernels can reach them, and nothing else of fastdrop takes them.
 
 import numpy as np
 
-from fastdrop import device
+from fastdrop.backends.cuda import arrays as device
 
 
 def allocate(nbytes, offset=0):

@@ -8,7 +8,7 @@ from copy import copy
 import numpy as np
 from numba import cuda
 
-from fastdrop import device
+from fastdrop.backends.cuda import arrays as device
 
 
 def on_device(data):

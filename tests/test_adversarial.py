@@ -12,7 +12,7 @@ from bitwise import assert_same_bits
 
 import fastdrop as fd
 from fastdrop import reference
-from fastdrop.adversarial import AdversarialDropout, kl_divergence, squared_divergence
+from fastdrop.ops.adversarial import AdversarialDropout, kl_divergence, squared_divergence
 
 DIVERGENCES = [kl_divergence, squared_divergence]
 

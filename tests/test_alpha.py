@@ -10,7 +10,7 @@ from scipy import special
 
 import fastdrop as fd
 from fastdrop import _core, reference
-from fastdrop.alpha import SATURATION, affine
+from fastdrop.ops.alpha import SATURATION, affine
 
 SHAPES = [(), (1,), (3, 5), (7, 64), (1, 4500), (0, 4)]
 SPECIAL = [0.0, -0.0, np.inf, -np.inf, np.nan, 6e-8, -6e-8, 1.0, -1.5, 6e4, -6e4]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fastdrop as fd
+import fastdrop.tools
 from fastdrop.__main__ import main
 
 
@@ -79,7 +80,7 @@ def test_a_peer_that_fails_is_left_out(tmp_path, capsys, monkeypatch):
     def broken(x, y, p):
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr("fastdrop.bench.PEERS", {"PyTorch": broken})
+    monkeypatch.setattr("fastdrop.tools.bench.PEERS", {"PyTorch": broken})
     main(["bench", "--quick", "--seconds", "0.01", "--sizes", "8", "--out", str(tmp_path)])
     shown = capsys.readouterr()
     assert "PyTorch, float32: left out, RuntimeError('no such kernel')" in shown.err
@@ -88,8 +89,8 @@ def test_a_peer_that_fails_is_left_out(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("name", ["matplotlib", "tabulate", "tqdm"])
 def test_bench_names_what_is_missing(name, monkeypatch):
-    monkeypatch.delitem(sys.modules, "fastdrop.bench", raising=False)
-    monkeypatch.delattr(fd, "bench", raising=False)
+    monkeypatch.delitem(sys.modules, "fastdrop.tools.bench", raising=False)
+    monkeypatch.delattr(fd.tools, "bench", raising=False)
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SystemExit, match=rf"^bench needs {name}: pip install 'fastdrop\[bench\]'$"):
         main(["bench", "--quick"])

@@ -13,7 +13,7 @@ from bitwise import assert_same_bits
 
 import fastdrop as fd
 from fastdrop import reference
-from fastdrop.noise import normals
+from fastdrop.ops.noise import normals
 
 SIZES = [(5, 7, 33), (3, 1, 1), (4, 9, 130), (2, 3, 5000), (6, 140, 31), (37, 20, 64), (2, 0, 3)]
 MODES = ["example", "batch", "gaussian"]

@@ -7,7 +7,7 @@ import pytest
 from bitwise import assert_same_bits
 
 import fastdrop as fd
-from fastdrop.functional import _restore
+from fastdrop.ops.dropout import _restore
 
 CASES = [
     {"p": 0.3},

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import fastdrop as fd
-from fastdrop import cuda, device
+from fastdrop import cuda
+from fastdrop.backends.cuda import arrays as device
 
 OPS = [name for name in cuda.__all__ if name not in ("is_available", "why_not")]
 

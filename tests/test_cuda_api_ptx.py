@@ -10,7 +10,9 @@ import pytest
 from fake_cuda_core import Core, HostMemory
 from ptx import Kernel
 
-from fastdrop import cuda, cuda_prebuilt, device
+from fastdrop import cuda
+from fastdrop.backends.cuda import arrays as device
+from fastdrop.backends.cuda import prebuilt as cuda_prebuilt
 
 pytest.importorskip("numba_cuda", reason="pip install 'fastdrop[test-cuda]'")
 

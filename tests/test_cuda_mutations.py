@@ -15,7 +15,7 @@ pytest.importorskip("numba_cuda", reason="pip install 'fastdrop[test-cuda]'")
 
 import cuda_compile
 
-from fastdrop import cuda_table
+from fastdrop.backends.cuda import table as cuda_table
 
 pytestmark = pytest.mark.slow
 CC = (8, 0)

@@ -10,7 +10,8 @@ from bitwise import assert_same_bits
 from fake_device import to_fake
 
 import fastdrop as fd
-from fastdrop import cuda, device
+from fastdrop import cuda
+from fastdrop.backends.cuda import arrays as device
 
 pytest.importorskip("numba", reason="Numba is not installed: pip install 'fastdrop[numba]'")
 

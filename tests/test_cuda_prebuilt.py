@@ -16,7 +16,9 @@ from bitwise import assert_same_bits
 from fake_cuda_core import Core, HostMemory, parts
 
 import fastdrop as fd
-from fastdrop import _core, cuda_prebuilt, device
+from fastdrop import _core
+from fastdrop.backends.cuda import arrays as device
+from fastdrop.backends.cuda import prebuilt as cuda_prebuilt
 
 ROOT = Path(__file__).parents[1]
 FEW = r"^(draw-float32-axes=0-.*source=bytes|dropout-float32-op=dropout-.*source=given|unpack)"
@@ -75,7 +77,9 @@ def test_manifest(archive):
     assert manifest["fastdrop"] == fd.__version__
     assert manifest["code"] == [*(f"sm_{a}" for a in (75, 80, 90, 100, 120)), "compute_80"]
     assert set(manifest["compilers"]) == {"numba-cuda", "nvvm", "nvfatbin"}
-    assert {"cuda_kernels.py", "rng.py", "reference/noise.py"} < set(manifest["sources"])
+    assert {"backends/cuda/kernels/all.py", "rng.py", "reference/noise.py"} < set(
+        manifest["sources"]
+    )
     with ZipFile(archive) as file:
         assert file.namelist() == ["manifest.json", *manifest["kernels"]]
         for name in manifest["kernels"]:
@@ -172,13 +176,15 @@ def test_an_array_knows_its_device_and_stream(monkeypatch):
 def test_stale_kernels_are_refused(archive, tmp_path, monkeypatch):
     """By fastdrop, and by setup.py."""
     shutil.copytree(ROOT / "fastdrop", tmp_path / "fastdrop", ignore=shutil.ignore_patterns("*.so"))
-    source = tmp_path / "fastdrop" / "cuda_rows.py"
+    source = tmp_path / "fastdrop" / "backends/cuda/kernels/rows.py"
     source.write_text(source.read_text() + "\n# another\n")
-    alone = runpy.run_path(str(tmp_path / "fastdrop" / "cuda_prebuilt.py"))
+    alone = runpy.run_path(str(tmp_path / "fastdrop" / "backends" / "cuda" / "prebuilt.py"))
     found = alone["read_manifest"](archive)
-    assert alone["stale"](found, alone["FOLDER"]) == "cuda_rows.py"
+    assert alone["stale"](found, alone["FOLDER"]) == "backends/cuda/kernels/rows.py"
     shutil.copy(archive, tmp_path / "fastdrop" / "kernels.zip")
-    assert alone["why_not"]().startswith("cuda_rows.py has changed since they were compiled")
+    assert alone["why_not"]().startswith(
+        "backends/cuda/kernels/rows.py has changed since they were compiled"
+    )
     shutil.copytree(ROOT / "src", tmp_path / "src")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
@@ -190,7 +196,7 @@ def test_stale_kernels_are_refused(archive, tmp_path, monkeypatch):
         text=True,
     )
     assert done.returncode != 0
-    assert "cuda_rows.py has changed since" in done.stderr
+    assert "backends/cuda/kernels/rows.py has changed since" in done.stderr
 
 
 @pytest.fixture

@@ -11,14 +11,17 @@ from bitwise import assert_same_bits
 from ptx import Kernel, Memory
 
 import fastdrop as fd
-from fastdrop import _core, device, gate, noise, rng
-from fastdrop.alpha import affine
+from fastdrop import _core, rng
+from fastdrop.backends.cuda import arrays as device
+from fastdrop.base import gate
+from fastdrop.ops import noise
+from fastdrop.ops.alpha import affine
 
 pytest.importorskip("numba_cuda", reason="pip install 'fastdrop[test-cuda]'")
 
 from cuda_compile import compile_ptx
 
-from fastdrop.cuda_kernels import round_keys
+from fastdrop.backends.cuda.kernels.all import round_keys
 
 SLOW = pytest.mark.slow
 CAPABILITIES = [pytest.param((8, 0), marks=SLOW), (9, 0), pytest.param((10, 0), marks=SLOW)]

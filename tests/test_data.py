@@ -11,8 +11,8 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from fastdrop.examples import data
-from fastdrop.examples.data import DataError, load
+from fastdrop.studies import data
+from fastdrop.studies.data import DataError, load
 
 
 def idx(array):

@@ -5,8 +5,8 @@ import pytest
 from differences import assert_gradient
 
 import fastdrop as fd
-from fastdrop.examples.lstm import Network, Rates
-from fastdrop.examples.nn import Adam
+from fastdrop.studies.lstm import Network, Rates
+from fastdrop.studies.nn import Adam
 
 ALL = Rates(words=0.3, inputs=0.4, recurrent=0.4, hidden=0.3, cell=0.4)
 IDS = np.random.default_rng(0).integers(0, 6, (8, 3))

@@ -19,8 +19,9 @@ from bitwise import assert_same_bits
 from fake_device import FakeArray, to_fake
 
 import fastdrop as fd
-from fastdrop import cuda, device
+from fastdrop import cuda
 from fastdrop import reference as ref
+from fastdrop.backends.cuda import arrays as device
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") != "0"
 SEED, CALL = 0x0123456789ABCDEF, 77

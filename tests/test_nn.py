@@ -7,7 +7,7 @@ import pytest
 from differences import assert_gradient
 
 import fastdrop as fd
-from fastdrop.examples import nn
+from fastdrop.studies import nn
 
 
 def double(net):

@@ -8,8 +8,8 @@ from scipy import special, stats
 
 from fastdrop import _core, reference, rng
 from fastdrop._core import LOGISTIC, NORMAL
-from fastdrop.block import Block
-from fastdrop.noise import normals
+from fastdrop.base.place import Block
+from fastdrop.ops.noise import normals
 
 REFERENCE = {NORMAL: reference.normals, LOGISTIC: reference.logistics}
 

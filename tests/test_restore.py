@@ -9,9 +9,10 @@ import pytest
 from bitwise import assert_same_bits
 
 import fastdrop as fd
-from fastdrop import _core, gate
-from fastdrop.recurrent import ZoneoutMeanContext
-from fastdrop.restore import _restore
+from fastdrop import _core
+from fastdrop.base import gate
+from fastdrop.base.restore import _restore
+from fastdrop.ops.zoneout import ZoneoutMeanContext
 
 X = np.random.default_rng(0).standard_normal((4, 3, 6, 6)).astype(np.float32)
 W = np.ones((6, 5), np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fastdrop as fd
-from fastdrop.examples import scale
+from fastdrop.studies import scale
 
 
 @pytest.mark.parametrize("p", [0.2, 0.5])

@@ -9,7 +9,7 @@ from differences import assert_gradient
 
 import fastdrop as fd
 from fastdrop import _core, reference
-from fastdrop.shared import spatial_axes
+from fastdrop.ops.shared import spatial_axes
 
 MAPS = [(5, 6, 7), (3, 20, 7, 9), (2, 5, 3, 4, 10)]
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import fastdrop as fd
-import fastdrop.examples
+import fastdrop.studies
 from fastdrop.__main__ import main
-from fastdrop.examples import (
+from fastdrop.studies import (
     STUDIES,
     co_adaptation,
     nn,
@@ -23,8 +23,8 @@ from fastdrop.examples import (
     study,
     uncertainty,
 )
-from fastdrop.examples.data import load
-from fastdrop.examples.study import Run, difference, spread
+from fastdrop.studies.data import load
+from fastdrop.studies.study import Run, difference, spread
 
 EPOCHS = "--epochs", "3", "--threads", "1"
 
@@ -296,7 +296,7 @@ COMMAND = "mnist-mlp", "--quick", "--seed", "0", *EPOCHS
 def start(folder, *options, first=""):
     """The command in a process of its own, with a checkpoint after each epoch."""
     code = first + (
-        "import sys; from fastdrop.examples import study; study.CHECKPOINT_SECONDS = 0; "
+        "import sys; from fastdrop.studies import study; study.CHECKPOINT_SECONDS = 0; "
         "from fastdrop.__main__ import main; main(sys.argv[1:])"
     )
     arguments = ["train", *COMMAND, "--out", str(folder), *options]
@@ -420,8 +420,8 @@ def test_says_what_is_wrong(tmp_path, capsys):
 )
 def test_names_what_is_missing(module, tmp_path, monkeypatch):
     for ours in ("study", "data", "mnist_mlp"):
-        monkeypatch.delitem(sys.modules, f"fastdrop.examples.{ours}", raising=False)
-        monkeypatch.delattr(fastdrop.examples, ours, raising=False)
+        monkeypatch.delitem(sys.modules, f"fastdrop.studies.{ours}", raising=False)
+        monkeypatch.delattr(fastdrop.studies, ours, raising=False)
     monkeypatch.setitem(sys.modules, module, None)
     name = module.partition(".")[0]
     with pytest.raises(SystemExit, match=rf"^train needs {name}: pip install 'fastdrop\[demo\]'$"):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import fastdrop as fd
-from fastdrop.examples import nn, uncertainty, variants
-from fastdrop.examples.data import load
+from fastdrop.studies import nn, uncertainty, variants
+from fastdrop.studies.data import load
 
 
 def again(net):

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import special, stats
 
 from fastdrop import _core, reference
-from fastdrop.block import Block
+from fastdrop.base.place import Block
 
 ALPHA = 1e-6
 LAGS = range(1, 65)

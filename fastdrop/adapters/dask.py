@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 import fastdrop as fd
-from fastdrop import gate
+from fastdrop.base import gate
 from fastdrop.rng import RngLike, draw_call
 
 __all__ = ["DaskContext", "dropout"]

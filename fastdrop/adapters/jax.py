@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fastdrop import _core, gate
+from fastdrop import _core
+from fastdrop.base import gate
 from fastdrop.rng import uint64
 
 __all__ = ["dropout"]

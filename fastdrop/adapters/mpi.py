@@ -40,8 +40,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import fastdrop as fd
-from fastdrop import gate
-from fastdrop.functional import Region
+from fastdrop.base import gate
+from fastdrop.ops.dropout import Region
 from fastdrop.rng import RngLike, draw_call
 
 if TYPE_CHECKING:  # importing it for more than its types would start MPI

@@ -31,7 +31,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 import fastdrop as fd
-from fastdrop import gate
+from fastdrop.base import gate
 
 __all__ = ["DropoutMLPClassifier"]
 

@@ -37,9 +37,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from fastdrop import _core, alpha
+from fastdrop import _core
 from fastdrop._core import ALPHA_DROPOUT, DROPOUT
-from fastdrop.functional import masked
+from fastdrop.ops import alpha
+from fastdrop.ops.dropout import masked
 from fastdrop.rng import Rng, uint64
 
 __all__ = [

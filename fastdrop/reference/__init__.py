@@ -7,12 +7,12 @@ the family's module in `fastdrop` is; this package offers all of their functions
 from fastdrop.reference.adversarial import *  # noqa: F403
 from fastdrop.reference.alpha import *  # noqa: F403
 from fastdrop.reference.concrete import *  # noqa: F403
-from fastdrop.reference.connections import *  # noqa: F403
 from fastdrop.reference.dropblock import *  # noqa: F403
+from fastdrop.reference.dropconnect import *  # noqa: F403
 from fastdrop.reference.dropout import *  # noqa: F403
 from fastdrop.reference.gaussian import *  # noqa: F403
 from fastdrop.reference.noise import *  # noqa: F403
-from fastdrop.reference.recurrent import *  # noqa: F403
 from fastdrop.reference.shared import *  # noqa: F403
 from fastdrop.reference.targeted import *  # noqa: F403
 from fastdrop.reference.variational import *  # noqa: F403
+from fastdrop.reference.zoneout import *  # noqa: F403

@@ -17,7 +17,8 @@ from bitwise import assert_same_bits
 from fake_device import FakeArray
 
 import fastdrop as fd
-from fastdrop import adapters, cuda, device
+from fastdrop import adapters, cuda
+from fastdrop.backends.cuda import arrays as device
 
 ROOT = Path(__file__).parents[2]
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") != "0"
@@ -103,7 +104,8 @@ sys.path.insert(0, "tests")
 from bitwise import assert_same_bits
 from fake_device import FakeArray
 import fastdrop as fd
-from fastdrop import cuda, device
+from fastdrop import cuda
+from fastdrop.backends.cuda import arrays as device
 from fastdrop.adapters import torch as adapter
 from fastdrop.adapters.keras import Dropout
 import torch

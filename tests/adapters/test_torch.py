@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
-from fastdrop import functional  # noqa: E402
 from fastdrop.adapters import torch as ft  # noqa: E402
+from fastdrop.ops import dropout as functional  # noqa: E402
 
 # TorchScript's and the compiler's own, on import and first use.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -443,7 +443,7 @@ def test_training():
 
 def test_tensors_of_any_kind_go_to_the_host_and_back():
     """What `fastdrop.cuda` does with a context's tensors, on a CPU's."""
-    from fastdrop.device import KINDS
+    from fastdrop.backends.cuda.arrays import KINDS
 
     kind = KINDS["torch"]
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64):

@@ -1,0 +1,1 @@
+"""What computes: the CPU's kernels, or a GPU's."""

@@ -1,0 +1,1 @@
+"""The GPU's kernels: one source for every target."""

@@ -1,0 +1,132 @@
+"""GPU kernels of `fastdrop.embedding_dropout`: rows of a table by number, and back."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from fastdrop.backends.cuda.kernels.all import U32, U64, doubles, elements, packed, positions
+from fastdrop.backends.cuda.kernels.targets import target
+
+WAYS = 16  # runs that a pass of `sort_kernel` merges
+
+
+@cache
+def ids_kernel(where: str, dtype: str, axes: int) -> Any:
+    """Integers of any layout to n uint64: `width` bytes each, of which one beyond `words` becomes
+    `words`, a negative one, too. strides are in bytes; dtype is ignored.
+    """
+    p = target(where)
+    first, step, load_u8, store_u64 = p.first, p.step, p.load_u8, p.store_u64
+    position, _ = positions(where, axes, False)
+
+    def ids(x, y, n, width, signed, words, shape, strides):
+        i = first()
+        while i < n:
+            at = U64(x + position(i, shape, strides))
+            number, bits = U64(0), U64(0)
+            byte = U32(0)
+            while bits < width:
+                byte = load_u8(U64(at + U64(bits >> U64(3))))
+                number = U64(number | U64(U64(byte) << bits))
+                bits = U64(bits + U64(8))
+            if signed != U64(0) and byte >= U32(128):
+                number = words
+            store_u64(U64(y + U64(i << U64(3))), number if number < words else words)
+            i = U64(i + step())
+
+    return p.kernel(ids)
+
+
+@cache
+def sort_kernel(where: str, dtype: str) -> Any:
+    """y = x, uint64, n of them and no two equal, with sorted runs of 16 times the length: where x
+    has runs of `run`. With a run of 1, x[i] * n + i takes the place of x[i]. dtype is ignored.
+    """
+    p = target(where)
+    first, step, load_u64, store_u64 = p.first, p.step, p.load_u64, p.store_u64
+
+    @p.device
+    def key(x, i, n, run):
+        v = load_u64(U64(x + U64(i << U64(3))))
+        return U64(U64(v * n) + i) if run == U64(1) else v
+
+    @p.device
+    def smaller(v, x, low, high, n, run):
+        """How many of a run are."""
+        begin = low
+        while low < high:
+            middle = U64(U64(low + high) >> U64(1))
+            if key(x, middle, n, run) < v:
+                low = U64(middle + U64(1))
+            else:
+                high = middle
+        return U64(low - begin)
+
+    def sort(x, y, n, run):
+        i = first()
+        longer = U64(run * U64(WAYS))
+        while i < n:
+            v = key(x, i, n, run)
+            low = U64(i - U64(i % longer))
+            end = U64(low + longer) if U64(low + longer) < n else n
+            at = low
+            while low < end:
+                high = U64(low + run) if U64(low + run) < end else end
+                at = U64(at + smaller(v, x, low, high, n, run))
+                low = high
+            store_u64(U64(y + U64(at << U64(3))), v)
+            i = U64(i + step())
+
+    return p.kernel(sort)
+
+
+@cache
+def add_rows_kernel(where: str, dtype: str) -> Any:
+    """Row w of y = scale times the sum of those rows of x whose number is w, added in float64 in
+    their order; rows of y that get none, or whose bit in `given` is 0, stay as they are.
+
+    given: a bit for each of y's `words` rows of `row` elements, or 0. order: sorted, number * n +
+    i for each of x's n rows.
+    """
+    p = target(where)
+    e, wide, d = elements(where, dtype), elements(where, "float64"), doubles(where, dtype)
+    first, step, load_u64, bit = p.first, p.step, p.load_u64, packed(where).one
+    load, store, item, number, rounded = e.load, e.store, e.item, d.number, d.rounded
+    add, mul, nothing = wide.add, wide.mul, np.float64(0)
+
+    @p.device
+    def key(order, place):
+        return load_u64(U64(order + U64(place << U64(3))))
+
+    @p.device
+    def begins(order, place, low):
+        """Whether no row in front has a key from low on."""
+        return place == U64(0) or key(order, U64(place - U64(1))) < low
+
+    @p.device
+    def kept(given, word):
+        return given == U64(0) or bit(given, word) != U32(0)
+
+    def add_rows(order, x, given, y, n, row, words, scale):
+        i = first()
+        while i < U64(n * row):
+            place = U64(i // row)
+            column = U64(i - U64(place * row))
+            k = key(order, place)
+            word = U64(k // n)
+            low = U64(word * n)
+            if word < words and begins(order, place, low) and kept(given, word):
+                total = nothing
+                while place < n and k < U64(low + n):
+                    at = U64(U64(U64(k - low) * row) + column)
+                    total = add(total, number(load(U64(x + U64(at * item)))))
+                    place = U64(place + U64(1))
+                    k = key(order, place) if place < n else k
+                at = U64(U64(word * row) + column)
+                store(U64(y + U64(at * item)), rounded(mul(total, scale)))
+            i = U64(i + step())
+
+    return p.kernel(add_rows)

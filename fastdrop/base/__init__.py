@@ -1,0 +1,1 @@
+"""What all operations share: the gate, places, contexts, layers."""

@@ -1,0 +1,329 @@
+"""Adversarial dropout: the few changes of a mask that move the output of the network most."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from fastdrop._core import BITS_PAD
+from fastdrop.base import gate
+from fastdrop.base.layer import Layer, Rate
+from fastdrop.ops.dropout import Context, dropout, keep_mask
+from fastdrop.ops.noise import compute_type
+from fastdrop.rng import Rng, RngLike, draw_call
+
+__all__ = [
+    "AdversarialContext",
+    "AdversarialDropout",
+    "adversarial_dropout",
+    "kl_divergence",
+    "squared_divergence",
+]
+
+
+class AdversarialContext(Context):
+    """Context of `adversarial_dropout`.
+
+    Holds one bit an element, as the mask depends on x and the gradient, and one scale an example.
+    Attributes beside those of `Context`:
+
+    Attributes
+    ----------
+    p : float
+        The rate at which the base mask was drawn.
+    scales : ndarray of float64, shape (examples,)
+        What kept elements were multiplied by: elements / kept elements of the example, and 0
+        where none was kept.
+    changed : ndarray of intp, shape (examples,)
+        How many elements differ from the base mask: at most floor(delta * elements).
+    """
+
+    __slots__ = ("changed", "scales")
+
+    @property
+    def nbytes(self) -> int:
+        """What is held for the backward pass, in bytes."""
+        return super().nbytes + self.scales.nbytes
+
+    def backward(self, dy: npt.ArrayLike, out: npt.NDArray | None = None) -> npt.NDArray:
+        """Gradient with respect to x, mask held constant; arguments as in `Context.backward`."""
+        dx = super().backward(dy, out)  # selects by the bits, and scales by 1
+        scale = self.scales.astype(compute_type(dx.dtype))
+        scale = scale.reshape(-1, *(1,) * (len(self.shape) - 1))
+        with np.errstate(over="ignore", under="ignore"):
+            return np.multiply(dx, scale, out=dx, casting="unsafe")  # to 16 bits, too
+
+    def __reduce__(self) -> tuple:
+        return *super().__reduce__(), (self.scales, self.changed)
+
+    def __setstate__(self, state: tuple[npt.NDArray, npt.NDArray]) -> None:
+        scales, changed = state  # which may come from anywhere
+        self.scales, self.changed = np.asarray(scales, np.float64), np.asarray(changed, np.intp)
+        gate.like(self.scales, "scales", self.shape[:1])
+        gate.like(self.changed, "changed", self.shape[:1])
+
+
+def adversarial_dropout(
+    x: npt.ArrayLike,
+    gradient: npt.ArrayLike,
+    delta: float = 0.05,
+    p: float = 0.0,
+    *,
+    rng: RngLike = None,
+    training: bool = True,
+) -> tuple[npt.NDArray, AdversarialContext]:
+    """Dropout with the mask, near a base mask, that raises a divergence D most.
+
+    The base mask is that of ``dropout(x, p, rng=rng)``, with which D and its gradient are computed
+    first. By the mask's first-order effect on D, J = gradient * x, at most floor(delta * H) of the
+    H elements of each example are flipped: dropped ones with J > 0, kept ones with J < 0, those
+    with the largest abs(J). Then an example is scaled by H over the number of kept elements.
+
+    Parameters
+    ----------
+    x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64, shape (examples, ...)
+    gradient : array_like, shape and dtype of x
+        Of D with respect to what stood in x's place: y of the base mask. It need not be scaled.
+    delta : float
+        Fraction in [0, 1] of an example's elements that may be flipped. The authors' experiments
+        use 0.05 and 0.1.
+    p : float
+        Rate in [0, 1] of the base mask: 0 for all ones, as in the authors' code; more for a sampled
+        mask, as in the paper.
+    rng : Rng, int, None, SeedSequence, Generator or BitGenerator
+        Names the draw of the base mask. Pass ``Rng(ctx.seed, ctx.call)`` of the base pass.
+    training : bool
+        If False, y is a copy of x and no random call is taken.
+
+    Returns
+    -------
+    y : ndarray
+        x * scale where kept, +0 where dropped.
+    ctx : AdversarialContext
+        ``ctx.backward(dy)`` gives dx, the mask held constant; ``ctx.changed`` says how many
+        elements were flipped.
+
+    Raises
+    ------
+    TypeError
+        dtype that is not supported or differs, delta or p that is not a real number.
+    ValueError
+        delta or p outside [0, 1], x of less than two axes, gradient of another shape.
+
+    Notes
+    -----
+    Flipped is what is larger than the largest abs(J) that may not be flipped, so where there are
+    ties, fewer are. An element with J = 0 or NaN is never flipped; the base mask's scale is a
+    factor of all J and left out, except that at p = 1, where it is 0, the result is all zeros. The
+    effect of the new scale on D is not part of J.
+
+    Where the base pass itself is the target of D, its gradient is zero and nothing is flipped: the
+    target has to be a label, or an output with another mask.
+
+    References
+    ----------
+    S. Park, J. Park, S.-J. Shin, I.-C. Moon: Adversarial dropout for supervised and semi-supervised
+    learning. AAAI 2018. arXiv:1707.03631.
+    """
+    x, gradient = gate.array(x), gate.array(gradient, "gradient")
+    if x.ndim < 2:
+        raise ValueError(f"x must have at least two axes, (examples, ...), got {x.shape}")
+    gate.like(gradient, "gradient", x.shape, x.dtype)
+    delta, p = gate.rate(delta, "delta"), gate.rate(p)
+    examples, length = len(x), prod(x.shape[1:])
+    if not training:
+        ctx = AdversarialContext(x.shape, 0.0, None, None, None, None, 1.0)
+        ctx.__setstate__((np.ones(examples), np.zeros(examples, np.intp)))
+        return ctx.backward(x), ctx
+    seed, call = draw_call(rng)
+    mask = keep_mask(x.shape, p, rng=Rng(seed, call)).reshape(examples, length)
+    limit = int(delta * length) if p < 1.0 else 0
+    flipped = _flipped(x, gradient, mask, limit)
+    mask ^= flipped
+    kept = np.count_nonzero(mask, axis=1)
+    bits = np.packbits(mask, bitorder="little").tobytes() + bytes(BITS_PAD)
+    ctx = AdversarialContext(x.shape, p, seed, call, None, bits, 1.0)
+    scale = np.divide(length, kept, out=np.zeros(examples), where=kept > 0)
+    ctx.__setstate__((scale, np.count_nonzero(flipped, axis=1)))
+    return ctx.backward(x), ctx
+
+
+def _flipped(
+    x: npt.NDArray, gradient: npt.NDArray, mask: npt.NDArray[np.bool_], limit: int
+) -> npt.NDArray[np.bool_]:
+    """Which elements of the mask (examples, length) to flip."""
+    length = mask.shape[1]
+    if limit == 0:
+        return np.zeros(mask.shape, np.bool_)
+    with np.errstate(all="ignore"):
+        gain = np.multiply(gradient, x, dtype=compute_type(x.dtype)).reshape(mask.shape)
+        gain *= 1 - 2 * mask.view(np.int8)  # what flipping adds to D
+    # Positive floats sort as integers do, which takes half the time; others come out negative.
+    ranked = np.fmax(gain, -np.inf, out=gain).view(f"i{gain.itemsize}")  # no NaN is left
+    if limit == length:
+        return ranked > 0
+    first = length - limit - 1  # the largest that may not be flipped
+    least = np.partition(ranked, first, axis=1)[:, first, None]
+    return ranked > np.maximum(least, 0)
+
+
+def kl_divergence(target: npt.ArrayLike, logits: npt.ArrayLike) -> tuple[float, npt.NDArray]:
+    """KL(target || softmax(logits)), the mean over the batch, and its gradient.
+
+    Parameters
+    ----------
+    target : array_like of int, shape (...), or of a floating dtype, shape of logits
+        Class labels, which gives the cross-entropy (supervised: SAdD in the paper); or the logits
+        of another pass, whose softmax is meant (virtual: VAdD).
+    logits : array_like of float16, bfloat16 (ml_dtypes), float32 or float64, shape (..., classes)
+
+    Returns
+    -------
+    value : float
+    gradient : ndarray
+        With respect to logits; their shape and dtype. The target is a constant, which the authors'
+        code does not make it: there, the gradient goes through both.
+
+    Raises
+    ------
+    TypeError
+        dtype that is not supported.
+    ValueError
+        Shapes that do not fit, labels outside 0 ... classes - 1, no classes.
+    """
+    logits, wanted, log_wanted = _distributions(target, logits)
+    log_given = _log_softmax(logits, wanted.dtype)
+    batch = max(1, prod(logits.shape[:-1]))
+    terms = np.subtract(log_wanted, log_given, out=np.zeros_like(wanted), where=wanted > 0)
+    value = (wanted * terms).sum(dtype=np.float64) / batch  # 0 (log 0 - log 0) is 0
+    gradient = (np.exp(log_given) - wanted) / wanted.dtype.type(batch)
+    return float(value), gradient.astype(logits.dtype)
+
+
+def squared_divergence(target: npt.ArrayLike, logits: npt.ArrayLike) -> tuple[float, npt.NDArray]:
+    """(target - softmax(logits))**2, the mean over batch and classes, and its gradient.
+
+    Parameters, returns, raises: as `kl_divergence`.
+
+    Raises
+    ------
+    TypeError
+        Kind or dtype of an argument.
+    ValueError
+        Value or shape of an argument.
+    """
+    logits, wanted, _ = _distributions(target, logits)
+    given = np.exp(_log_softmax(logits, wanted.dtype))
+    error = given - wanted
+    count = max(1, error.size)
+    value = np.square(error).sum(dtype=np.float64) / count
+    error *= given
+    error -= given * error.sum(axis=-1, keepdims=True)
+    return float(value), (error * error.dtype.type(2.0 / count)).astype(logits.dtype)
+
+
+def _distributions(
+    target: npt.ArrayLike, logits: npt.ArrayLike
+) -> tuple[npt.NDArray, npt.NDArray, npt.NDArray | float]:
+    """Logits, and the target's probabilities and their logarithms, in the compute type."""
+    logits = gate.array(logits, "logits")
+    if not logits.ndim or not logits.shape[-1]:
+        raise ValueError(f"logits must have the shape (..., classes), got {logits.shape}")
+    compute, classes = compute_type(logits.dtype), logits.shape[-1]
+    target = np.asarray(target)
+    labels = target.dtype.kind in "iu"
+    shape = logits.shape[:-1] if labels else logits.shape
+    if target.shape != shape:
+        kind = "labels" if labels else "logits"
+        raise ValueError(f"target must have shape {shape} for {kind}, got {target.shape}")
+    if not labels:
+        log = _log_softmax(gate.array(target, "target"), compute)
+        return logits, np.exp(log), log
+    for label in (target.min(), target.max()) if target.size else ():
+        if not 0 <= label < classes:
+            raise ValueError(f"target must have labels in 0 ... {classes - 1}, got {label}")
+    wanted = np.arange(classes) == target[..., None]
+    return logits, wanted.astype(compute), 0.0  # 0 log 0 = 1 log 1 = 0
+
+
+def _log_softmax(logits: npt.NDArray, dtype: np.dtype) -> npt.NDArray:
+    """Of logits of any dtype, in this one."""
+    z = logits.astype(dtype)  # -inf is a class of probability 0
+    z -= z.max(axis=-1, keepdims=True)
+    z -= np.log(np.exp(z).sum(axis=-1, keepdims=True))
+    return z
+
+
+class AdversarialDropout(Layer):
+    """`adversarial_dropout` as a layer: a pass with the base mask, then one with the adversarial.
+
+    ``layer(x)`` is ``dropout(x, p)``. ``layer.search(gradient)`` then gives `adversarial_dropout`
+    of the same x, near the same mask. ``layer.backward(dy)`` is of whichever was called last. The
+    layer keeps x, not a copy: it must not change in between.
+
+    Parameters
+    ----------
+    delta : float
+        As in `adversarial_dropout`.
+    p : float or callable
+        Rate of the base mask, or a function of the step; see `Layer`.
+    rng : Rng, int, None, SeedSequence, Generator or BitGenerator
+        An int seeds an `Rng` of the layer's own.
+
+    Examples
+    --------
+    Training a network of two layers, virtual form: labels where they are known, and a network that
+    says the same without dropout and with the mask that disturbs it most.
+
+    >>> from fastdrop import kl_divergence
+    >>> layer = fastdrop.layers.AdversarialDropout(0.05, p=0.5, rng=1234)
+    >>> for x, labels in batches:
+    ...     h = np.maximum(x @ W1, 0)
+    ...     y = layer(h)                                          # base mask
+    ...     logits = y @ W2
+    ...     loss, dlogits = kl_divergence(labels, logits)         # cross-entropy
+    ...     dh, dW2 = layer.backward(dlogits @ W2.T), y.T @ dlogits
+    ...     clean = h @ W2
+    ...     _, dlogits = kl_divergence(clean, logits)
+    ...     y = layer.search(dlogits @ W2.T)                      # adversarial mask
+    ...     D, dlogits = kl_divergence(clean, y @ W2)
+    ...     dh += strength * layer.backward(dlogits @ W2.T)
+    ...     dW2 += strength * (y.T @ dlogits)
+    ...     W1 -= rate * (x.T @ (dh * (h > 0)))
+    ...     W2 -= rate * dW2
+
+    In the supervised form, `labels` stand for `clean`: the search takes the gradient that the loss
+    has given already, ``y = layer.search(dlogits @ W2.T)``, and p may be 0.
+    """
+
+    def __init__(self, delta: float = 0.05, p: Rate = 0.0, *, rng: RngLike = None) -> None:
+        super().__init__(rng, p)
+        self.delta = gate.rate(delta, "delta")
+        self._base: tuple[npt.NDArray, Context] | None = None
+
+    def __call__(self, x: npt.ArrayLike) -> npt.NDArray:
+        """y with the base mask."""
+        x = gate.array(x)
+        y, self.ctx = dropout(x, self.rate(), rng=self.rng, training=self.training)
+        self._base = x, self.ctx
+        return y
+
+    def search(self, gradient: npt.ArrayLike) -> npt.NDArray:
+        """y with the adversarial mask; gradient: of D with respect to y of the base mask.
+
+        Takes no random call. In evaluation mode, y is a copy of x.
+        """
+        if self._base is None:
+            raise RuntimeError("search needs a forward call of the layer before it")
+        x, base = self._base
+        training = base.seed is not None
+        rng = Rng(base.seed, base.call) if training else None
+        y, self._ctx = adversarial_dropout(  # not ctx: that would count another step
+            x, gradient, self.delta, base.p, rng=rng, training=training
+        )
+        return y
+
+    def __repr__(self) -> str:
+        return f"AdversarialDropout(delta={self.delta}, p={self.p})"

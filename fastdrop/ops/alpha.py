@@ -1,0 +1,165 @@
+"""Alpha dropout, which keeps the mean and variance that self-normalizing networks rely on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+
+import numpy.typing as npt
+
+from fastdrop._core import ALPHA_DROPOUT
+from fastdrop.base import gate
+from fastdrop.base.devices import on_device
+from fastdrop.base.layer import OpLayer, Rate
+from fastdrop.ops.dropout import Context, Region, masked
+from fastdrop.ops.shared import spatial_axes
+from fastdrop.rng import RngLike
+
+__all__ = ["AlphaDropout", "FeatureAlphaDropout", "alpha_dropout", "feature_alpha_dropout"]
+
+# SELU of minus infinity: -lambda * alpha of Klambauer et al., equations 2 and 14.
+SATURATION = -1.7580993408473766
+
+
+def affine(p: float) -> tuple[float, float, float]:
+    """a, b, and what stands for a dropped element: a * SATURATION + b. All 0 at p = 1.
+
+    a = ((1 - p) (1 + p SATURATION^2))^(-1/2), b = -a p SATURATION
+    """
+    if p == 1.0:
+        return 0.0, 0.0, 0.0
+    a = ((1.0 - p) * (1.0 + p * SATURATION * SATURATION)) ** -0.5
+    b = -a * p * SATURATION
+    return a, b, a * SATURATION + b
+
+
+def alpha_dropout(
+    x: npt.ArrayLike,
+    p: float = 0.5,
+    *,
+    rng: RngLike = None,
+    training: bool = True,
+    shared_axes: int | Sequence[int] = (),
+    region: Region | None = None,
+    out: npt.NDArray | None = None,
+    save: str = "bits",
+) -> tuple[npt.NDArray, Context]:
+    """Set elements to where SELU saturates, and all so that mean 0 and variance 1 are preserved.
+
+    y = a * x + b where kept and a * s + b where dropped, with s = -1.7581,
+    a = ((1 - p) (1 + p s^2))^(-1/2) and b = -a p s.
+
+    Parameters
+    ----------
+    x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64, any shape and layout
+    p, rng, training, shared_axes, region, out, save
+        As in `fastdrop.dropout`. At p = 1 there is no such a: y is zero.
+
+    Returns
+    -------
+    y : ndarray
+        Shape, dtype and memory order of x.
+    ctx : Context
+        ``ctx.backward(dy)`` gives a * dy where kept, else 0; a is ``ctx.scale``.
+
+    Raises
+    ------
+    TypeError
+        Kind or dtype of an argument.
+    ValueError
+        Value or shape of an argument.
+
+    References
+    ----------
+    G. Klambauer, T. Unterthiner, A. Mayr, S. Hochreiter: Self-normalizing neural networks. NeurIPS
+    2017, "New dropout technique".
+    """
+    return masked(ALPHA_DROPOUT, x, p, rng, training, shared_axes, region, out, save, affine)
+
+
+def feature_alpha_dropout(
+    x: npt.ArrayLike,
+    p: float = 0.5,
+    *,
+    channels_last: bool = False,
+    rng: RngLike = None,
+    training: bool = True,
+    shared_axes: int | Sequence[int] = (),
+    region: Region | None = None,
+    out: npt.NDArray | None = None,
+    save: str = "bits",
+) -> tuple[npt.NDArray, Context]:
+    """`alpha_dropout` of whole feature maps.
+
+    Parameters
+    ----------
+    x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64
+        Shape (batch, channels, ...) with 1 to 3 spatial axes, or (batch, ..., channels).
+    channels_last : bool
+        Whether the last axis is that of the channels, not the second.
+    shared_axes : int or tuple of int
+        Further axes that share a draw: 0 for the same maps in all examples.
+    p, rng, training, region, out, save
+        As in `alpha_dropout`.
+
+    Returns
+    -------
+    y : ndarray
+        Shape, dtype and memory order of x.
+    ctx : Context
+        ``ctx.backward(dy)`` gives the gradient.
+
+    Raises
+    ------
+    ValueError
+        x has no spatial axis, or more than 3.
+    """
+    x = x if on_device(x) else gate.array(x)
+    further = gate.axes(shared_axes, x.ndim, "shared_axes")
+    axes = tuple({*spatial_axes(x.ndim, channels_last), *further})
+    return alpha_dropout(
+        x, p, rng=rng, training=training, shared_axes=axes, region=region, out=out, save=save
+    )
+
+
+@dataclass(eq=False)
+class AlphaDropout(OpLayer):
+    """`alpha_dropout` as a layer.
+
+    Parameters
+    ----------
+    p : float or callable
+        Drop rate in [0, 1], or a function of the step; see `Layer`.
+    rng, shared_axes, save
+        As in `Dropout`.
+    """
+
+    op = alpha_dropout
+
+    p: Rate = 0.5
+    _: KW_ONLY
+    shared_axes: int | Sequence[int] = ()
+    save: str = "bits"
+
+
+@dataclass(eq=False)
+class FeatureAlphaDropout(OpLayer):
+    """`feature_alpha_dropout` as a layer.
+
+    Parameters
+    ----------
+    p : float or callable
+        Drop rate in [0, 1], or a function of the step; see `Layer`.
+    channels_last, shared_axes, save
+        As in `feature_alpha_dropout`.
+    rng
+        As in `Dropout`.
+    """
+
+    op = feature_alpha_dropout
+
+    p: Rate = 0.5
+    _: KW_ONLY
+    channels_last: bool = False
+    shared_axes: int | Sequence[int] = ()
+    save: str = "bits"

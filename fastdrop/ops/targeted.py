@@ -1,0 +1,273 @@
+"""Targeted dropout: drops weights at random, but only those that pruning would take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastdrop._core import BITS_PAD
+from fastdrop.backends import cpu
+from fastdrop.base import gate
+from fastdrop.base.layer import Layer, Rate
+from fastdrop.ops.dropout import Context
+from fastdrop.rng import RngLike, draw_call
+
+__all__ = ["Ramp", "TargetedContext", "TargetedDropout", "targeted_dropout", "targeted_prune"]
+
+MODES = ("weight", "unit", "unit_weight")
+
+
+class TargetedContext(Context):
+    """Context of `targeted_dropout`.
+
+    Holds one bit a weight, or one a unit in mode "unit": which weights were targets cannot be told
+    from the seed once they are updated. ``backward(dy)`` gives the gradient with respect to the
+    weights: dy where the weight was kept, +0 where it was dropped.
+    """
+
+    __slots__ = ()
+
+
+def targeted_dropout(
+    weight: npt.ArrayLike,
+    p: float = 0.5,
+    targeted: float = 0.5,
+    *,
+    mode: str = "weight",
+    rng: RngLike = None,
+    training: bool = True,
+) -> tuple[npt.NDArray, TargetedContext]:
+    """Drops each of the smallest weights, or units, with chance p. Nothing is rescaled.
+
+    So a network learns to do without what magnitude pruning will take from it; `targeted_prune`
+    takes it.
+
+    Parameters
+    ----------
+    weight : array_like of float16, bfloat16 (ml_dtypes), float32 or float64, shape (..., units)
+        Of a linear layer ``x @ weight`` or a convolution: the last axis is that of the output
+        units, and a unit's inputs are all others (fan_in: the product of their lengths).
+    p : float
+        Chance in [0, 1] that a target is dropped; alpha in the paper. 1 is magnitude pruning.
+    targeted : float
+        Fraction in [0, 1] of weights (units) that are targets; gamma in the paper.
+    mode : {"weight", "unit", "unit_weight"}
+        What is targeted and what is drawn:
+
+        - "weight": in each unit, the weights smaller in magnitude than its weight of rank
+          floor(targeted * fan_in), from 0. One draw a weight.
+        - "unit": the units whose 2-norm is smaller than that of rank floor(targeted * units).
+          One draw a unit, so units are dropped whole, as in the paper.
+        - "unit_weight": the same units, but one draw a weight, as in the authors' code.
+
+        Ties with the one of that rank are no targets, and a NaN is larger than any number; at
+        targeted = 1 all are targets.
+    rng : Rng, int, None, SeedSequence, Generator or BitGenerator
+        Names the draw; see `fastdrop.Rng`.
+    training : bool
+        If False, a copy of `weight` is returned and no random call is taken. It is not pruned:
+        training wants to be watched with and without, and the authors' code does one or the other
+        depending on the variant. `targeted_prune` is the pruned form.
+
+    Returns
+    -------
+    y : ndarray
+        `weight`, +0 where dropped.
+    ctx : TargetedContext
+        ``ctx.backward(dy)`` gives dweight; the thresholds are taken as constants.
+
+    Raises
+    ------
+    TypeError
+        dtype that is not supported, p or targeted that is not a real number.
+    ValueError
+        p or targeted outside [0, 1], another mode, weight of less than two axes.
+
+    Notes
+    -----
+    A weight is dropped if it is a target and `fastdrop.dropout` would drop it: the mask is drawn
+    over weight's shape, with all but the last axis shared in mode "unit".
+
+    References
+    ----------
+    A. N. Gomez, I. Zhang, S. R. Kamalakara, D. Madaan, K. Swersky, Y. Gal, G. E. Hinton: Learning
+    sparse networks using targeted dropout. arXiv:1905.13678 (2019).
+
+    Examples
+    --------
+    >>> dropped, ctx = fastdrop.targeted_dropout(W, 0.5, 0.75, rng=rng)
+    >>> y = x @ dropped
+    >>> dW = ctx.backward(x.T @ dy)
+    """
+    gate.choice(mode, MODES, "mode")
+    weight = gate.array(weight, "weight")
+    if weight.ndim < 2:
+        raise ValueError(f"weight must have at least two axes, (..., units), got {weight.shape}")
+    p, targeted = gate.rate(p), gate.rate(targeted, "targeted")
+    seed, call = draw_call(rng) if training else (None, None)
+    rate = p if training else 0.0
+    block = bits = None
+    if rate > 0.0:
+        if mode == "unit":
+            block = gate.block(weight.shape, tuple(range(weight.ndim - 1)))
+        drawn = cpu.draw(seed, call, rate, block or weight.size)
+        keep = np.frombuffer(drawn, np.uint8, len(drawn) - BITS_PAD)
+        others = ~np.packbits(_targets(weight, targeted, mode), bitorder="little")
+        bits = (keep | others).tobytes() + bytes(BITS_PAD)
+    ctx = TargetedContext(weight.shape, rate, seed, call, block, bits, 1.0)
+    return ctx.backward(weight), ctx
+
+
+def targeted_prune(
+    weight: npt.ArrayLike, targeted: float = 0.5, *, mode: str = "weight"
+) -> npt.NDArray:
+    """All targets of `targeted_dropout` set to zero: the weights for inference.
+
+    Parameters
+    ----------
+    weight, targeted, mode
+        As in `targeted_dropout`; "unit_weight" is the same as "unit" here.
+
+    Returns
+    -------
+    ndarray
+        Shape and dtype of weight. It is what `targeted_dropout` gives at p = 1; to train on with
+        pruned weights, call that, as it has a backward pass.
+
+    Raises
+    ------
+    TypeError
+        Kind or dtype of an argument.
+    ValueError
+        Value or shape of an argument.
+    """
+    return targeted_dropout(weight, 1.0, targeted, mode=mode, rng=0)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Ramp:
+    """From 0 up to a rate: a function of the step for the arguments of `TargetedDropout`.
+
+    It rises to ``share * final`` over the first `steps` steps, and on to `final` over as many.
+
+    Parameters
+    ----------
+    final : float
+        The rate in the end.
+    steps : int
+        Length of each of the two parts.
+    share : float
+        How much of `final` is reached after the first part; with 1 there is no second.
+
+    Examples
+    --------
+    The authors' "piecewise" schedule:
+
+    >>> from fastdrop.ops.targeted import Ramp
+    >>> p = Ramp(0.5, 40_000)
+    >>> targeted = Ramp(0.75, 20_000, 0.95)
+    >>> layer = fastdrop.layers.TargetedDropout(p, targeted, rng=1234)
+    """
+
+    final: float
+    steps: int
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        gate.rate(self.final, "final")
+        gate.rate(self.share, "share")
+        gate.count(self.steps, "steps")
+
+    def __call__(self, step: int) -> float:
+        """The rate at this step."""
+        step = gate.count(step, "step", 0)
+        first = min(step / self.steps, 1.0)
+        second = min(max(step / self.steps - 1.0, 0.0), 1.0)
+        return self.final * (self.share * first + (1.0 - self.share) * second)
+
+
+class TargetedDropout(Layer):
+    """`targeted_dropout` as a layer; what it is called with are weights.
+
+    Parameters
+    ----------
+    p, targeted : float or callable
+        As in `targeted_dropout`, or functions of the step, such as
+        `fastdrop.targeted.Ramp`; see `Layer`.
+    mode
+        As in `targeted_dropout`.
+    rng : Rng, int, None, SeedSequence, Generator or BitGenerator
+        An int seeds an `Rng` of the layer's own.
+
+    Examples
+    --------
+    >>> layer = fastdrop.layers.TargetedDropout(0.5, 0.75, rng=1234)
+    >>> y = x @ layer(W)
+    >>> dW = layer.backward(x.T @ dy)
+    >>> y = x @ layer.prune(W)                            # in the end
+    """
+
+    def __init__(
+        self,
+        p: Rate = 0.5,
+        targeted: float | Callable[[int], float] = 0.5,
+        *,
+        mode: str = "weight",
+        rng: RngLike = None,
+    ) -> None:
+        super().__init__(rng, p)
+        self.targeted = targeted if callable(targeted) else gate.rate(targeted, "targeted")
+        self.mode = gate.choice(mode, MODES, "mode")
+
+    def __call__(self, weight: npt.ArrayLike) -> npt.NDArray:
+        """The weights to compute with."""
+        targeted = self._fraction()
+        y, self.ctx = targeted_dropout(
+            weight, self.rate(), targeted, mode=self.mode, rng=self.rng, training=self.training
+        )
+        return y
+
+    def share_batch(self) -> None:
+        """Weights are the same for all examples as they are; see `Layer.share_batch`."""
+
+    def prune(self, weight: npt.ArrayLike) -> npt.NDArray:
+        """`targeted_prune` with this layer's fraction, that of the step if it is a function."""
+        return targeted_prune(weight, self._fraction(), mode=self.mode)
+
+    def _fraction(self) -> float:
+        return self.targeted(self.step) if callable(self.targeted) else self.targeted
+
+    def __repr__(self) -> str:
+        return f"TargetedDropout(p={self.p}, targeted={self.targeted}, mode={self.mode!r})"
+
+
+def _targets(weight: npt.NDArray, targeted: float, mode: str) -> npt.NDArray[np.bool_]:
+    """Bools that say what may be dropped: one a weight, or one a unit in mode "unit"."""
+    units = weight.shape[-1]
+    flat = weight.reshape(prod(weight.shape[:-1]), units)
+    if mode == "weight":
+        # Without their sign, floats sort as integers do, which takes half the time.
+        bits = flat.view(f"u{flat.itemsize}")
+        return _below(bits & (np.iinfo(bits.dtype).max >> 1), targeted)
+    # The squares sort as the norms; in float64, no square of a smaller type overflows.
+    squares = np.einsum("iu,iu->u", flat, flat, dtype=np.float64)
+    below = _below(squares[:, None], targeted)[:, 0]
+    return below if mode == "unit" else np.broadcast_to(below, flat.shape)
+
+
+def _below(values: npt.NDArray[Any], fraction: float) -> npt.NDArray[np.bool_]:
+    """Where a value is smaller than that of rank floor(fraction * length) in its column."""
+    length, columns = values.shape
+    rank = int(fraction * length)
+    if rank == length:
+        return np.ones(values.shape, np.bool_)
+    rows = np.empty((columns, length), values.dtype)
+    for i in range(0, length, 64):  # transposed as a whole, every element is a cache miss
+        rows[:, i : i + 64] = values[i : i + 64].T
+    rows.partition(rank, axis=1)
+    return values < np.ascontiguousarray(rows[:, rank])
