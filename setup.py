@@ -1,8 +1,8 @@
 """The compiled part; everything else is in pyproject.toml.
 
-Environment variables: FASTDROP_KERNELS, a file that `python gpu/cuda_build.py` made, puts
+Environment variables: FASTDROP_KERNELS, a file that `python dev/gpu/cuda_build.py` made, puts
 kernels for GPUs into the package. For developers FASTDROP_SANITIZE (address, undefined or thread;
-see trust/sanitize) and FASTDROP_TRACE (counts the lines of the .pyx; see trust/coverage).
+see dev/trust/sanitize) and FASTDROP_TRACE (counts the lines of the .pyx; see dev/trust/coverage).
 """
 
 import os

@@ -1,5 +1,5 @@
 /* AVX-512 (F, BW, DQ, VL): eight lanes; keep bits are mask registers as they stand. */
-#ifdef FASTDROP_SIMDE /* emulated on a CPU that lacks it: tests/cross */
+#ifdef FASTDROP_SIMDE /* emulated on a CPU that lacks it: tests/backends/cpu/cross */
 #include "simde_avx512.h"
 #else
 #include <immintrin.h>

@@ -3,7 +3,7 @@
 whose coefficients are written here. No library's log, exp, sin or cos has a say.
 
 Errors against exact arithmetic, measured over all inputs: log1p_ratio 1.2e-7, sincos 9e-8, exp
-2e-7 (float32) relative; a normal is off by at most 8e-7 (tests/test_noise.py).
+2e-7 (float32) relative; a normal is off by at most 8e-7 (tests/stream/test_noise.py).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from bitwise import assert_same_bits
+from helpers.bitwise import assert_same_bits
 
 import fastdrop as fd
 

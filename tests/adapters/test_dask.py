@@ -7,7 +7,7 @@ import signal
 
 import numpy as np
 import pytest
-from bitwise import assert_same_bits
+from helpers.bitwise import assert_same_bits
 
 import fastdrop as fd
 

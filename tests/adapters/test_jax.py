@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from bitwise import assert_same_bits
+from helpers.bitwise import assert_same_bits
 
 import fastdrop as fd
 

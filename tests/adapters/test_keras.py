@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from bitwise import assert_same_bits
+from helpers.bitwise import assert_same_bits
 
 import fastdrop as fd
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bitwise import assert_same_bits
-from fake_device import FakeArray
+from helpers.bitwise import assert_same_bits
+from helpers.fake_device import FakeArray
 
 import fastdrop as fd
 from fastdrop import adapters, cuda
@@ -101,8 +101,8 @@ def test_torch(torch, name, seed):
 KERAS = """
 import numpy as np, pytest, sys
 sys.path.insert(0, "tests")
-from bitwise import assert_same_bits
-from fake_device import FakeArray
+from helpers.bitwise import assert_same_bits
+from helpers.fake_device import FakeArray
 import fastdrop as fd
 from fastdrop import cuda
 from fastdrop.backends.cuda import arrays as device

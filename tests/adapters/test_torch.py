@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 import pytest
-from bitwise import assert_same_bits
+from helpers.bitwise import assert_same_bits
 
 import fastdrop as fd
 

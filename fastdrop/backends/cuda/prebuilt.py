@@ -2,7 +2,7 @@
 wheel was built.
 
 They are in an archive, ``kernels.zip``, a fatbin each: cubins for some architectures, and PTX for
-later ones. gpu/cuda_build.py makes it; setup.py, which puts it into a wheel, runs this file
+later ones. dev/gpu/cuda_build.py makes it; setup.py, which puts it into a wheel, runs this file
 alone to see whether it is stale, so what is imported here is of the standard library. Nearly all
 who import fastdrop read no archive: what reads one is imported where it does.
 """
@@ -62,11 +62,11 @@ def why_not() -> str | None:
     if found is None:
         return "this build of fastdrop has none"
     if source := stale(found, FOLDER):
-        return f"{source} has changed since they were compiled: python gpu/cuda_build.py"
+        return f"{source} has changed since they were compiled: python dev/gpu/cuda_build.py"
     from fastdrop._core import PARTS
 
     if found["parts"] != PARTS:
-        return f"they add in {found['parts']} parts, not in {PARTS}: python gpu/cuda_build.py"
+        return f"they add in {found['parts']} parts, not in {PARTS}: python dev/gpu/cuda_build.py"
     try:
         import cuda.core  # noqa: F401
         from cuda.bindings import driver

@@ -1,0 +1,179 @@
+"""Faults put into the C sources one at a time: the quick tests of the core must catch each.
+
+python dev/trust/mutate.py [number ...]; exit status 1 if one survives. Builds in build/mutate.
+"""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from shutil import copytree, ignore_patterns, rmtree
+
+import numpy
+
+ROOT = Path(__file__).parents[2]
+WORK = ROOT / "build" / "mutate"
+
+# File, what stands there, what is put in its place, tests that must fail.
+MUTATIONS = [
+    ("philox.h", "0xD2511F53", "0xD2511F51", "stream"),
+    ("philox.h", "0xBB67AE85u", "0xBB67AE87u", "stream"),
+    ("philox.h", "enum { ROUNDS = 7", "enum { ROUNDS = 6", "stream"),
+    ("philox.h", "(first >> 32) | (uint64_t)domain << 28", "(uint64_t)domain << 28", "stream"),
+    ("philox.h", "(UINT64_C(1) << 32) - (uint32_t)first", "UINT64_MAX", "stream"),
+    ("philox.h", "lanes_shr(i, 34)", "lanes_shr(i, 35)", "stream"),
+    ("draw.h", "(uint8_t)((t >> 24) - !f)", "(uint8_t)(t >> 24)", "stream"),
+    ("draw.h", "(w >> 8 >= f)", "(w >> 8 > f)", "stream"),
+    ("draw.h", "w >> 8 >= f", "w >= f", "stream"),
+    ("draw.h", "n += word != 0;", "", "stream"),
+    (
+        "draw.h",
+        "word; word &= word - 1)\n            at[n++]",
+        "0; )\n            at[n++]",
+        "stream",
+    ),
+    ("draw.h", "t == 0 ? 0xff : 0", "0xff", "stream"),
+    ("draw.h", "t == UINT64_C(1) << 31", "t == 0", "stream"),
+    ("bits.h", "BITS_CHUNK = 56", "BITS_CHUNK = 60", "place"),
+    ("bits.h", "w->word >>= w->held & ~7u;", "w->word >>= w->held & ~15u;", "place"),
+    ("bits.h", "(uint64_t)value << at % 8", "(uint64_t)value", "layouts"),
+    ("drivers.c", "nearbyint(ldexp(p, 32))", "ldexp(p, 32)", "stream"),
+    ("drivers.c", "p < 1.0 ? 1.0 / (1.0 - p) : 0.0", "1.0 / (1.0 - p)", "dropout"),
+    ("drivers.c", "start % FD_ALIGN;\n    if", "start % (FD_ALIGN / 2);\n    if", "place"),
+    ("drivers.c", "(size_t)(64 + done - i)", "(size_t)(63 + done - i)", "dropout"),
+    ("drivers.c", "memcpy(buffer, bits + FD_TILE / 8 - 8, 8);", "", "dropout"),
+    ("drivers.c", "f->start + i, m, bits", "f->start, m, bits", "dropout"),
+    ("drivers.c", "f->saved + i / 8, 0, 0}, bits, 0, m", "f->saved, 0, 0}, bits, 0, m", "dropout"),
+    ("drivers.c", "d->stride[a - 1] - d->n[a] * d->stride[a]", "d->stride[a - 1]", "place"),
+    ("drivers.c", "bit -= above.n * above.bit;", "", "place"),
+    ("drivers.c", "i % e->bias_length", "i % (e->bias_length + 1)", "fused"),
+    ("drivers.c", "first * FD_TILE, stop", "(first + 1) * FD_TILE, stop", "dropout"),
+    ("drivers.c", "a.bit == b.n * b.bit", "1", "place"),
+    ("drivers.c", "mask ^= mask << k", "mask ^= mask << 1", "layouts"),
+    (
+        "drivers.c",
+        "w->axis[d].bit;\n    }\n    const int gather",
+        "0;\n    }\n    const int gather",
+        "place",
+    ),
+    ("drivers.c", "first * s->row;\n        memset", "0;\n        memset", "fused"),
+    ("drivers.c", "(size_t)ids[i] * row, row", "(size_t)i * row, row", "shared"),
+    ("drivers.c", "l->bits[id / 8] >> id % 8", "l->bits[first / 8] >> first % 8", "shared"),
+    ("pool.c", "left < job_chunk ? left : job_chunk", "job_chunk", "threads"),
+    ("pool.c", "while (pool.active)", "while (0)", "threads"),
+    ("pool.c", "|| pthread_mutex_trylock(&owner)", "", "threads"),
+    ("pool.c", "registered = !pthread_atfork(NULL, NULL, after_fork)", "registered = 1", "faults"),
+    ("pool.c", "sigfillset(&all);", "sigemptyset(&all);", "faults"),
+    ("pool.c", "pool_refused();\n", "", "faults"),
+    ("apply.h", "v = MUL(v, scale);", "", "dropout"),
+    ("apply.h", "shift + (i - first), n - i", "shift, n - i", "dropout"),
+    (
+        "apply.h",
+        "memcpy(o->y + i * SIZE, x, n * SIZE);",
+        "memcpy(o->y + i * SIZE, x, 64 * SIZE);",
+        "threads",
+    ),
+    ("apply.h", "SET(o->dropped), b, j", "SET(0), b, j", "alpha"),
+    ("apply.h", "o->bias + at", "o->bias", "fused"),
+    ("apply.h", "sum[i + j] += (double)value[j]", "sum[i + j] += (float)value[j] + 1e-9", "fused"),
+    ("noise.h", "words_set(31), e", "words_set(32), e", "noise"),
+    ("noise.h", "words_shl(*angle, 2)", "words_shl(*angle, 1)", "noise"),
+    ("noise.h", "words_shr(w, 9)", "words_shr(w, 8)", "noise"),
+    ("noise.h", "-0.16666655f", "-0.16666755f", "noise"),
+    (
+        "connect.h",
+        ", bit += w.row_bits) {\n        const BITS",
+        ") {\n        const BITS",
+        "dropconnect",
+    ),
+    (
+        "connect.h",
+        "if (dx)\n            ((SCALAR *)dx)[r] += lane[0]",
+        "if (dx)\n            ((SCALAR *)dx)[r] += lane[WIDTH - 1]",
+        "dropconnect",
+    ),
+    ("drivers_connect.c", "i * c->length + t->row", "t->row", "dropconnect"),
+    ("drivers_connect.c", "start - skip, skip + n", "start, skip + n", "dropconnect"),
+    ("drivers_noise.c", "% FD_NOISE_BLOCK;\n    job", "% 2;\n    job", "noise"),
+    ("drivers_noise.c", "i % job->sigma_length", "i % (job->sigma_length + 1)", "variational"),
+    ("drivers_noise.c", "column = (i + j) % job->row", "column = j % job->row", "variational"),
+    ("drivers_blocks.c", "(63 - shift)", "(62 - shift)", "dropblock"),
+    ("drivers_blocks.c", "words[far] |= words[0] << shift;", ";", "dropblock"),
+    ("drivers_blocks.c", "if (at % 64 + m > 64)", "if (0)", "dropblock"),
+    ("drivers_blocks.c", "words[n - 1] |= UINT64_MAX << elements % 64;", ";", "dropblock"),
+    ("drivers_blocks.c", "first * s.maps * rows * columns", "first * s.maps * rows", "dropblock"),
+]
+
+# What has to be compiled again for a header: the kernels that the tests run, and who else reads it.
+READERS = {"bits.h": ["isa_avx2", "drivers", "drivers_blocks"]}
+FLAGS = ["-O1", "-std=gnu11", "-ffp-contract=off", "-fPIC", "-pthread", "-w"]
+
+
+def compile_(name, sources, to):
+    folders = sources, ROOT / "fastdrop/include", sysconfig.get_path("include"), numpy.get_include()
+    include = [f"-I{folder}" for folder in folders]
+    source = ROOT / "build/src/_core.c" if name == "_core" else sources / f"{name}.c"
+    command = ["gcc", *FLAGS, *include, "-DNPY_NO_DEPRECATED_API=NPY_2_0_API_VERSION"]
+    return subprocess.run([*command, "-c", source, "-o", to / f"{name}.o"]).returncode == 0
+
+
+def prepare():
+    """All objects of the sources as they are, and the package around them."""
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=ROOT, check=True
+    )
+    rmtree(WORK, ignore_errors=True)
+    (WORK / "objects").mkdir(parents=True)
+    copytree(ROOT / "fastdrop", WORK / "fastdrop", ignore=ignore_patterns("*.so", "__pycache__"))
+    for name in ["_core", *sorted(path.stem for path in (ROOT / "src").glob("*.c"))]:
+        assert compile_(name, ROOT / "src", WORK / "objects"), name
+
+
+def survives(mutation):
+    file, before, after, tests = mutation
+    copytree(ROOT / "src", WORK / "src", dirs_exist_ok=True)
+    text = (ROOT / "src" / file).read_text()
+    assert text.count(before) == 1, f"{file}: {before!r} is there {text.count(before)} times"
+    (WORK / "src" / file).write_text(text.replace(before, after))
+    copytree(WORK / "objects", WORK / "mutated", dirs_exist_ok=True)
+    stem, kind = file.split(".")
+    for name in [stem] if kind == "c" else READERS.get(file, ["isa_avx2"]):
+        if not compile_(name, WORK / "src", WORK / "mutated"):
+            return f"{name} does not compile"
+    objects = sorted((WORK / "mutated").glob("*.o"))
+    library = WORK / "fastdrop" / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
+    subprocess.run(["gcc", "-shared", "-pthread", *objects, "-lm", "-o", library], check=True)
+    paths = {"PYTHONPATH": str(WORK), "PYTHONSAFEPATH": "1", "FASTDROP_ISA": "avx2"}
+    others = "not avx512 and not sse2 and not portable"
+    command = ["-m", "pytest", "-qx", "-p", "no:cacheprovider", "-k", others]
+    try:
+        done = subprocess.run(
+            [sys.executable, *command, *(ROOT / "tests").rglob(f"test_{tests}.py")],
+            env={**os.environ, **paths},
+            cwd=WORK,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    except subprocess.TimeoutExpired:
+        return ""
+    return "" if done.returncode in (1, -11, -6) else done.stdout[-500:] + done.stderr[-500:]
+
+
+def main():
+    prepare()
+    chosen = [int(n) for n in sys.argv[1:]] or range(len(MUTATIONS))
+    survivors = 0
+    for n in chosen:
+        file, before, after, tests = MUTATIONS[n]
+        told = survives(MUTATIONS[n])
+        survivors += bool(told)
+        shown = f"{n} {file}: {before!r} -> {after!r}, test_{tests}.py"
+        print("SURVIVES" if told else "caught", shown, told, flush=True)
+    print(f"{len(chosen)} faults, {survivors} not caught")
+    return bool(survivors)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

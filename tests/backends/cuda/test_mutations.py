@@ -1,0 +1,334 @@
+"""Kernels that are wrong in one place: the executed PTX shows it."""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import test_kernels_ptx as checks
+from helpers.ptx import Fault
+
+import fastdrop
+
+pytest.importorskip("numba_cuda", reason="pip install 'fastdrop[test-cuda]'")
+
+import cuda_compile
+
+from fastdrop.backends.cuda import table as cuda_table
+
+pytestmark = pytest.mark.slow
+CC = (8, 0)
+# In the order of their imports.
+MODULES = [module.__name__ for module in (*cuda_table.MODULES, cuda_table)]
+
+
+def forward(dtype="float32", p=0.2, n=6007, **where):
+    checks.check_dropout(CC, dtype, n, p, **where)
+
+
+def tail():
+    forward(n=6015)
+
+
+def keep_mask():
+    checks.test_keep_mask(CC, 0.2, True)
+
+
+def rows(row=48, p=0.4):
+    checks.test_rows_of_a_table("float32", row, p)
+
+
+def order():
+    checks.test_order_of_ids()
+
+
+def blocks(sides=(3, 7)):
+    checks.test_blocks(CC, sides)
+
+
+def examples(shape=(4, 3, 5, 7)):
+    checks.test_examples_with_scales_of_their_own("float32", shape)
+
+
+def connect():
+    checks.test_connect(CC, "float32", (6, 20, 47))
+
+
+def connect_back(size=(6, 20, 47)):
+    checks.test_connect_back(CC, "float32", size)
+
+
+def deviations():
+    checks.test_noise_with_a_deviation_each("float32", (1001, 6))
+
+
+def weighted(dtype="float32"):
+    checks.test_weighted(dtype)
+
+
+def sums():
+    checks.test_sums_of_rows("float32", 0.4)
+
+
+# Behind the head of the dropout kernel's loop, of which others have the same.
+THERE = "\n            i = U64(group << U64(4))\n            left"
+
+# What is changed, into what, and the check that must fail.
+MUTATIONS = {
+    "no refinement": (
+        "            keep = refined(keep, w0, w1, w2, w3, number, t, f, keys, call)\n",
+        "            keep = keep\n",
+        forward,
+    ),
+    "refinement by 23 bits": ("if U32(w >> U32(8)) < f:", "if U32(w >> U32(9)) < f:", forward),
+    "one tie a group": (
+        "ties = U32(ties ^ U32(U32(1) << bit))",
+        "ties = U32(0)",
+        lambda: checks.test_two_ties_in_one_group(CC, "float32"),
+    ),
+    "tie at the wrong element": (
+        "U32(bit & U32(3)) << U32(2)) | U32(bit >> U32(3))",
+        "U32(bit & U32(3)) << U32(2)) | U32(bit >> U32(4))",
+        forward,
+    ),
+    "wrong shift in the mask": (
+        "gathered(at_least(w2, low, under)), U32(4))",
+        "gathered(at_least(w2, low, under)), U32(5))",
+        forward,
+    ),
+    "threshold from 1/2 on": (
+        "under = U32(0) if half else U32(0xFFFFFFFF)",
+        "under = U32(0xFFFFFFFF)",
+        lambda: forward(p=0.9),
+    ),
+    "wrong shift of the block number": (
+        "block(number, bytes_domain",
+        "block(U64(number >> U64(1)), bytes_domain",
+        forward,
+    ),
+    "upper half of the index lost": (
+        "U32(U32(number >> U64(32)) | domain)",
+        "U32(domain)",
+        lambda: forward(start=2**40),
+    ),
+    "one round key twice": ("keys[12], keys[13])", "keys[10], keys[13])", forward),
+    "mask of the tail not cut": ("k = U32(k & missing)", "k = k", forward),
+    "tail one element too long": (
+        "missing = U32(U32(U32(1) << U32(left)) - U32(1))",
+        "missing = U32(U32(U32(2) << U32(left)) - U32(1))",
+        forward,
+    ),
+    "tail left out": (
+        "while U64(group << U64(4)) < n:" + THERE,
+        "while U64(group << U64(4) | U64(15)) < n:" + THERE,
+        forward,
+    ),
+    "tail not seen": ("and known and left >= U64(16):", "and known and left >= U64(15):", tail),
+    "misaligned arrays not seen": (
+        "aligned = U64(U64(U64(x | y) | U64(residual | bias)) & U64(15)) == U64(0)",
+        "aligned = U64(U64(U64(x | y) | U64(residual | bias)) & U64(3)) == U64(0)",
+        lambda: forward(offset=1),
+    ),
+    "one group too many": (
+        "while U64(group << U64(4)) < n:" + THERE,
+        "while U64(group << U64(4)) < U64(n + U64(16)):" + THERE,
+        forward,
+    ),
+    "every second turn left out": (
+        "group = U64(group + step())\n            if has_bias",
+        "group = U64(group + U64(step() + step()))\n            if has_bias",
+        forward,
+    ),
+    "two threads on one group": (
+        "group = first()\n        aligned = U64",
+        "group = U64(first() >> U64(1))\n        aligned = U64",
+        forward,
+    ),
+    "store in the wrong place": (
+        "put(U64(y + at1), y1)",
+        "put(U64(y + U64(at1 >> U64(1))), y1)",
+        forward,
+    ),
+    "bias goes on at the wrong column": (
+        "column = U32(column - U32(row)) if column >= U32(row) else column",
+        "column = U32(column - U32(row)) if column > U32(row) else column",
+        lambda: checks.test_bias("float32", 112),
+    ),
+    "of a chunk with a NaN nothing is done": (
+        "missing = U32(U32(bits0 if nan0 else none) | U32(bits1 if nan1 else none))",
+        "missing = U32(bits0 if nan0 else none)",
+        forward,
+    ),
+    "NaN not looked for": ("return (a != a) | (b != b)", "return a != a", forward),
+    "NaN loses its payload": (
+        "return r if v == v else value(raw(bits(v) | quiet))",
+        "return r",
+        forward,
+    ),
+    "the least NaN of float16 not seen": (
+        "U32(0x03FF03FF)",
+        "U32(0x03FE03FE)",
+        lambda: checks.test_other_ops("float16", "zoneout"),
+    ),
+    "masks of two elements swapped": (
+        "signs = t.upper_signs if c else t.lower_signs",
+        "signs = t.lower_signs if c else t.upper_signs",
+        lambda: forward("float16"),
+    ),
+    "mask alone, tail not cut": (
+        "k = U32(k & U32(U32(U32(1) << U32(n - i)) - U32(1)))",
+        "k = k",
+        keep_mask,
+    ),
+    "a block of a row begins on the next": ("if w == width:", "if w > width:", blocks),
+    "blocks begin in the last rows": ("if h < rows and", "if h <= rows and", blocks),
+    "maps of an example miscounted": (
+        "U64(example * U64(size // each))",
+        "U64(example * U64(size // width))",
+        blocks,
+    ),
+    "blocks one too narrow": ("while k > U64(0) and back", "while k > U64(1) and back", blocks),
+    "blocks cut at an example's first words": (
+        "while k > U64(0) and back < U64(at + U64(16)):",
+        "while k > U64(0) and back <= at:",
+        lambda: blocks((20, 39)),
+    ),
+    "bits behind an example not cut": ("bits = U32(U32(~bits) & ones)", "bits = ~bits", blocks),
+    "ones counted twice": ("word = U64(word + parts)", "word = U64(word + U64(1))", examples),
+    "scales of the next example": (
+        "scale = value(load_real(U64(own + U64(U64(i // row) * size))))",
+        "scale = value(load_real(U64(own + U64(U64(U64(i + U64(8)) // row) * size))))",
+        examples,
+    ),
+    "a group across examples taken as one": (
+        "if rows or examples:\n            aligned",
+        "if rows:\n            aligned",
+        examples,
+    ),
+    "0 / 0 kept": (
+        "if total != U64(0) else number(total)",
+        "if total != U64(1) else number(total)",
+        examples,
+    ),
+    "a mask that is not at a multiple of 16 cut": (
+        "last = U32(0) if at == U32(0) else U32(16)",
+        "last = U32(0)",
+        connect,
+    ),
+    "rate 1/2 drawn as another": (
+        "even = t == U32(128) and f == U32(0)",
+        "even = t == U32(129)",
+        connect,
+    ),
+    "columns behind the last": (
+        "return decode(load1(at)) if number < left",
+        "return decode(load1(at)) if number < U32(99)",
+        connect,
+    ),
+    "a dropped weight counted": (
+        "if U32(k & bit) != U32(0) else zero",
+        "if U32(k & bit) != U32(99) else zero",
+        connect,
+    ),
+    "mask of the next row": (
+        "index = U64(index + bits_j)",
+        "index = U64(index + columns)",
+        connect,
+    ),
+    "a tree of sums in another order": (
+        "pairs(pairs(a, c), pairs(b, d))",
+        "pairs(pairs(a, b), pairs(c, d))",
+        connect_back,
+    ),
+    "all columns in one tree": (
+        "CHUNK = U64(4096)",
+        "CHUNK = U64(8192)",
+        lambda: connect_back((2, 2, 4160)),
+    ),
+    "mask of another weight": (
+        "U64(index + o), t, f",
+        "U64(index + U64(o >> U64(1))), t, f",
+        connect_back,
+    ),
+    "deviations of a row that do not end": (
+        "return sigma, (column if column < row else U64(0))",
+        "return sigma, column",
+        deviations,
+    ),
+    "deviations from the first on": ("U64(i % row))", "U64(0))", deviations),
+    "a slope without its noise": (
+        "inverse, scale):\n            return noise",
+        "inverse, scale):\n            return sigma",
+        deviations,
+    ),
+    "a clipped gradient": (
+        "v = nothing if weight < nothing",
+        "v = v if weight < nothing",
+        weighted,
+    ),
+    "rounded once": (
+        "v = number(narrow(v))",
+        "v = v",
+        lambda: weighted("float64"),
+    ),
+    "a row's number not multiplied": ("U64(number * row)", "number", rows),
+    "of an unaligned table all rows kept": (
+        "if known and given != U64(0):",
+        "if known and given != U64(0) and U64(row & U64(15)) == U64(0):",
+        lambda: rows(5),
+    ),
+    "a group across rows taken as one": (
+        "aligned = aligned and U64(row & U64(15)) == U64(0)",
+        "aligned = aligned and U64(row & U64(0)) == U64(0)",
+        lambda: rows(5),
+    ),
+    "without dropout a NaN changed": (
+        "if rows and known and given == U64(0):",
+        "if rows and known and given == U64(1):",
+        lambda: rows(p=0),
+    ),
+    "last run not merged": ("while low < end:", "while U64(low + run) < end:", order),
+    "an id in front of itself": ("n, run) < v:", "n, run) <= v:", order),
+    "order of equal ids lost": (
+        "return U64(U64(v * n) + i) if",
+        "return U64(U64(v * n) + U64(U64(n - U64(1)) - i)) if",
+        order,
+    ),
+    "dropped words have gradients": (
+        "return given == U64(0) or bit(given, word) != U32(0)",
+        "return given == U64(0) or bit(given, word) != U32(2)",
+        sums,
+    ),
+    "each row of a word begins anew": (
+        "key(order, U64(place - U64(1))) < low",
+        "key(order, U64(place - U64(1))) < key(order, place)",
+        sums,
+    ),
+}
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """Nothing compiled before counts, nor does what is compiled here later."""
+    monkeypatch.setattr(checks, "_compiled", checks._compiled.__wrapped__)
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_wrong_kernel_is_found(monkeypatch, tmp_path, mutation):
+    right, wrong, check = MUTATIONS[mutation]
+    found = 0
+    for name in MODULES:
+        source = Path(import_module(name).__file__).read_text()
+        found += source.count(right)
+        module = ModuleType(name)
+        module.__file__ = str(tmp_path / f"{name}.py")
+        Path(module.__file__).write_text(source.replace(right, wrong))
+        monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setattr(fastdrop, name.partition(".")[2], module)
+        exec(compile(source.replace(right, wrong), module.__file__, "exec"), module.__dict__)
+    assert found == 1
+    monkeypatch.setattr(cuda_compile, "kernels", module)
+    with pytest.raises((AssertionError, Fault)):
+        check()

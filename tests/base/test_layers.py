@@ -1,0 +1,133 @@
+"""Stateful layers."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from helpers.bitwise import assert_same_bits
+
+import fastdrop as fd
+
+
+def test_draws_a_new_mask_each_call():
+    layer = fd.layers.Dropout(0.5, rng=7)
+    x = np.ones((4, 300), np.float32)
+    rng = fd.Rng(7)
+    for _ in range(3):
+        expected, ctx = fd.dropout(x, 0.5, rng=rng)
+        assert_same_bits(layer(x), expected)
+        assert_same_bits(layer.backward(x), ctx.backward(x))
+
+
+def test_eval_passes_through_and_takes_no_call():
+    layer = fd.layers.Dropout(0.5, rng=fd.Rng(7))
+    assert layer.eval() is layer
+    x = np.ones(300)
+    assert_same_bits(layer(x), x)
+    assert_same_bits(layer.backward(x), x)
+    assert layer.rng.call == 0
+    layer.train()
+    assert (layer(x) == 0).any()
+
+
+def test_in_place_and_options():
+    layer = fd.layers.Dropout(0.5, rng=7, shared_axes=(0,), save="seed")
+    x = np.ones((4, 300), np.float32)
+    assert layer(x, out=x) is x
+    assert (x == x[0]).all()
+    assert layer.ctx.nbytes == 0
+    layer.p = 0.0
+    assert layer(x).all() == x.all()
+    assert repr(layer) == "Dropout(p=0.0, shared_axes=(0,), save='seed')"
+
+
+def test_shared_random_state():
+    rng = fd.Rng(1)
+    first, second = fd.layers.Dropout(rng=rng), fd.layers.Dropout(rng=rng)
+    x = np.ones(300)
+    first(x), second(x)
+    assert (first.ctx.call, second.ctx.call) == (0, 1)
+    generator = np.random.default_rng(1)
+    assert fd.layers.Dropout(rng=generator).rng is generator
+
+
+def test_backward_before_forward():
+    with pytest.raises(RuntimeError, match="forward"):
+        fd.layers.Dropout().backward(np.ones(3))
+
+
+def test_bad_save():
+    with pytest.raises(ValueError, match="save must be one of"):
+        fd.layers.Dropout(save="x")
+
+
+@pytest.mark.parametrize("seed", [3, np.int64(3), np.random.SeedSequence(3), None])
+def test_seeds_are_the_layers_own(seed):
+    """Whatever names a draw once must not name the same one in each call."""
+    layer, x = fd.layers.Dropout(0.5, rng=seed), np.ones(300)
+    assert (layer(x) != layer(x)).any()
+
+
+def test_a_call_that_fails_is_no_step():
+    layer = fd.layers.Dropout(lambda step: 0.1 if step == 0 else 1.5, rng=1)
+    with pytest.raises(TypeError, match="x must be"):
+        layer(np.ones(3, int))
+    assert layer.step == 0
+    layer(np.ones(3))
+    with pytest.raises(ValueError, match="p must be in"):
+        layer(np.ones(3))
+    assert layer.step == 1
+
+
+def test_no_rate_is_an_error():
+    for layer in (fd.layers.Dropout, fd.layers.TargetedDropout, fd.layers.Zoneout):
+        with pytest.raises(TypeError, match="p must be a real number"):
+            layer(None)
+
+
+def test_out_where_there_is_none():
+    layer = fd.layers.Zoneout(0.5, rng=1)
+    layer(np.ones(3), np.ones(3))
+    with pytest.raises(TypeError, match="out is not taken by the backward pass of Zoneout"):
+        layer.backward(np.ones(3), out=np.ones(3))
+
+
+EVERY = {
+    "DropConnect": (lambda: fd.layers.DropConnect(4, 4, rng=1), 1),
+    "EmbeddingDropout": (lambda: fd.layers.EmbeddingDropout(np.ones((8, 4)), rng=1), 0),
+    "GaussianNoise": (lambda: fd.layers.GaussianNoise(0.5, rng=1), 1),
+    "SparseVariationalLinear": (
+        lambda: fd.layers.SparseVariationalLinear(4, 4, dtype=float, rng=1),
+        1,
+    ),
+    "Zoneout": (lambda: fd.layers.Zoneout(rng=1), 2),
+}
+
+
+@pytest.mark.parametrize("name", [n for n in fd.layers.__all__ if n not in ("Layer", "OpLayer")])
+def test_every_layer(name):
+    """One road: call, backward, copies, evaluation that draws nothing."""
+    make, inputs = EVERY.get(name, (lambda: getattr(fd.layers, name)(rng=1), 1))
+    layer = make()
+    shape = (2, 4, 8, 8) if "Feature" in name or name in ("SpatialDropout", "DropBlock") else (6, 4)
+    x = np.random.default_rng(0).standard_normal(shape)
+    given = [x] * inputs or [np.arange(6)]
+    if name == "DropConnect":
+        given = [x.astype(np.float32)]
+    with pytest.raises(RuntimeError, match="forward call"):
+        layer.backward(x)
+    call = layer.rng.call
+    y = layer(*given)
+    assert (layer.rng.call, layer.step) == (call + 1, 1)
+    layer.backward(y)
+    assert list(layer.gradients) == list(layer.learned) == list(layer.parameters)
+    for same in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert_same_bits(same(*given), copy.deepcopy(layer)(*given))
+        assert same.ctx == same.ctx
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        pickle.loads(pickle.dumps(layer.ctx, protocol))
+    call = layer.rng.call
+    assert layer.eval() is layer
+    assert_same_bits(layer(*given), layer(*given))
+    assert (layer.rng.call, layer.step) == (call, 1)

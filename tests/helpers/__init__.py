@@ -1,0 +1,1 @@
+"""What tests share: comparisons, and what stands in for a GPU."""
