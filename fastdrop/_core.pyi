@@ -1,4 +1,4 @@
-"""Types of the compiled module; src/_core.pyx documents what each function does."""
+"""Types of the compiled module; src/bindings documents what each function does."""
 
 from typing import Any
 

@@ -61,7 +61,7 @@ def run(command):
 
 def check(isa, compiler, effort, tmp_path, flags=(), runner=()):
     objects = []
-    for name in ("tests/cross/kernels.c", "src/isa_portable.c", f"src/isa_{isa}.c"):
+    for name in ("tests/cross/kernels.c", "src/simd/isa_portable.c", f"src/simd/isa_{isa}.c"):
         objects.append(tmp_path / f"{Path(name).stem}.o")
         # As it is shipped; the others only have to be right, and compile six times as fast so.
         level = "-O3" if name.endswith(f"{isa}.c") else "-O1"

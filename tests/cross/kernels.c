@@ -1,7 +1,7 @@
 /* One table of kernels against the portable one, bit for bit, without Python: so that a table can be
  * tested that the Python at hand cannot run (another architecture under qemu, emulated AVX-512).
  *
- *     cc -DTABLE=fd_avx2 -I../../src kernels.c ../../src/isa_portable.c ../../src/isa_avx2.c
+ *     cc -DTABLE=fd_avx2 -I../../src kernels.c ../../src/simd/isa_{portable,avx2}.c
  *
  * usage: kernels [effort], in percent of the usual number of cases. Prints one line; what differs
  * first is described on stderr, and the exit status is 1 then. */

@@ -1,7 +1,7 @@
 /* From a whole array to tiles that a kernel takes, on several threads: see fastdrop.h. */
 #include "fastdrop.h"
-#include "bits.h"
-#include "pool.h"
+#include "kernels/bits.h"
+#include "runtime/pool.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,8 +1,8 @@
 /* DropBlock: from where blocks begin to keep bits, and a scale for each example. The bits of each
  * example begin with a word of their own, so that threads share none. */
 #include "fastdrop.h"
-#include "bits.h"
-#include "pool.h"
+#include "kernels/bits.h"
+#include "runtime/pool.h"
 #include <string.h>
 
 /* Examples that a thread takes at a time: 64 Ki elements, as in drivers.c. */

@@ -149,9 +149,9 @@ static void NAME(add_to, SUFFIX)(const char *x, double *sum, size_t n)
     }
 }
 
-#include "apply_noise.h"
+#include "kernels/apply_noise.h"
 #if SIZE >= 4
-#include "connect.h"
+#include "kernels/connect.h"
 #endif
 
 #undef TYPE

@@ -1,5 +1,5 @@
 /* What this machine has: kernels that its CPU can run, and its cache; and what of it is in use. */
-#include "settings.h"
+#include "runtime/settings.h"
 #if !defined(_WIN32)
 #include <unistd.h>
 #endif

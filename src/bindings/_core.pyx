@@ -35,7 +35,7 @@ cdef extern from "numpy/arrayobject.h":
 cdef extern from "Python.h":
     int Py_AddPendingCall(int (*)(void *) except -1, void *) nogil
 
-cdef extern from "pool.h" nogil:
+cdef extern from "runtime/pool.h" nogil:
     void (*pool_refused)() noexcept
 
 cdef extern from "fastdrop.h" nogil:
@@ -126,7 +126,7 @@ cdef extern from "fastdrop.h" nogil:
     void fd_apply_examples(fd_machine m, fd_dtype dtype, const char *x, char *y,
                            const uint64_t *keep, size_t bits, int ndim, const fd_axis *axis)
 
-cdef extern from "settings.h" nogil:
+cdef extern from "runtime/settings.h" nogil:
     ctypedef struct fd_settings:
         const fd_kernels *kernels
         int threads
@@ -136,7 +136,7 @@ cdef extern from "settings.h" nogil:
     fd_settings settings "fd_current"
     fd_machine machine "fd_machine_now"()
 
-cdef extern from "api.h":
+cdef extern from "runtime/api.h":
     ctypedef struct fastdrop_api:
         pass
     const fastdrop_api fd_api

@@ -5,7 +5,7 @@
 /* DropConnect: from a batch to tiles of weights that a kernel takes; see fastdrop.h. No mask exists
  * but the bits of one tile and one example. */
 #include "fastdrop.h"
-#include "pool.h"
+#include "runtime/pool.h"
 #include <string.h>
 
 /* Examples that pass by the weights together: their y stays in the cache. */

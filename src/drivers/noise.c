@@ -4,7 +4,7 @@
 #endif
 /* From a whole array to tiles of continuous noise, on several threads: see fastdrop.h. */
 #include "fastdrop.h"
-#include "pool.h"
+#include "runtime/pool.h"
 #include <string.h>
 
 /* Tiles a thread takes at a time: noise costs more than keep bits, so threads pay earlier. */

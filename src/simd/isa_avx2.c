@@ -1,5 +1,5 @@
 #include "fastdrop.h"
-#include "bits.h"
+#include "kernels/bits.h"
 #include <string.h>
 #if defined(__x86_64__) && defined(__GNUC__)
 #if defined(__clang__)
@@ -7,10 +7,10 @@
 #else
 #pragma GCC target("avx2,bmi,bmi2,f16c")
 #endif
-#include "simd_avx2.h"
+#include "simd/avx2.h"
 #define KERNELS fd_avx2
 #define KERNELS_NAME "avx2"
-#include "kernels.h"
+#include "kernels/kernels.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

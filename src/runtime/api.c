@@ -3,8 +3,8 @@
 #pragma GCC optimize("Os")
 #endif
 /* The table of functions that other compiled code calls. */
-#include "api.h"
-#include "settings.h"
+#include "runtime/api.h"
+#include "runtime/settings.h"
 
 _Static_assert(FASTDROP_FLOAT32 == (int)FD_FLOAT32 && FASTDROP_FLOAT64 == (int)FD_FLOAT64 &&
                    FASTDROP_FLOAT16 == (int)FD_FLOAT16 && FASTDROP_BFLOAT16 == (int)FD_BFLOAT16 &&

@@ -3,11 +3,11 @@
 #pragma GCC optimize("no-schedule-insns2")
 #endif
 #include "fastdrop.h"
-#include "bits.h"
+#include "kernels/bits.h"
 #include <string.h>
 #if defined(__x86_64__) && defined(__GNUC__)
-#include "simd_sse2.h"
+#include "simd/sse2.h"
 #define KERNELS fd_sse2
 #define KERNELS_NAME "sse2"
-#include "kernels.h"
+#include "kernels/kernels.h"
 #endif

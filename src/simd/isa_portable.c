@@ -3,9 +3,9 @@
 #pragma GCC optimize("Os")
 #endif
 #include "fastdrop.h"
-#include "bits.h"
+#include "kernels/bits.h"
 #include <string.h>
-#include "simd_portable.h"
+#include "simd/portable.h"
 #define KERNELS fd_portable
 #define KERNELS_NAME "portable"
-#include "kernels.h"
+#include "kernels/kernels.h"

@@ -5,9 +5,9 @@
  * A simd_*.h gives each type T its T_VEC, T_WIDTH, T_LOAD, ... (see apply.h); float16 is
  * vectors of float32 that are loaded and stored in another way, and so is bfloat16 if the header does
  * not say otherwise. */
-#include "philox.h"
-#include "draw.h"
-#include "noise.h"
+#include "kernels/philox.h"
+#include "kernels/draw.h"
+#include "kernels/noise.h"
 
 #define F32_LOAD_SCALARS F32_LOAD
 #define F32_STORE_SCALARS F32_STORE
@@ -41,25 +41,25 @@
 #define SUFFIX f32
 #define SIZE 4
 #define SCALAR float
-#include "apply.h"
+#include "kernels/apply.h"
 
 #define TYPE F64
 #define SUFFIX f64
 #define SIZE 8
 #define SCALAR double
-#include "apply.h"
+#include "kernels/apply.h"
 
 #define TYPE F16
 #define SUFFIX f16
 #define SIZE 2
 #define SCALAR float
-#include "apply.h"
+#include "kernels/apply.h"
 
 #define TYPE BF16
 #define SUFFIX bf16
 #define SIZE 2
 #define SCALAR float
-#include "apply.h"
+#include "kernels/apply.h"
 
 #define OP(name) {name##_f32, name##_f64, name##_f16, name##_bf16}
 const fd_kernels KERNELS = {

@@ -1,5 +1,5 @@
 #include "fastdrop.h"
-#include "bits.h"
+#include "kernels/bits.h"
 #include <string.h>
 #if defined(__x86_64__) && defined(__GNUC__)
 #if defined(FASTDROP_SIMDE)
@@ -8,10 +8,10 @@
 #else
 #pragma GCC target("bmi,bmi2,avx512f,avx512bw,avx512vl,avx512dq")
 #endif
-#include "simd_avx512.h"
+#include "simd/avx512.h"
 #define KERNELS fd_avx512
 #define KERNELS_NAME "avx512"
-#include "kernels.h"
+#include "kernels/kernels.h"
 #if defined(__clang__) && !defined(FASTDROP_SIMDE)
 #pragma clang attribute pop
 #endif

@@ -8,7 +8,7 @@
  * the version that a handler names. So that building needs no JAX, what is used of it is declared here:
  * every structure begins with its size and extensions, and new fields come at the end.
  */
-#include "api.h"
+#include "runtime/api.h"
 #include <string.h>
 
 enum { XLA_MAJOR = 0, XLA_MINOR = 1 };
