@@ -80,6 +80,7 @@ setup(
     ext_modules=cythonize(
         [core],
         build_dir="build/trace" if trace else "build",
+        include_path=["src/bindings"],
         compiler_directives={"linetrace": trace},
     ),
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if abi3 else {},

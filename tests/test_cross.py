@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CROSS = ROOT / "tests" / "cross"
+KNOWN_ANSWERS = ROOT / "tests" / "known_answers" / "philox4x32.txt"
 X86 = platform.machine() in ("x86_64", "AMD64")
 ARM = platform.machine() in ("aarch64", "arm64")
 FLAGS = ["-std=c11", "-Wall", "-Wextra", "-ffp-contract=off", f"-I{ROOT / 'src'}"]
@@ -69,7 +70,7 @@ def check(isa, compiler, effort, tmp_path, flags=(), runner=()):
         run([*compiler, *FLAGS, level, *flags, defined, "-c", ROOT / name, "-o", objects[-1]])
     program = tmp_path / "kernels"
     run([*compiler, *flags, *objects, "-lm", "-o", program])
-    assert run([*runner, program, effort]).startswith(f"{isa} equals portable: ")
+    assert run([*runner, program, KNOWN_ANSWERS, effort]).startswith(f"{isa} equals portable: ")
 
 
 def check_native(isa, tmp_path):

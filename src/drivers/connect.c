@@ -1,21 +1,16 @@
-/* For size: what is hot is in the kernels. */
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("Os")
-#endif
-/* DropConnect: from a batch to tiles of weights that a kernel takes; see fastdrop.h. No mask exists
- * but the bits of one tile and one example. */
-#include "fastdrop.h"
-#include "runtime/pool.h"
-#include <string.h>
+/* DropConnect: from a batch to tiles of weights that a kernel takes. No mask exists but the bits of
+ * one tile and one example. */
+#include "drivers/tiles.h"
 
 /* Examples that pass by the weights together: their y stays in the cache. */
 enum { EXAMPLES = 32 };
 
-static inline size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
+/* Columns of a tile's row. */
+static size_t padded(size_t n) { return (n + FD_GROUP - 1) / FD_GROUP * FD_GROUP; }
 
 typedef struct {
     const fd_kernels *kernels;
-    fd_stream stream;
+    fd_draw draw;
     uint64_t start, length; /* index of the first example's mask, and how long each is */
     fd_linear l;
     size_t rows, tiles; /* rows of weights in a tile; tiles of rows, the bias is the last */
@@ -37,7 +32,7 @@ static void take(const Connect *c, size_t tile, size_t column, Tile *t)
     const size_t row = min_size(tile * c->rows, l->inputs);
     t->row = row, t->column = column, t->bias = row == l->inputs;
     const size_t rows = t->bias ? 1 : min_size(c->rows, l->inputs - row);
-    t->w = (fd_weights){t->weights, rows, n, (n + 31) / 32 * 32, l->outputs};
+    t->w = (fd_weights){t->weights, rows, n, padded(n), l->outputs};
     const char *from = (t->bias ? l->bias : l->weight + row * l->outputs * size) + column * size;
     memset(t->weights, 0, rows * t->w.padded * size);
     for (size_t r = 0; r < rows; r++)
@@ -45,11 +40,11 @@ static void take(const Connect *c, size_t tile, size_t column, Tile *t)
 }
 
 /* Bits of the tile in the mask of example i; returns which of t->bits is the first. */
-static size_t draw(const Connect *c, Tile *t, uint64_t i)
+static size_t draw_tile(const Connect *c, Tile *t, uint64_t i)
 {
     const uint64_t start = c->start + i * c->length + t->row * c->l.outputs + t->column;
     const size_t skip = start % FD_ALIGN, n = (t->w.rows - 1) * t->w.row_bits + t->w.n;
-    c->kernels->draw(&c->stream, start - skip, skip + n, t->bits, (const char *)t->bits, 0);
+    c->kernels->draw_bits(&c->draw, start - skip, skip + n, t->bits, (fd_ahead){(char *)t->bits, 0});
     return skip;
 }
 
@@ -76,7 +71,7 @@ static void forward(const void *job, uint64_t first, uint64_t last)
             for (size_t tile = 0; tile < c->tiles; tile++) {
                 take(c, tile, column, &t);
                 for (uint64_t i = first; i < end; i++) {
-                    const size_t bit = draw(c, &t, i);
+                    const size_t bit = draw_tile(c, &t, i);
                     c->kernels->connect[l->dtype](&t.w, t.bits, bit, x_of(c, &t, i),
                                                   l->y + i * row + column * size);
                 }
@@ -90,17 +85,17 @@ static void backward(const void *job, uint64_t first, uint64_t last)
     const fd_linear *l = &c->l;
     const size_t size = fd_itemsize[l->dtype], row = l->outputs * size;
     Tile t;
-    char dw[FD_TILE * 8], padded[FD_TILE * 8];
+    char dw[FD_TILE * 8], wide[FD_TILE * 8];
     for (; first < last; first++)
         for (size_t column = 0; column < l->outputs; column += FD_TILE) {
             take(c, first, column, &t);
             memset(dw, 0, t.w.rows * t.w.padded * size);
-            memset(padded, 0, t.w.padded * size);
+            memset(wide, 0, t.w.padded * size);
             for (uint64_t i = 0; i < l->batch; i++) {
-                const size_t bit = draw(c, &t, i);
+                const size_t bit = draw_tile(c, &t, i);
                 const char *g = l->dy + i * row + column * size;
                 if (t.w.n < t.w.padded)
-                    g = memcpy(padded, g, t.w.n * size);
+                    g = memcpy(wide, g, t.w.n * size);
                 void *dx = t.bias ? NULL : l->dx + (i * l->inputs + t.row) * size;
                 c->kernels->connect_back[l->dtype](&t.w, t.bits, bit, g, x_of(c, &t, i), dx, dw);
             }
@@ -110,36 +105,36 @@ static void backward(const void *job, uint64_t first, uint64_t last)
         }
 }
 
-static Connect connect_of(fd_machine m, fd_stream stream, uint64_t first, const fd_linear *l)
+static Connect connect_of(fd_machine m, const fd_draw *draw, uint64_t first, const fd_linear *l)
 {
     const uint64_t length = (l->inputs + !!l->bias) * (uint64_t)l->outputs;
-    const size_t rows = FD_TILE / min_size((l->outputs + 31) / 32 * 32, FD_TILE);
+    const size_t rows = FD_TILE / min_size(padded(l->outputs), FD_TILE);
     const size_t tiles = (l->inputs + rows - 1) / rows + !!l->bias;
-    return (Connect){m.kernels, stream, first * length, length, *l, rows, tiles};
+    return (Connect){m.kernels, *draw, first * length, length, *l, rows, tiles};
 }
 
-/* Units a thread takes at a time, of which each has so many weights: as many as the others, but not
- * more than `most`, nor less than 64 Ki weights (see drivers.c). */
-static uint64_t chunk_of(fd_machine m, uint64_t units, uint64_t weights, uint64_t most)
+/* Units a thread takes at a time, each of so many weights: as many as the others, except that it takes
+ * no more than `most`, and no less than chunk_of says. */
+static uint64_t share_of(fd_machine m, uint64_t units, uint64_t weights, uint64_t most)
 {
     const uint64_t fair = min_size((units + (uint64_t)m.threads - 1) / (uint64_t)m.threads, most);
-    const uint64_t least = 16 * FD_TILE / weights + 1;
+    const uint64_t least = chunk_of(weights);
     return fair > least ? fair : least;
 }
 
-void fd_connect(fd_machine m, fd_stream stream, uint64_t first, const fd_linear *l)
+void fd_connect(fd_machine m, const fd_draw *draw, uint64_t first, const fd_linear *l)
 {
     if (!l->outputs || !l->batch)
         return;
-    const Connect c = connect_of(m, stream, first, l);
-    pool_run(m.threads, l->batch, chunk_of(m, l->batch, c.length + 1, EXAMPLES / 2), forward, &c);
+    const Connect c = connect_of(m, draw, first, l);
+    pool_run(m.threads, l->batch, share_of(m, l->batch, c.length + 1, EXAMPLES / 2), forward, &c);
 }
 
-void fd_connect_back(fd_machine m, fd_stream stream, uint64_t first, const fd_linear *l)
+void fd_connect_back(fd_machine m, const fd_draw *draw, uint64_t first, const fd_linear *l)
 {
     if (!l->outputs)
         return;
-    const Connect c = connect_of(m, stream, first, l);
+    const Connect c = connect_of(m, draw, first, l);
     const uint64_t weights = c.rows * l->outputs * l->batch + 1;
-    pool_run(m.threads, c.tiles, chunk_of(m, c.tiles, weights, 4), backward, &c);
+    pool_run(m.threads, c.tiles, share_of(m, c.tiles, weights, 4), backward, &c);
 }

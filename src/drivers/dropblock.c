@@ -1,12 +1,6 @@
-/* DropBlock: from where blocks begin to keep bits, and a scale for each example. The bits of each
+/* DropBlock: from where squares begin to keep bits, and a scale for each example. The bits of each
  * example begin with a word of their own, so that threads share none. */
-#include "fastdrop.h"
-#include "kernels/bits.h"
-#include "runtime/pool.h"
-#include <string.h>
-
-/* Examples that a thread takes at a time: 64 Ki elements, as in drivers.c. */
-static uint64_t chunk_of(size_t elements) { return 1 + (1 << 16) / (elements + 1); }
+#include "drivers/tiles.h"
 
 /* Bit i becomes the or of bits i, i - step, ... i - (k - 1) * step; each pass doubles how many. */
 static void spread(uint64_t *words, size_t n, size_t step, size_t k)
@@ -35,18 +29,18 @@ static void put_seeds(uint64_t *words, size_t at, const uint8_t *bits, uint64_t 
 }
 
 typedef struct {
-    fd_blocks shape;
+    fd_squares shape;
     const uint8_t *seeds;
     uint64_t *keep;
 } Drop;
 
-/* The maps of an example are one run of bits. A block begins only where it fits, so no shift, along
+/* The maps of an example are one run of bits. A square begins only where it fits, so no shift, along
  * a row or by whole rows, carries it across an edge. */
 static void drop_examples(const void *job, uint64_t first, uint64_t last)
 {
     const Drop *d = job;
-    const fd_blocks s = d->shape;
-    const size_t rows = s.height - s.block_height + 1, columns = s.width - s.block_width + 1;
+    const fd_squares s = d->shape;
+    const size_t rows = s.height - s.square_height + 1, columns = s.width - s.square_width + 1;
     const size_t elements = s.maps * s.height * s.width, n = FD_WORDS(elements);
     for (; first < last; first++) {
         uint64_t *const words = d->keep + first * n;
@@ -55,8 +49,8 @@ static void drop_examples(const void *job, uint64_t first, uint64_t last)
         for (size_t map = 0; map < s.maps; map++)
             for (size_t row = 0; row < rows; row++, seed += columns)
                 put_seeds(words, (map * s.height + row) * s.width, d->seeds, seed, columns);
-        spread(words, n, 1, s.block_width);
-        spread(words, n, s.width, s.block_height);
+        spread(words, n, 1, s.square_width);
+        spread(words, n, s.width, s.square_height);
         if (elements % 64)
             words[n - 1] |= UINT64_MAX << elements % 64;
         for (size_t i = 0; i < n; i++)
@@ -64,7 +58,7 @@ static void drop_examples(const void *job, uint64_t first, uint64_t last)
     }
 }
 
-void fd_drop_blocks(fd_machine m, fd_blocks shape, size_t examples, const uint8_t *seeds,
+void fd_drop_squares(fd_machine m, fd_squares shape, size_t examples, const uint8_t *seeds,
                     uint64_t *keep)
 {
     const Drop d = {shape, seeds, keep};
@@ -73,10 +67,7 @@ void fd_drop_blocks(fd_machine m, fd_blocks shape, size_t examples, const uint8_
 }
 
 typedef struct {
-    fd_machine machine;
-    fd_dtype dtype;
-    const char *x;
-    char *y;
+    fd_task task;
     const uint64_t *keep;
     size_t bits;
     int ndim;
@@ -86,26 +77,27 @@ typedef struct {
 static void apply_examples(const void *job, uint64_t first, uint64_t last)
 {
     const Examples *e = job;
+    fd_task t = e->task;
     for (; first < last; first++) {
         const uint64_t *words = e->keep + first * FD_WORDS(e->bits);
         size_t kept = 0;
         for (size_t i = 0; i < FD_WORDS(e->bits); i++)
             kept += popcount64(words[i]);
-        const int64_t at = (int64_t)first;
-        const fd_operands o = {.x = e->x + at * e->axis->x, .y = e->y + at * e->axis->y};
-        fd_apply(e->machine, FD_DROPOUT, e->dtype, o, 1, (const uint8_t *)words, e->ndim - 1,
-                 e->axis + 1, kept ? (double)e->bits / (double)kept : 0);
+        t.operands.x = e->task.operands.x + (int64_t)first * e->axis->x;
+        t.operands.y = e->task.operands.y + (int64_t)first * e->axis->y;
+        t.operands.constants.scale = kept ? (double)e->bits / (double)kept : 0;
+        fd_apply(&t, (const uint8_t *)words, e->ndim - 1, e->axis + 1);
     }
 }
 
-void fd_apply_examples(fd_machine m, fd_dtype dtype, const char *x, char *y, const uint64_t *keep,
-                       size_t bits, int ndim, const fd_axis *axis)
+void fd_apply_examples(const fd_task *task, const uint64_t *keep, size_t bits, int ndim,
+                       const fd_axis *axis)
 {
     const uint64_t examples = (uint64_t)axis->n;
-    m.stream_bytes /= examples ? examples : 1; /* y is all of them */
+    Examples e = {*task, keep, bits, ndim, axis};
+    e.task.machine.non_temporal_bytes /= examples ? examples : 1; /* y is all of them */
     size_t elements = 1;
     for (int d = 1; d < ndim; d++)
         elements *= (size_t)axis[d].n;
-    const Examples e = {m, dtype, x, y, keep, bits, ndim, axis};
-    pool_run(m.threads, examples, chunk_of(elements), apply_examples, &e);
+    pool_run(task->machine.threads, examples, chunk_of(elements), apply_examples, &e);
 }

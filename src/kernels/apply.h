@@ -1,37 +1,15 @@
-/* From keep bits to elements. Included once for each element type, with
- *   TYPE    prefix of what simd_*.h offers for it
+/* From keep bits to elements. Included once per element type, with
+ *   TYPE    prefix of what simd/ offers for it (contract_type.h has the list)
  *   SUFFIX  its name
  *   SIZE    bytes of an element
  *   SCALAR  the compute type in C
- * VEC is a vector in the compute type, of WIDTH elements. LOAD_KEPT(p, b, j): the elements at p where
- * bits j ... j + WIDTH - 1 of the 32 bits in b are set, else +0. So what is dropped is gone before it
- * meets arithmetic, infinite and NaN included. CHOOSE(u, v, b, j): u where the bit is set, else v.
- * RELU(v, &active): v where it is not <= 0, else +0; active receives the bits of those.
- * STREAM stores past the caches; y is at a cache line's begin then. LOAD_SCALARS and STORE_SCALARS
- * have the compute type in memory.
  */
-#ifndef NAME
-#define PASTE_(a, b) a##_##b
-#define PASTE(a, b) PASTE_(a, b)
-#define NAME(name, suffix) PASTE(name, suffix)
-#define VEC PASTE(TYPE, VEC)
-#define WIDTH PASTE(TYPE, WIDTH)
-#define LOAD(p) PASTE(TYPE, LOAD)(p)
-#define LOAD_KEPT(p, b, j) PASTE(TYPE, LOAD_KEPT)(p, b, j)
-#define STORE(p, v) PASTE(TYPE, STORE)(p, v)
-#define STREAM(p, v) PASTE(TYPE, STREAM)(p, v)
-#define LOAD_SCALARS(p) PASTE(TYPE, LOAD_SCALARS)(p)
-#define STORE_SCALARS(p, v) PASTE(TYPE, STORE_SCALARS)(p, v)
-#define SET(s) PASTE(TYPE, SET)(s)
-#define ADD(a, b) PASTE(TYPE, ADD)(a, b)
-#define MUL(a, b) PASTE(TYPE, MUL)(a, b)
-#define RELU(v, active) PASTE(TYPE, RELU)(v, active)
-#define CHOOSE(u, v, b, j) PASTE(TYPE, CHOOSE)(u, v, b, j)
-#endif
+#include "simd/contract_type.h"
 
-/* 64 elements from i on; `op` and `stream` are constants where this is inlined. */
-ALWAYS_INLINE void NAME(block, SUFFIX)(fd_op op, const fd_operands *o, size_t i,
-                                       const uint8_t *bits, unsigned shift, VEC scale, int stream)
+/* 64 elements from i on; `op` and `non_temporal` are constants where this is inlined. */
+ALWAYS_INLINE void NAME(strip, SUFFIX)(fd_op op, const fd_operands *o, size_t i,
+                                       const uint8_t *bits, unsigned shift, VEC scale,
+                                       int non_temporal)
 {
     for (size_t half = i; half < i + 64; half += 32) {
         const BITS b = bits_load(bits + (half - i) / 8, shift);
@@ -44,7 +22,7 @@ ALWAYS_INLINE void NAME(block, SUFFIX)(fd_op op, const fd_operands *o, size_t i,
             if (op != FD_ZONEOUT)
                 v = MUL(v, scale);
             if (op == FD_ALPHA_DROPOUT)
-                v = CHOOSE(ADD(v, SET(o->shift)), SET(o->dropped), b, j);
+                v = CHOOSE(ADD(v, SET(o->constants.shift)), SET(o->constants.dropped), b, j);
             if (op == FD_ZONEOUT)
                 v = CHOOSE(v, LOAD(o->residual + at), b, j);
             if (op == FD_RELU_DROPOUT) {
@@ -54,10 +32,10 @@ ALWAYS_INLINE void NAME(block, SUFFIX)(fd_op op, const fd_operands *o, size_t i,
             }
             if (op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD)
                 v = ADD(LOAD(o->residual + at), v);
-            if (stream) {
-                if ((size_t)j * SIZE % 64 == 0) /* what streams comes from memory, too: 2 KiB ahead */
+            if (non_temporal) {
+                if ((size_t)j * SIZE % 64 == 0) /* then x comes from memory, too: 2 KiB ahead */
                     prefetch((const char *)((uintptr_t)o->x + at + 2048));
-                STREAM(o->y + at, v);
+                NT_STORE(o->y + at, v);
             } else
                 STORE(o->y + at, v);
         }
@@ -82,8 +60,8 @@ static inline void NAME(part, SUFFIX)(fd_op op, const fd_operands *o, size_t i, 
         memcpy(bias, o->bias + i * SIZE, n * SIZE);
     }
     memcpy(copy, bits + bit / 8, (bit % 8 + n + 7) / 8);
-    const fd_operands padded = {x, residual, bias, x, active, o->shift, o->dropped};
-    NAME(block, SUFFIX)(op, &padded, 0, copy, bit % 8, scale, 0);
+    const fd_operands padded = {x, residual, bias, x, active, o->constants, 0};
+    NAME(strip, SUFFIX)(op, &padded, 0, copy, bit % 8, scale, 0);
     memcpy(o->y + i * SIZE, x, n * SIZE);
     if (op == FD_RELU_DROPOUT) {
         memcpy(o->active + i / 8, active, (n + 7) / 8);
@@ -93,36 +71,35 @@ static inline void NAME(part, SUFFIX)(fd_op op, const fd_operands *o, size_t i, 
 }
 
 ALWAYS_INLINE void NAME(apply, SUFFIX)(fd_op op, const fd_operands *operands, const uint8_t *bits,
-                                       size_t bit, size_t n, double scale, int stream)
+                                       size_t bit, size_t n)
 {
     const fd_operands o = *operands;
-    const VEC s = SET(scale);
+    const VEC scale = SET(o.constants.scale);
     /* Begin with what is before y's first cache line: a store across two lines costs two. Up to 8 KiB
      * that is cheaper than two parts. Not with relu, whose own bits would begin inside a byte then. */
-    const int few = n < 256 || (!stream && n * SIZE < 8192);
+    const int few = n < 256 || (!o.non_temporal && n * SIZE < 8192);
     size_t i = few || op == FD_RELU_DROPOUT ? 0 : to_line(o.y) / SIZE;
     if (i)
-        NAME(part, SUFFIX)(op, &o, 0, bits, bit, i, s);
-    stream = stream && (uintptr_t)(o.y + i * SIZE) % 64 == 0;
+        NAME(part, SUFFIX)(op, &o, 0, bits, bit, i, scale);
+    const int non_temporal = o.non_temporal && (uintptr_t)(o.y + i * SIZE) % 64 == 0;
     const unsigned shift = (bit + i) % 8;
     bits += (bit + i) / 8;
     const size_t first = i;
-    if (stream)
+    if (non_temporal)
         for (; i + 64 <= n; i += 64)
-            NAME(block, SUFFIX)(op, &o, i, bits + (i - first) / 8, shift, s, 1);
+            NAME(strip, SUFFIX)(op, &o, i, bits + (i - first) / 8, shift, scale, 1);
     else
         for (; i + 64 <= n; i += 64)
-            NAME(block, SUFFIX)(op, &o, i, bits + (i - first) / 8, shift, s, 0);
+            NAME(strip, SUFFIX)(op, &o, i, bits + (i - first) / 8, shift, scale, 0);
     if (i < n)
-        NAME(part, SUFFIX)(op, &o, i, bits, shift + (i - first), n - i, s);
+        NAME(part, SUFFIX)(op, &o, i, bits, shift + (i - first), n - i, scale);
 }
 
 /* The ops as functions: one road with a constant. */
 #define OP(name, op)                                                                              \
-    static void NAME(name, SUFFIX)(const fd_operands *o, const uint8_t *bits, size_t bit, size_t n, \
-                                   double scale, int stream)                                      \
+    static void NAME(name, SUFFIX)(const fd_operands *o, const uint8_t *bits, size_t bit, size_t n) \
     {                                                                                             \
-        NAME(apply, SUFFIX)(op, o, bits, bit, n, scale, stream);                                  \
+        NAME(apply, SUFFIX)(op, o, bits, bit, n);                                                 \
     }
 OP(dropout, FD_DROPOUT)
 OP(dropout_add, FD_DROPOUT_ADD)

@@ -2,14 +2,7 @@
  * elements are float32 between two conversions.
  */
 #if SIZE >= 4
-#define SUB(a, b) PASTE(TYPE, SUB)(a, b)
-#define DIV(a, b) PASTE(TYPE, DIV)(a, b)
-#define MIN(a, b) PASTE(TYPE, MIN)(a, b)
-#define MAX(a, b) PASTE(TYPE, MAX)(a, b)
-#define POWER(v) PASTE(TYPE, POWER)(v) /* 2^n, n in the lowest bits of v */
-#define FROM_F32(p) PASTE(TYPE, FROM_F32)(p)
-
-/* e^x: 2^n times Taylor's series for what is left. ln 2 is a sum, of which n times the first is exact. */
+/* e^x: 2^n times Taylor's series for what is left. ln 2 is a sum, whose first part times n is exact. */
 static inline VEC NAME(exponential, SUFFIX)(VEC x)
 {
     static const double inverse_factorial[] = {
@@ -29,16 +22,17 @@ static inline VEC NAME(exponential, SUFFIX)(VEC x)
 }
 
 /* 64 elements. */
-static inline void NAME(noise_block, SUFFIX)(fd_noise_op op, const fd_noise_operands *o)
+static inline void NAME(noise_strip, SUFFIX)(fd_noise_op op, const fd_noise_operands *o)
 {
-    const VEC one = SET(1), scale = SET(o->scale), p = SET(o->p);
-    const VEC logit = SET(o->logit), inverse = SET(o->inverse_temperature);
+    const fd_noise_constants c = o->constants;
+    const VEC one = SET(1), scale = SET(c.scale), p = SET(c.p), same = SET(c.sigma);
+    const VEC logit = SET(c.logit), inverse = SET(c.inverse_temperature);
     const VEC most = SET(SIZE == 8 ? 700 : 87);
     for (size_t j = 0; j < 64; j += WIDTH) {
         const size_t at = j * SIZE;
         const VEC e = FROM_F32(o->noise + j), x = LOAD(o->x + at);
         if (op == FD_NOISE_SCALE || op == FD_NOISE_ADD) {
-            const VEC noise = MUL(LOAD(o->sigma + at), e);
+            const VEC noise = MUL(o->sigma ? LOAD(o->sigma + at) : same, e);
             STORE(o->y + at, op == FD_NOISE_ADD ? ADD(x, noise) : MUL(x, ADD(one, noise)));
         } else if (op == FD_NOISE_GRADIENT)
             STORE(o->y + at, MUL(MUL(x, LOAD(o->g + at)), e));
@@ -55,9 +49,9 @@ static inline void NAME(noise_block, SUFFIX)(fd_noise_op op, const fd_noise_oper
         }
     }
 }
-#define NOISE_BLOCK NAME(noise_block, SUFFIX)
+#define NOISE_STRIP NAME(noise_strip, SUFFIX)
 #else
-#define NOISE_BLOCK noise_block_f32
+#define NOISE_STRIP noise_strip_f32
 #endif
 
 /* m <= 64 elements as SCALAR in a buffer. */
@@ -73,13 +67,12 @@ static inline void NAME(apply_noise, SUFFIX)(fd_noise_op op, const fd_noise_oper
                                              size_t n)
 {
     const int gradient = op == FD_NOISE_GRADIENT || op == FD_CONCRETE_GRADIENT;
-    const int scaled = op == FD_NOISE_SCALE || op == FD_NOISE_ADD;
     const size_t out = gradient ? sizeof(SCALAR) : SIZE;
     fd_noise_operands o = *operands;
     for (size_t m; n; n -= m) {
         m = n < 64 ? n : 64;
         if (m == 64 && SIZE >= 4)
-            NOISE_BLOCK(op, &o);
+            NOISE_STRIP(op, &o);
         else {
             SCALAR x[64], g[64], sigma[64] = {0}, y[64];
             fd_noise_operands padded = o;
@@ -89,11 +82,11 @@ static inline void NAME(apply_noise, SUFFIX)(fd_noise_op op, const fd_noise_oper
                 NAME(gather, SUFFIX)(o.g, m, g);
                 padded.g = (char *)g;
             }
-            if (scaled) {
+            if (o.sigma) {
                 memcpy(sigma, o.sigma, m * sizeof *sigma);
                 padded.sigma = (char *)sigma;
             }
-            NOISE_BLOCK(op, &padded);
+            NOISE_STRIP(op, &padded);
             if (gradient || SIZE >= 4)
                 memcpy(o.y, y, m * out);
             else {
@@ -106,8 +99,8 @@ static inline void NAME(apply_noise, SUFFIX)(fd_noise_op op, const fd_noise_oper
         o.x += m * SIZE, o.y += m * out, o.noise += m;
         if (gradient)
             o.g += m * SIZE;
-        if (scaled)
-            o.sigma += m * (size_t)o.sigma_step * sizeof(SCALAR);
+        if (o.sigma)
+            o.sigma += m * sizeof(SCALAR);
     }
 }
 
@@ -122,4 +115,4 @@ OP(noise_gradient, FD_NOISE_GRADIENT)
 OP(concrete, FD_CONCRETE)
 OP(concrete_gradient, FD_CONCRETE_GRADIENT)
 #undef OP
-#undef NOISE_BLOCK
+#undef NOISE_STRIP

@@ -1,7 +1,11 @@
-/* What C lacks, and packed bits: bit i of a run is bit i % 8 of byte i / 8. Both buffers of a copy have FD_BITS_PAD
- * bytes of room behind their last bit, so that words can be read and written whole. */
+/* What C lacks, and packed bits: bit i of a run is bit i % 8 of byte i / 8. Both buffers of a copy have
+ * room for whole words (paddings.h). */
+#ifndef FASTDROP_BITS_H
+#define FASTDROP_BITS_H
+
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 /* For loops that are one function with constants for arguments: without, GCC stops making copies. */
 #if defined(__GNUC__)
@@ -95,3 +99,18 @@ static inline void bits_put(bits_writer *w, uint64_t bits, size_t m)
     w->word >>= w->held & ~7u;
     w->held %= 8;
 }
+
+/* n bits from bit `from` on. Inline, or the writer would live in memory. */
+static inline void bits_copy(bits_writer *w, const uint8_t *src, uint64_t from, size_t n)
+{
+    if (n >= 64 && from % 8 == 0 && !w->held) {
+        memcpy(w->to, src + from / 8, n / 8);
+        w->to += n / 8, from += n & ~(size_t)7, n &= 7;
+    }
+    for (size_t m; n; n -= m, from += m) {
+        m = n < BITS_CHUNK ? n : BITS_CHUNK;
+        bits_put(w, bits_get(src, from, m), m);
+    }
+}
+
+#endif

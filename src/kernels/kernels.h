@@ -1,10 +1,9 @@
-/* The kernels of one instruction set. The includer has set the compiler's target, included the
- * simd_*.h that goes with it, and defined KERNELS (the table) and KERNELS_NAME. Everything but the
+/* The kernels of one instruction set. The includer, a simd/isa_*.c, has set the compiler's target and
+ * included a header of simd/, and defined KERNELS (the table) and KERNELS_NAME. Everything but the
  * table is static, so that no instruction of one set leaks into another.
  *
- * A simd_*.h gives each type T its T_VEC, T_WIDTH, T_LOAD, ... (see apply.h); float16 is
- * vectors of float32 that are loaded and stored in another way, and so is bfloat16 if the header does
- * not say otherwise. */
+ * In registers float16 is float32, and so is bfloat16 if the header does not say otherwise. */
+#include "simd/contract.h"
 #include "kernels/philox.h"
 #include "kernels/draw.h"
 #include "kernels/noise.h"
@@ -64,10 +63,10 @@
 #define OP(name) {name##_f32, name##_f64, name##_f16, name##_bf16}
 const fd_kernels KERNELS = {
     .name = KERNELS_NAME,
-    .draw = draw,
+    .draw_bits = draw_bits,
     .apply = {OP(dropout), OP(dropout_add), OP(bias_dropout_add), OP(relu_dropout),
               OP(alpha_dropout), OP(zoneout)},
-    .noise = noise,
+    .draw_noise = draw_noise,
     .apply_noise = {OP(noise_scale), OP(noise_add), OP(noise_gradient), OP(concrete),
                     OP(concrete_gradient)},
     .add_to = OP(add_to),

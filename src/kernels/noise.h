@@ -73,15 +73,16 @@ ALWAYS_INLINE void halves_to_noise(uint32_t domain, Lanes *low, Lanes *high)
     *low = lanes_of(a), *high = lanes_of(b);
 }
 
-static void noise(fd_noise kind, const fd_stream *s, uint64_t block, size_t n, float *to,
-                  const char *ahead, size_t itemsize)
+static void draw_noise(fd_noise kind, const fd_draw *draw, uint64_t block, size_t n, float *to,
+                       fd_ahead ahead)
 {
-    Lanes keys[2 * ROUNDS];
-    const size_t blocks = (n + FD_NOISE_BLOCK - 1) / FD_NOISE_BLOCK, step = FD_NOISE_BLOCK * itemsize;
+    const size_t blocks = (n + FD_NOISE_BLOCK - 1) / FD_NOISE_BLOCK;
     uint8_t *const dst = (uint8_t *)to;
-    philox_keys((uint32_t)s->seed, (uint32_t)(s->seed >> 32), ROUNDS, keys);
+    Keys keys;
+    keys_of_draw(&keys, draw);
+    ahead.step *= FD_NOISE_BLOCK;
     if (kind == FD_NORMAL)
-        keystream(s, keys, DOMAIN_NORMALS, block, blocks, dst, NULL, 0, ahead, step);
+        keystream(&keys, DOMAIN_NORMALS, block, blocks, dst, NULL, 0, ahead);
     else
-        keystream(s, keys, DOMAIN_UNIFORMS, block, blocks, dst, NULL, 0, ahead, step);
+        keystream(&keys, DOMAIN_UNIFORMS, block, blocks, dst, NULL, 0, ahead);
 }

@@ -23,19 +23,30 @@ enum {
 };
 ALWAYS_INLINE void halves_to_noise(uint32_t domain, Lanes *low, Lanes *high);
 
-static inline void philox_keys(uint32_t k0, uint32_t k1, int rounds, Lanes *keys)
+/* What all blocks of one call share: the last two counter words, and two keys a round. */
+typedef struct {
+    Lanes call[2], round[2 * MAX_ROUNDS];
+} Keys;
+
+ALWAYS_INLINE void keys_of(Keys *keys, uint32_t k0, uint32_t k1, int rounds)
 {
     for (int r = 0; r < rounds; r++) {
-        keys[2 * r] = lanes_set(k0 + (uint32_t)r * 0x9E3779B9u);
-        keys[2 * r + 1] = lanes_set(k1 + (uint32_t)r * 0xBB67AE85u);
+        keys->round[2 * r] = lanes_set(k0 + (uint32_t)r * 0x9E3779B9u);
+        keys->round[2 * r + 1] = lanes_set(k1 + (uint32_t)r * 0xBB67AE85u);
     }
+}
+
+ALWAYS_INLINE void keys_of_draw(Keys *keys, const fd_draw *draw)
+{
+    keys_of(keys, (uint32_t)draw->seed, (uint32_t)(draw->seed >> 32), ROUNDS);
+    keys->call[0] = lanes_set((uint32_t)draw->call), keys->call[1] = lanes_set(draw->call >> 32);
 }
 
 /* CHAINS vectors of blocks, a round of all of them at a time. c: in, the first counter word times
  * MULTIPLIER0 (along a keystream that is a sum, so the running counter needs no multiplication) and
  * the three other words; out, the two 64-bit halves of the block in c[0] and c[2]. What is the same
  * in every turn of the caller's loop costs nothing there: the compiler hoists it. */
-static inline void philox(Lanes c[CHAINS][4], const Lanes *keys, int rounds)
+static inline void philox(Lanes c[CHAINS][4], const Keys *keys, int rounds)
 {
     const Lanes m0 = lanes_set(MULTIPLIER0), m1 = lanes_set(MULTIPLIER1);
     for (int r = 0; r < rounds; r++)
@@ -46,26 +57,32 @@ static inline void philox(Lanes c[CHAINS][4], const Lanes *keys, int rounds)
              * is the next word, above: in the last round just the order that is wanted. */
             if (r == rounds - 1)
                 c[j][1] = lanes_low(c[j][1]), c[j][3] = lanes_low(c[j][3]);
-            c[j][0] = lanes_xor3(lanes_swap(p1), c[j][1], keys[2 * r]);
+            c[j][0] = lanes_xor3(lanes_swap(p1), c[j][1], keys->round[2 * r]);
             c[j][1] = p1;
-            c[j][2] = lanes_xor3(lanes_swap(p0), c[j][3], keys[2 * r + 1]);
+            c[j][2] = lanes_xor3(lanes_swap(p0), c[j][3], keys->round[2 * r + 1]);
             c[j][3] = p0;
         }
 }
 
+/* lanes_ordered of all words that come out, for nothing: it is an xor, as is the key that comes last.
+ * Done again, it is undone. */
+static inline void order_words(Keys *keys)
+{
+    for (int i = 2 * ROUNDS - 2; i < 2 * ROUNDS; i++)
+        keys->round[i] = lanes_ordered(keys->round[i]);
+}
+
 /* Blocks block ... block + n - 1 of one domain, and up to STEP - 1 more. With tie == NULL their
- * bytes go to dst, 16 a block, or what noise.h makes of them in its domains; else each byte is
- * compared with t and two bits a byte are left: whether it is above in dst, whether it is equal in
- * tie, 2 bytes a block. For that the keys of the last round have been xored with COMPARE_FLIP.
- * ahead: memory that will be read next, ahead_step bytes a block; it is fetched into the cache while
- * the multipliers are busy and the load ports idle. */
-ALWAYS_INLINE void keystream(const fd_stream *s, const Lanes *keys, uint32_t domain,
-                             uint64_t block, size_t n, uint8_t *dst, uint8_t *tie, uint8_t t,
-                             const char *ahead, size_t ahead_step)
+ * bytes go to dst, 16 a block, or what noise.h makes of them in its domains; else each byte, whose
+ * words are ordered, is compared with t and two bits a byte are left: whether it is above in dst,
+ * whether it is equal in tie, 2 bytes a block. ahead.step is here per block; what is fetched comes
+ * while the multipliers are busy and the load ports idle. */
+ALWAYS_INLINE void keystream(const Keys *keys, uint32_t domain, uint64_t block, size_t n,
+                             uint8_t *dst, uint8_t *tie, uint8_t t, fd_ahead ahead)
 {
     const size_t out = tie ? 2 : 16;
-    uintptr_t line = (uintptr_t)ahead; /* a number, as it may run past the end of what is there */
-    const Lanes c2 = lanes_set((uint32_t)s->call), c3 = lanes_set(s->call >> 32);
+    uintptr_t line = (uintptr_t)ahead.at; /* a number, as it may run past the end of what is there */
+    const Lanes c2 = keys->call[0], c3 = keys->call[1];
     for (size_t i = 0, end; i < n; i = end) {
         /* The second counter word stays the same up to the next multiple of 2^32. What a step
          * writes beyond it is overwritten by the next turn. */
@@ -75,7 +92,7 @@ ALWAYS_INLINE void keystream(const fd_stream *s, const Lanes *keys, uint32_t dom
         const Lanes number = lanes_add(lanes_set((uint32_t)first), lanes_order());
         Lanes product = lanes_mul32(number, lanes_set(MULTIPLIER0));
         for (; i < end; i += STEP) {
-            for (int b = 0; b < STEP; b++, line += ahead_step)
+            for (int b = 0; b < STEP; b++, line += ahead.step)
                 prefetch((const char *)line);
             Lanes c[CHAINS][4];
             for (int j = 0; j < CHAINS; j++) {
@@ -99,8 +116,8 @@ ALWAYS_INLINE void keystream(const fd_stream *s, const Lanes *keys, uint32_t dom
 
 /* Words start + index[0] ... start + index[STEP - 1] of one domain's keystream; start is a multiple
  * of FD_ALIGN. */
-static inline void words_at(const fd_stream *s, const Lanes *keys, uint32_t domain,
-                            uint64_t start, const uint64_t *index, uint32_t *words)
+static inline void words_at(const Keys *keys, uint32_t domain, uint64_t start,
+                            const uint64_t *index, uint32_t *words)
 {
     uint64_t half[CHAINS][2][LANES];
     Lanes c[CHAINS][4];
@@ -109,7 +126,7 @@ static inline void words_at(const fd_stream *s, const Lanes *keys, uint32_t doma
         /* block number = index / 4: its low word, and its high word */
         c[j][0] = lanes_mul32(lanes_shr(i, 2), lanes_set(MULTIPLIER0));
         c[j][1] = lanes_xor(lanes_shr(i, 34), lanes_set((uint64_t)domain << 28));
-        c[j][2] = lanes_set((uint32_t)s->call), c[j][3] = lanes_set(s->call >> 32);
+        c[j][2] = keys->call[0], c[j][3] = keys->call[1];
     }
     philox(c, keys, ROUNDS);
     for (int j = 0; j < CHAINS; j++) {
@@ -123,8 +140,8 @@ static inline void words_at(const fd_stream *s, const Lanes *keys, uint32_t doma
 static void philox_blocks(const uint32_t *counters, const uint32_t key[2], int rounds, size_t n,
                           uint32_t *words)
 {
-    Lanes keys[2 * MAX_ROUNDS];
-    philox_keys(key[0], key[1], MAX_ROUNDS, keys);
+    Keys keys;
+    keys_of(&keys, key[0], key[1], MAX_ROUNDS);
     for (size_t i = 0; i < n; i += STEP) {
         uint64_t lane[CHAINS][4][LANES] = {{{0}}};
         Lanes c[CHAINS][4];
@@ -138,9 +155,9 @@ static void philox_blocks(const uint32_t *counters, const uint32_t key[2], int r
         for (int j = 0; j < CHAINS; j++)
             c[j][0] = lanes_mul32(c[j][0], lanes_set(MULTIPLIER0));
         if (rounds == ROUNDS)
-            philox(c, keys, ROUNDS);
+            philox(c, &keys, ROUNDS);
         else
-            philox(c, keys, MAX_ROUNDS);
+            philox(c, &keys, MAX_ROUNDS);
         for (int j = 0; j < CHAINS; j++)
             for (int h = 0; h < 2; h++)
                 lanes_store(lane[j][h], c[j][2 * h]);

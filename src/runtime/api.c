@@ -1,7 +1,3 @@
-/* For size: what is hot is in the kernels. */
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("Os")
-#endif
 /* The table of functions that other compiled code calls. */
 #include "runtime/api.h"
 #include "runtime/settings.h"
@@ -11,23 +7,31 @@ _Static_assert(FASTDROP_FLOAT32 == (int)FD_FLOAT32 && FASTDROP_FLOAT64 == (int)F
                    FASTDROP_BITS_BYTES(1) == 1 + FD_BITS_PAD,
                "the two headers agree");
 
+static fd_task task_of(int dtype, const void *x, void *y, size_t n, double p)
+{
+    return (fd_task){.machine = fd_machine_now(), .op = FD_DROPOUT, .dtype = (fd_dtype)dtype, .n = n,
+                     .operands = {.x = x, .y = y, .constants = {.scale = fd_scale(p)}}};
+}
+
 static void forward(int dtype, const void *x, void *y, uint8_t *bits, size_t n, uint64_t start,
                     uint64_t seed, uint64_t call, double p)
 {
-    const fd_operands o = {.x = x, .y = y};
-    fd_forward(fd_machine_now(), fd_stream_of(seed, call, p), start, FD_DROPOUT, (fd_dtype)dtype, o, 1,
-               bits, n, fd_scale(p));
+    fd_task task = task_of(dtype, x, y, n, p);
+    task.draw = fd_draw_of(seed, call, p), task.start = start;
+    fd_forward(&task, bits);
 }
 
 static void backward(int dtype, const void *dy, void *dx, const uint8_t *bits, size_t n, double p)
 {
-    fd_backward(fd_machine_now(), (fd_dtype)dtype, dy, dx, bits, n, fd_scale(p));
+    const fd_task task = task_of(dtype, dy, dx, n, p);
+    fd_backward(&task, bits);
 }
 
 static void draw(uint8_t *bits, size_t n, uint64_t start, uint64_t seed, uint64_t call, double p)
 {
-    const int64_t shape = (int64_t)n, stride = 1;
-    fd_draw(fd_machine_now(), fd_stream_of(seed, call, p), start, 1, &shape, &stride, bits);
+    const fd_place place = {start, 1, {(int64_t)n}, {1}};
+    const fd_draw of = fd_draw_of(seed, call, p);
+    fd_draw_bits(fd_machine_now(), &of, &place, bits);
 }
 
 const fastdrop_api fd_api = {FASTDROP_API_VERSION, forward, backward, draw};

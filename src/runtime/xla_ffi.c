@@ -1,7 +1,3 @@
-/* For size: what is hot is in the kernels. */
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("Os")
-#endif
 /* Dropout as a custom call of XLA, which JAX compiles to.
  *
  * XLA promises that this interface (xla/ffi/api/c_api.h, version 0.x) is binary compatible, and checks

@@ -29,9 +29,11 @@ static inline void halves_store(Lanes low, Lanes high, uint8_t *dst)
     _mm256_storeu_si256((__m256i *)(dst + 32), _mm256_unpackhi_epi64(low, high));
 }
 
-/* Bytes against t: bits of those above and of those equal. AVX2 compares signed bytes, so they have
- * come with their top bits flipped. */
-#define COMPARE_FLIP UINT64_C(0x8080808080808080)
+/* AVX2 compares signed bytes: in their order, bytes have their top bits flipped. */
+static inline Lanes lanes_ordered(Lanes v)
+{
+    return lanes_xor(v, lanes_set(UINT64_C(0x8080808080808080)));
+}
 static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint8_t *above, uint8_t *equal)
 {
     const __m256i vt = _mm256_set1_epi8((char)(t ^ 0x80));
@@ -98,7 +100,7 @@ static inline __m256 f32_relu(__m256 v, uint32_t *active)
 #define F32_LOAD(p) _mm256_loadu_ps((const float *)(p))
 #define F32_LOAD_KEPT(p, b, j) _mm256_maskload_ps((const float *)(p), bits_signs32(b, j))
 #define F32_STORE(p, v) _mm256_storeu_ps((float *)(p), v)
-#define F32_STREAM(p, v) _mm256_stream_ps((float *)(p), v)
+#define F32_NT_STORE(p, v) _mm256_stream_ps((float *)(p), v)
 #define F32_SET(s) _mm256_set1_ps((float)(s))
 #define F32_ADD(a, b) _mm256_add_ps(a, b)
 #define F32_MUL(a, b) _mm256_mul_ps(a, b)
@@ -122,7 +124,7 @@ static inline __m256d f64_relu(__m256d v, uint32_t *active)
 #define F64_LOAD(p) _mm256_loadu_pd((const double *)(p))
 #define F64_LOAD_KEPT(p, b, j) _mm256_maskload_pd((const double *)(p), bits_signs64(b, j))
 #define F64_STORE(p, v) _mm256_storeu_pd((double *)(p), v)
-#define F64_STREAM(p, v) _mm256_stream_pd((double *)(p), v)
+#define F64_NT_STORE(p, v) _mm256_stream_pd((double *)(p), v)
 #define F64_SET(s) _mm256_set1_pd(s)
 #define F64_ADD(a, b) _mm256_add_pd(a, b)
 #define F64_MUL(a, b) _mm256_mul_pd(a, b)
@@ -141,7 +143,7 @@ static inline __m256d f64_relu(__m256d v, uint32_t *active)
 #define F16_LOAD_KEPT(p, b, j) f32_kept(F16_LOAD(p), b, j)
 #define F16_PACK(v) _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define F16_STORE(p, v) _mm_storeu_si128((__m128i *)(p), F16_PACK(v))
-#define F16_STREAM(p, v) _mm_stream_si128((__m128i *)(p), F16_PACK(v))
+#define F16_NT_STORE(p, v) _mm_stream_si128((__m128i *)(p), F16_PACK(v))
 
 /* bfloat16: sixteen in a vector of 32-bit lanes are two vectors of float32, the odd ones as they
  * stand and the even ones shifted up. So nothing has to be moved between lanes. */
@@ -217,7 +219,7 @@ static inline void bf16_store_scalars(char *p, Pairs v)
 #define BF16_LOAD bf16_load
 #define BF16_LOAD_KEPT bf16_load_kept
 #define BF16_STORE(p, v) _mm256_storeu_si256((__m256i *)(p), bf16_pack(v))
-#define BF16_STREAM(p, v) _mm256_stream_si256((__m256i *)(p), bf16_pack(v))
+#define BF16_NT_STORE(p, v) _mm256_stream_si256((__m256i *)(p), bf16_pack(v))
 #define BF16_SET bf16_set
 #define BF16_ADD bf16_add
 #define BF16_MUL bf16_mul

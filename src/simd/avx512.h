@@ -32,7 +32,7 @@ static inline void halves_store(Lanes low, Lanes high, uint8_t *dst)
 }
 
 /* Bytes against t: bits of those above and of those equal. */
-#define COMPARE_FLIP UINT64_C(0)
+static inline Lanes lanes_ordered(Lanes v) { return v; }
 static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint8_t *above, uint8_t *equal)
 {
     const __m512i vt = _mm512_set1_epi8((char)t);
@@ -77,7 +77,7 @@ static inline __m512 f32_relu(__m512 v, uint32_t *active)
 #define F32_LOAD(p) _mm512_loadu_ps(p)
 #define F32_LOAD_KEPT(p, b, j) _mm512_maskz_loadu_ps((__mmask16)((b) >> (j)), p)
 #define F32_STORE(p, v) _mm512_storeu_ps(p, v)
-#define F32_STREAM(p, v) _mm512_stream_ps((float *)(p), v)
+#define F32_NT_STORE(p, v) _mm512_stream_ps((float *)(p), v)
 #define F32_SET(s) _mm512_set1_ps((float)(s))
 #define F32_ADD(a, b) _mm512_add_ps(a, b)
 #define F32_MUL(a, b) _mm512_mul_ps(a, b)
@@ -101,7 +101,7 @@ static inline __m512d f64_relu(__m512d v, uint32_t *active)
 #define F64_LOAD(p) _mm512_loadu_pd(p)
 #define F64_LOAD_KEPT(p, b, j) _mm512_maskz_loadu_pd((__mmask8)((b) >> (j)), p)
 #define F64_STORE(p, v) _mm512_storeu_pd(p, v)
-#define F64_STREAM(p, v) _mm512_stream_pd((double *)(p), v)
+#define F64_NT_STORE(p, v) _mm512_stream_pd((double *)(p), v)
 #define F64_SET(s) _mm512_set1_pd(s)
 #define F64_ADD(a, b) _mm512_add_pd(a, b)
 #define F64_MUL(a, b) _mm512_mul_pd(a, b)
@@ -121,7 +121,7 @@ static inline __m512d f64_relu(__m512d v, uint32_t *active)
 #define F16_LOAD_KEPT(p, b, j) _mm512_maskz_cvtph_ps((__mmask16)((b) >> (j)), LOAD16(p))
 #define F16_PACK(v) _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define F16_STORE(p, v) _mm256_storeu_si256((__m256i *)(p), F16_PACK(v))
-#define F16_STREAM(p, v) _mm256_stream_si256((__m256i *)(p), F16_PACK(v))
+#define F16_NT_STORE(p, v) _mm256_stream_si256((__m256i *)(p), F16_PACK(v))
 
 /* To nearest even. A NaN keeps its payload: that came from 16 bits, so nothing carries into it.
  * (The instruction of AVX512_BF16 would flush subnormal numbers.) */
@@ -137,4 +137,4 @@ static inline __m256i bf16_pack(__m512 v)
 #define BF16_LOAD_KEPT(p, b, j)                                                                   \
     BF16_WIDE(_mm512_maskz_cvtepu16_epi32((__mmask16)((b) >> (j)), LOAD16(p)))
 #define BF16_STORE(p, v) _mm256_storeu_si256((__m256i *)(p), bf16_pack(v))
-#define BF16_STREAM(p, v) _mm256_stream_si256((__m256i *)(p), bf16_pack(v))
+#define BF16_NT_STORE(p, v) _mm256_stream_si256((__m256i *)(p), bf16_pack(v))

@@ -1,6 +1,5 @@
-#include "fastdrop.h"
 #include "kernels/bits.h"
-#include <string.h>
+#include "kernels/table.h"
 #if defined(__x86_64__) && defined(__GNUC__)
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,bmi,bmi2,f16c"))), apply_to = function)

@@ -1,6 +1,5 @@
-#include "fastdrop.h"
 #include "kernels/bits.h"
-#include <string.h>
+#include "kernels/table.h"
 #if defined(__x86_64__) && defined(__GNUC__)
 #if defined(FASTDROP_SIMDE)
 #elif defined(__clang__)

@@ -1,6 +1,5 @@
-#include "fastdrop.h"
 #include "kernels/bits.h"
-#include <string.h>
+#include "kernels/table.h"
 #if defined(__aarch64__) && defined(__AARCH64EL__)
 #include "simd/neon.h"
 #define KERNELS fd_neon

@@ -1,10 +1,5 @@
-/* Unscheduled code compresses better, and these CPUs reorder it themselves. */
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("no-schedule-insns2")
-#endif
-#include "fastdrop.h"
 #include "kernels/bits.h"
-#include <string.h>
+#include "kernels/table.h"
 #if defined(__x86_64__) && defined(__GNUC__)
 #include "simd/sse2.h"
 #define KERNELS fd_sse2

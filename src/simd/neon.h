@@ -30,7 +30,7 @@ static inline void halves_store(Lanes low, Lanes high, uint8_t *dst)
 
 /* Bytes against t: bits of those above and of those equal. Each answer keeps the bit of its place,
  * and three additions of neighbours gather eight of them in a byte, all four vectors together. */
-#define COMPARE_FLIP UINT64_C(0)
+static inline Lanes lanes_ordered(Lanes v) { return v; }
 static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint8_t *above, uint8_t *equal)
 {
     const uint8x16_t vt = vdupq_n_u8(t);
@@ -110,13 +110,13 @@ static inline void f32_store(char *p, float32x4_t v)
 {
     vst1q_u8((uint8_t *)p, vreinterpretq_u8_f32(v));
 }
-/* There is no intrinsic that stores past the caches: STREAM is STORE. */
+/* There is no intrinsic that stores past the caches: NT_STORE is STORE. */
 #define F32_VEC float32x4_t
 #define F32_WIDTH 4
 #define F32_LOAD(p) f32_load(p)
 #define F32_LOAD_KEPT(p, b, j) f32_kept(f32_load(p), b, j)
 #define F32_STORE f32_store
-#define F32_STREAM f32_store
+#define F32_NT_STORE f32_store
 #define F32_SET(s) vdupq_n_f32((float)(s))
 #define F32_ADD(a, b) vaddq_f32(a, b)
 #define F32_MUL(a, b) vmulq_f32(a, b)
@@ -152,7 +152,7 @@ static inline void f64_store(char *p, float64x2_t v)
 #define F64_LOAD(p) f64_load(p)
 #define F64_LOAD_KEPT(p, b, j) f64_kept(f64_load(p), b, j)
 #define F64_STORE f64_store
-#define F64_STREAM f64_store
+#define F64_NT_STORE f64_store
 #define F64_SET(s) vdupq_n_f64(s)
 #define F64_ADD(a, b) vaddq_f64(a, b)
 #define F64_MUL(a, b) vmulq_f64(a, b)
@@ -178,7 +178,7 @@ static inline void store16x4(char *p, uint16x4_t v)
 #define F16_LOAD(p) vcvt_f32_f16(vreinterpret_f16_u16(load16x4(p)))
 #define F16_LOAD_KEPT(p, b, j) f32_kept(F16_LOAD(p), b, j)
 #define F16_STORE(p, v) store16x4(p, vreinterpret_u16_f16(vcvt_f16_f32(v)))
-#define F16_STREAM F16_STORE
+#define F16_NT_STORE F16_STORE
 
 /* To nearest even. A NaN keeps its payload: that came from 16 bits, so nothing carries into it. */
 static inline uint16x4_t bf16_pack(float32x4_t v)
@@ -190,4 +190,4 @@ static inline uint16x4_t bf16_pack(float32x4_t v)
 #define BF16_LOAD(p) vreinterpretq_f32_u32(vshll_n_u16(load16x4(p), 16))
 #define BF16_LOAD_KEPT(p, b, j) f32_kept(BF16_LOAD(p), b, j)
 #define BF16_STORE(p, v) store16x4(p, bf16_pack(v))
-#define BF16_STREAM BF16_STORE
+#define BF16_NT_STORE BF16_STORE

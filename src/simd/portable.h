@@ -24,7 +24,7 @@ static inline void halves_store(Lanes low, Lanes high, uint8_t *dst)
 }
 
 /* Eight bytes in a word: the top bit of each holds its answer, a multiplication collects them. */
-#define COMPARE_FLIP UINT64_C(0)
+static inline Lanes lanes_ordered(Lanes v) { return v; }
 static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint8_t *above, uint8_t *equal)
 {
     const uint64_t ones = UINT64_C(0x0101010101010101), top = ones << 7, vt = ones * t;
@@ -79,7 +79,7 @@ static inline void f32_store(char *p, float v) { memcpy(p, &v, sizeof v); }
 #define F32_LOAD(p) f32_of_bits(load32(p))
 #define F32_LOAD_KEPT(p, b, j) f32_of_bits(load32(p) & (uint32_t)BIT_MASK(b, j))
 #define F32_STORE f32_store
-#define F32_STREAM f32_store
+#define F32_NT_STORE f32_store
 #define F32_SET(s) (float)(s)
 #define F32_ADD(a, b) ((a) + (b))
 #define F32_MUL(a, b) ((a) * (b))
@@ -133,7 +133,7 @@ static inline void f64_store(char *p, double v) { memcpy(p, &v, sizeof v); }
 #define F64_LOAD(p) f64_load(p, UINT64_MAX)
 #define F64_LOAD_KEPT(p, b, j) f64_load(p, BIT_MASK(b, j))
 #define F64_STORE f64_store
-#define F64_STREAM f64_store
+#define F64_NT_STORE f64_store
 #define F64_SET(s) (s)
 #define F64_ADD(a, b) ((a) + (b))
 #define F64_MUL(a, b) ((a) * (b))
@@ -197,7 +197,7 @@ static inline uint32_t f16_pack(float v)
 #define F16_LOAD(p) f16_wide(load16(p))
 #define F16_LOAD_KEPT(p, b, j) f16_wide(load16(p) & (uint32_t)BIT_MASK(b, j))
 #define F16_STORE(p, v) store16(p, f16_pack(v))
-#define F16_STREAM F16_STORE
+#define F16_NT_STORE F16_STORE
 
 /* float32 to bfloat16, to nearest even. A NaN keeps its payload: that came from 16 bits, so nothing
  * carries into it. */
@@ -209,4 +209,4 @@ static inline uint32_t bf16_pack(float v)
 #define BF16_LOAD(p) f32_of_bits(load16(p) << 16)
 #define BF16_LOAD_KEPT(p, b, j) f32_of_bits((load16(p) & (uint32_t)BIT_MASK(b, j)) << 16)
 #define BF16_STORE(p, v) store16(p, bf16_pack(v))
-#define BF16_STREAM BF16_STORE
+#define BF16_NT_STORE BF16_STORE

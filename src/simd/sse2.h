@@ -28,9 +28,11 @@ static inline void halves_store(Lanes low, Lanes high, uint8_t *dst)
     _mm_storeu_si128((__m128i *)(dst + 16), _mm_unpackhi_epi64(low, high));
 }
 
-/* Bytes against t: bits of those above and of those equal. SSE2 compares signed bytes, so they have
- * come with their top bits flipped. */
-#define COMPARE_FLIP UINT64_C(0x8080808080808080)
+/* SSE2 compares signed bytes: in their order, bytes have their top bits flipped. */
+static inline Lanes lanes_ordered(Lanes v)
+{
+    return lanes_xor(v, lanes_set(UINT64_C(0x8080808080808080)));
+}
 static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint8_t *above, uint8_t *equal)
 {
     const __m128i vt = _mm_set1_epi8((char)(t ^ 0x80));
@@ -105,7 +107,7 @@ static inline __m128 f32_relu(__m128 v, uint32_t *active)
 #define F32_LOAD(p) _mm_loadu_ps((const float *)(p))
 #define F32_LOAD_KEPT(p, b, j) f32_kept(F32_LOAD(p), b, j)
 #define F32_STORE(p, v) _mm_storeu_ps((float *)(p), v)
-#define F32_STREAM(p, v) _mm_stream_ps((float *)(p), v)
+#define F32_NT_STORE(p, v) _mm_stream_ps((float *)(p), v)
 #define F32_SET(s) _mm_set1_ps((float)(s))
 #define F32_ADD(a, b) _mm_add_ps(a, b)
 #define F32_MUL(a, b) _mm_mul_ps(a, b)
@@ -138,7 +140,7 @@ static inline __m128d f64_relu(__m128d v, uint32_t *active)
 #define F64_LOAD(p) _mm_loadu_pd((const double *)(p))
 #define F64_LOAD_KEPT(p, b, j) f64_kept(F64_LOAD(p), b, j)
 #define F64_STORE(p, v) _mm_storeu_pd((double *)(p), v)
-#define F64_STREAM(p, v) _mm_stream_pd((double *)(p), v)
+#define F64_NT_STORE(p, v) _mm_stream_pd((double *)(p), v)
 #define F64_SET(s) _mm_set1_pd(s)
 #define F64_ADD(a, b) _mm_add_pd(a, b)
 #define F64_MUL(a, b) _mm_mul_pd(a, b)
@@ -164,7 +166,7 @@ static inline __m128i load16x4(const char *p)
     return _mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64((const __m128i *)p));
 }
 #define STORE16(p, v) _mm_storel_epi64((__m128i *)(p), v)
-#define STREAM16(p, v) _mm_stream_si64((long long *)(void *)(p), _mm_cvtsi128_si64(v))
+#define NT_STORE16(p, v) _mm_stream_si64((long long *)(void *)(p), _mm_cvtsi128_si64(v))
 
 /* float16 to float32, exactly: the exponent is moved up by a multiplication, subnormals included;
  * an infinite or NaN lacks only exponent bits then. */
@@ -201,7 +203,7 @@ static inline __m128i f16_pack(__m128 v)
 #define F16_LOAD(p) f16_load(p)
 #define F16_LOAD_KEPT(p, b, j) f32_kept(f16_load(p), b, j)
 #define F16_STORE(p, v) STORE16(p, f16_pack(v))
-#define F16_STREAM(p, v) STREAM16(p, f16_pack(v))
+#define F16_NT_STORE(p, v) NT_STORE16(p, f16_pack(v))
 
 /* To nearest even. A NaN keeps its payload: that came from 16 bits, so nothing carries into it. */
 static inline __m128i bf16_pack(__m128 v)
@@ -215,4 +217,4 @@ static inline __m128i bf16_pack(__m128 v)
 #define BF16_LOAD(p) _mm_castsi128_ps(load16x4(p))
 #define BF16_LOAD_KEPT(p, b, j) f32_kept(BF16_LOAD(p), b, j)
 #define BF16_STORE(p, v) STORE16(p, bf16_pack(v))
-#define BF16_STREAM(p, v) STREAM16(p, bf16_pack(v))
+#define BF16_NT_STORE(p, v) NT_STORE16(p, bf16_pack(v))
