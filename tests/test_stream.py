@@ -9,6 +9,7 @@ import pytest
 import fastdrop as fd
 from fastdrop import _core, reference, rng
 
+
 def known_answers():
     """(rounds, counter, key, words) for each line of Random123's answers."""
     path = Path(__file__).parent / "known_answers" / "philox4x32.txt"

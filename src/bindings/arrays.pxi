@@ -35,7 +35,7 @@ cdef inline void byte_bounds(cnp.ndarray x, const char **low, const char **high)
 
 
 cpdef bint overlaps_otherwise(cnp.ndarray x, cnp.ndarray y) noexcept:
-    """Whether x and y, of one shape and dtype, share memory in another way than element by element."""
+    """Whether x and y, of one shape and dtype, may share memory except element by element."""
     cdef const char *x0
     cdef const char *x1
     cdef const char *y0

@@ -10,6 +10,7 @@ enum { ROUNDS = 7, MAX_ROUNDS = 10 };
 #define CHAINS 2
 #endif
 enum { STEP = CHAINS * LANES };
+_Static_assert(16 * STEP <= FD_STEP_BYTES, "paddings.h");
 
 #define MULTIPLIER0 UINT64_C(0xD2511F53)
 #define MULTIPLIER1 UINT64_C(0xCD9E8D57)

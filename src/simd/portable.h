@@ -1,5 +1,5 @@
-/* Plain C, one lane: the baseline of every machine, and what the others are compared with. */
-
+/* Plain C, one lane: the baseline of every machine, what the others are compared with, and what to copy
+ * for another. contract.h and contract_type.h say what each name means; README.md how to add one. */
 #include <math.h>
 
 typedef uint64_t Lanes;
