@@ -7,7 +7,7 @@ import os
 from fastdrop import _core
 from fastdrop.base import gate
 
-# Documented in src/_core.pyx.
+# Documented in src/bindings.
 forward, backward, draw = _core.forward, _core.backward, _core.draw
 connect, connect_back = _core.connect, _core.connect_back
 lookup, add_rows = _core.lookup, _core.add_rows

@@ -1,7 +1,7 @@
 """DropConnect: a linear layer that drops weights instead of activations.
 
 A mask for each example exists only a few thousand bits at a time, inside the kernel
-(`src/drivers_connect.c`); forward and backward both draw it.
+(`src/drivers/connect.c`); forward and backward both draw it.
 """
 
 from __future__ import annotations

@@ -71,10 +71,10 @@ def expected_of(shape):
 @pytest.mark.parametrize("shape", [(40, 16, 16, 17), (3, 4, 130, 131), (1, 3, 200, 201)], ids=str)
 def test_instruction_sets_and_threads(isa, threads, shape):
     x, expected, mask = expected_of(shape)
-    for stream_bytes in (0, 2**62):
-        before = _core.set_stream_bytes(stream_bytes)
+    for non_temporal_bytes in (0, 2**62):
+        before = _core.set_non_temporal_bytes(non_temporal_bytes)
         y, ctx = fd.drop_block(x, 0.2, 5, rng=3)
-        _core.set_stream_bytes(before)
+        _core.set_non_temporal_bytes(before)
         assert_same_bits(y, expected)
         np.testing.assert_array_equal(ctx.mask(), mask)
 

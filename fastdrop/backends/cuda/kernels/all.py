@@ -1046,7 +1046,7 @@ def noisy(where: str, dtype: str, op: str) -> tuple[Any, Any]:
 
     "scale", "scales": x (1 + sigma e); "add": x + sigma e; "concrete": x w; "gradient": what x,
     with dy in g, adds to the gradient of concrete dropout's logit; "slope": to that of sigma. See
-    ``fd_noise_op`` in src/fastdrop.h.
+    ``fd_noise_op`` in src/kernels/table.h.
     """
     t = target(where)
     device = t.device

@@ -1,0 +1,77 @@
+/* The kernels of one instruction set. The includer, a simd/isa_*.c, has set the compiler's target and
+ * included a header of simd/, and defined KERNELS (the table) and KERNELS_NAME. Everything but the
+ * table is static, so that no instruction of one set leaks into another.
+ *
+ * In registers float16 is float32, and so is bfloat16 if the header does not say otherwise. */
+#include "simd/contract.h"
+#include "kernels/philox.h"
+#include "kernels/draw.h"
+#include "kernels/noise.h"
+
+#define F32_LOAD_SCALARS F32_LOAD
+#define F32_STORE_SCALARS F32_STORE
+#define F32_FROM_F32(p) F32_LOAD((const char *)(p))
+#define F64_LOAD_SCALARS F64_LOAD
+#define F64_STORE_SCALARS F64_STORE
+
+#define F16_VEC F32_VEC
+#define F16_WIDTH F32_WIDTH
+#define F16_LOAD_SCALARS F32_LOAD
+#define F16_STORE_SCALARS F32_STORE
+#define F16_SET F32_SET
+#define F16_ADD F32_ADD
+#define F16_MUL F32_MUL
+#define F16_RELU F32_RELU
+#define F16_CHOOSE F32_CHOOSE
+
+#ifndef BF16_VEC
+#define BF16_VEC F32_VEC
+#define BF16_WIDTH F32_WIDTH
+#define BF16_LOAD_SCALARS F32_LOAD
+#define BF16_STORE_SCALARS F32_STORE
+#define BF16_SET F32_SET
+#define BF16_ADD F32_ADD
+#define BF16_MUL F32_MUL
+#define BF16_RELU F32_RELU
+#define BF16_CHOOSE F32_CHOOSE
+#endif
+
+#define TYPE F32
+#define SUFFIX f32
+#define SIZE 4
+#define SCALAR float
+#include "kernels/apply.h"
+
+#define TYPE F64
+#define SUFFIX f64
+#define SIZE 8
+#define SCALAR double
+#include "kernels/apply.h"
+
+#define TYPE F16
+#define SUFFIX f16
+#define SIZE 2
+#define SCALAR float
+#include "kernels/apply.h"
+
+#define TYPE BF16
+#define SUFFIX bf16
+#define SIZE 2
+#define SCALAR float
+#include "kernels/apply.h"
+
+#define OP(name) {name##_f32, name##_f64, name##_f16, name##_bf16}
+const fd_kernels KERNELS = {
+    .name = KERNELS_NAME,
+    .draw_bits = draw_bits,
+    .apply = {OP(dropout), OP(dropout_add), OP(bias_dropout_add), OP(relu_dropout),
+              OP(alpha_dropout), OP(zoneout)},
+    .draw_noise = draw_noise,
+    .apply_noise = {OP(noise_scale), OP(noise_add), OP(noise_gradient), OP(concrete),
+                    OP(concrete_gradient)},
+    .add_to = OP(add_to),
+    .connect = {connect_f32, connect_f64},
+    .connect_back = {connect_back_f32, connect_back_f64},
+    .philox = philox_blocks,
+};
+#undef OP
