@@ -25,10 +25,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fastdrop._core import CallCounter
+from fastdrop._core import CallCounter, Draw, Place
 from fastdrop.base import gate
 
-__all__ = ["STREAM_VERSION", "Rng", "RngLike", "draw_call", "keystream", "philox4x32", "words_at"]
+__all__ = [
+    "STREAM_VERSION",
+    "Rng",
+    "RngLike",
+    "draw_call",
+    "draw_of",
+    "keystream",
+    "philox4x32",
+    "words_at",
+]
 
 STREAM_VERSION = 1
 ROUNDS = 7
@@ -195,6 +204,13 @@ def draw_call(rng: RngLike) -> tuple[int, int]:
     if isinstance(rng, np.random.Generator):
         return int(rng.integers(0, 2**64, dtype=np.uint64)), 0
     return uint64(rng, "rng"), 0
+
+
+def draw_of(rng: RngLike, p: float, place: Place) -> Draw:
+    """What one operation draws; takes one call."""
+    if isinstance(rng, CallCounter):
+        return rng.draw(p, place)
+    return Draw(*draw_call(rng), p, place)
 
 
 def uint64(value: int, name: str) -> int:

@@ -83,6 +83,11 @@ void fd_draw_bits(fd_machine m, const fd_draw *draw, const fd_place *place, uint
 void fd_draw_noise(fd_machine m, const fd_draw *draw, fd_noise kind, const fd_place *place,
                    float *noise);
 
+/* Any layout: draw the mask and apply it, a piece of at most `most` elements at a time if it has more;
+ * for `bits` there is room for so many. axis[d].bit: 0 where the axis shares its draw. */
+void fd_forward_walk(const fd_task *task, const fd_place *place, const fd_axis *axis, uint64_t most,
+                     uint8_t *bits);
+
 /* A noise op on n contiguous elements. */
 typedef struct {
     fd_machine machine;

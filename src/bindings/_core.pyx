@@ -3,11 +3,10 @@
 """Buffers to pointers: hands NumPy arrays to the C kernels without the GIL.
 
 The public functions have checked what comes here: arrays are in native byte order, and dtypes,
-shapes and sizes fit. Nothing is checked again, except by `Saved`, which anyone can make.
+shapes and sizes fit. Nothing is checked again, except by `Place` and `Draw`, which anyone can make.
 
 A packed mask is a bytes object with `BITS_PAD` bytes of room behind its last bit. Bit i % 8 of byte
-i // 8 says whether element i, in C order, of the Block it was drawn for is kept. Seeds and calls
-are integers of 64 bits; p is the rate.
+i // 8 says whether element i, in C order, of the Place it was drawn for is kept.
 """
 import os
 import warnings

@@ -50,25 +50,7 @@ cpdef bint overlaps_otherwise(cnp.ndarray x, cnp.ndarray y) noexcept:
     return cnp.PyArray_DATA(x) != cnp.PyArray_DATA(y)
 
 
-def admits(x, p, out, /):
-    """Whether x, p and out are what the kernels take, so that the gate has nothing to do."""
-    if type(x) is not cnp.ndarray or type(p) is not float or not has_kernels(x):
-        return False
-    if not 0.0 <= <double> p <= 1.0:
-        return False
-    if out is None or out is x:
-        return out is None or cnp.PyArray_ISWRITEABLE(out)
-    return (
-        type(out) is cnp.ndarray
-        and has_kernels(out)
-        and dtype_of(out) == dtype_of(x)
-        and PyArray_SAMESHAPE(x, out)
-        and cnp.PyArray_ISWRITEABLE(out)
-        and not overlaps_otherwise(x, out)
-    )
-
-
-def empty_like(cnp.ndarray x, /):
+cpdef cnp.ndarray empty_like(cnp.ndarray x):
     """An array of x's shape, dtype and memory order."""
     return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
 

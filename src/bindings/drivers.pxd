@@ -76,6 +76,8 @@ cdef extern from "fastdrop.h" nogil:
         int64_t *stride
     void fd_draw_bits(fd_machine, const fd_draw *, const fd_place *, uint8_t *bits)
     void fd_draw_noise(fd_machine, const fd_draw *, fd_noise, const fd_place *, float *noise)
+    void fd_forward_walk(const fd_task *, const fd_place *, const fd_axis *, uint64_t most,
+                         uint8_t *bits)
 
     ctypedef struct fd_noise_task:
         fd_machine machine

@@ -11,126 +11,128 @@ cdef void set_task(fd_task *task, fd_op op, cnp.ndarray x, cnp.ndarray y, double
     task.n = <size_t> cnp.PyArray_SIZE(x)
 
 
-cdef void set_place(fd_place *place, block):
-    place.start, place.ndim = block.start, len(block.shape)
-    for d in range(place.ndim):
-        place.shape[d], place.stride[d] = block.shape[d], block.strides[d]
-
-
-cdef void set_axes(cnp.ndarray x, cnp.ndarray y, block, fd_axis *axis):
-    """The axes of a walk over x and y with the mask of a block."""
+cdef void set_axes(cnp.ndarray x, cnp.ndarray y, Place place, fd_axis *axis) noexcept:
+    """The axes of a walk over x and y with the mask of a place."""
     cdef int64_t step = 1
     for d in range(cnp.PyArray_NDIM(x) - 1, -1, -1):
         axis[d].n = cnp.PyArray_DIM(x, d)
         axis[d].x = cnp.PyArray_STRIDE(x, d)
         axis[d].y = cnp.PyArray_STRIDE(y, d)
         axis[d].bit = 0
-        if block is None or block.shape[d] != 1:
+        if place is None or not place.shared >> d & 1:
             axis[d].bit = step
             step *= axis[d].n
 
 
-def forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray bias, cnp.ndarray y,
-            uint64_t seed, uint64_t call, double p, block, bint save, double scale=-1,
-            double shift=0, double dropped=0, /):
+def forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray bias, cnp.ndarray out,
+            Draw draw not None, bint save, tuple constants, /):
     """Draw a mask and do one of the ops of src/kernels/table.h.
 
     Parameters
     ----------
-    x, y : ndarray
-        Of one shape and dtype, in any layout; y may be x.
+    x : ndarray
+        Has the shape that draw.place is of; in any layout.
     residual, bias : ndarray or None
-        As the op wants; contiguous, as x and y are then. bias repeats: BIAS_ROOM longer than it is.
-    block : fastdrop.block.Block or None
-        Which part of which mask array is drawn. None: all of x, one draw per element.
+        As the op wants; contiguous, as x and out are then. bias repeats: BIAS_ROOM longer than it
+        is.
+    out : ndarray or None
+        Where y goes; shape and dtype of x, and may be x. None: a new array in x's memory order.
     save : bool
         Whether the packed mask is wanted.
-    scale : float
-        Negative: that of the rate.
-    shift, dropped : float
-        Of ALPHA_DROPOUT.
+    constants : tuple of float
+        scale, shift, and what stands for a dropped element.
 
     Returns
     -------
-    bytes or None
+    y : ndarray
+    bits : bytes or None
         The packed mask for backward, if `save`; of RELU_DROPOUT which elements have a gradient.
     """
     cdef fd_task task
-    cdef uint8_t *saved = NULL
+    cdef uint8_t *kept = NULL
     cdef bytes bits = None
-    set_task(&task, op, x, y, fd_scale(p) if scale < 0 else scale)
-    task.draw = fd_draw_of(seed, call, p)
+    cdef Place place = draw.place
+    if out is None:
+        out = empty_like(x)
+    set_task(&task, op, x, out, 0)
+    task.draw, task.start = draw.of(), place.start
     task.operands.residual, task.operands.bias = data(residual), data(bias)
-    task.operands.constants.shift, task.operands.constants.dropped = shift, dropped
+    cdef fd_constants *c = &task.operands.constants
+    c.scale, c.shift, c.dropped = constants
     if bias is not None:
         task.bias_length = cnp.PyArray_SIZE(bias) - FD_REPEAT_PAD
     if op == FD_RELU_DROPOUT:
         bits = empty_bits(task.n)
         task.operands.active = <uint8_t *> PyBytes_AsString(bits)
-    if not flat(x, y) or (block is not None and not block.is_run):
-        return forward_walk(&task, x, y, block, save, bits)
-    if block is not None:
-        task.start = block.start
+    if not flat(x, out) or not place.is_run:
+        return out, forward_walk(&task, x, out, place, save, bits)
     if save and bits is None:
         bits = empty_bits(task.n)
-        saved = <uint8_t *> PyBytes_AsString(bits)
+        kept = <uint8_t *> PyBytes_AsString(bits)
     with nogil:
-        fd_forward(&task, saved)
-    return bits
+        fd_forward(&task, kept)
+    return out, bits
 
 
-cdef bytes forward_walk(fd_task *task, cnp.ndarray x, cnp.ndarray y, block, bint save,
+cdef bytes forward_walk(fd_task *task, cnp.ndarray x, cnp.ndarray y, Place place, bint save,
                         bytes active):
     """As `forward`, where the mask is drawn first and then applied."""
-    cdef bytes bits
-    cdef fd_task part
-    if block is None:
-        block = Block((<object> x).shape, (), None)
-    if task.op in (FD_DROPOUT, FD_ALPHA_DROPOUT) and not save and block.size > settings.piece:
-        for at, piece in block.pieces(settings.piece):
-            part = task[0]
-            x_part, y_part = x[at], y[at]
-            part.operands.x, part.operands.y = data(x_part), data(y_part)
-            walk(&part, x_part, y_part, draw_block(&task.draw, piece), piece)
-        return None
-    bits = draw_block(&task.draw, block)
-    walk(task, x, y, bits, block)
+    cdef fd_place part
+    cdef fd_axis axis[64]
+    cdef int64_t most = place.size
+    if task.op in (FD_DROPOUT, FD_ALPHA_DROPOUT) and not save and most > settings.piece:
+        most = settings.piece  # a piece at a time, as nothing of the mask is kept
+    cdef bytes bits = empty_bits(most)
+    cdef uint8_t *room = <uint8_t *> PyBytes_AsString(bits)
+    place.fill(&part)
+    set_axes(x, y, place, axis)
+    with nogil:
+        fd_forward_walk(task, &part, axis, most, room)
     return bits if active is None and save else active
 
 
-cdef void walk(fd_task *task, cnp.ndarray x, cnp.ndarray y, bytes bits, block):
-    """Apply a packed mask to any layout."""
-    cdef uint8_t *mask = <uint8_t *> PyBytes_AsString(bits)
-    cdef int ndim = cnp.PyArray_NDIM(x)
-    cdef fd_axis axis[64]
-    set_axes(x, y, block, axis)
-    with nogil:
-        fd_apply(task, mask, ndim, axis)
-
-
-cdef bytes draw_block(const fd_draw *draw, block):
+def draw_bits(Draw draw not None, /):
+    """The packed mask of a draw."""
+    cdef fd_draw of = draw.of()
     cdef fd_place place
-    cdef bytes bits = empty_bits(block.size)
+    cdef bytes bits = empty_bits(draw.place.size)
     cdef uint8_t *out = <uint8_t *> PyBytes_AsString(bits)
-    set_place(&place, block)
+    draw.place.fill(&place)
     with nogil:
-        fd_draw_bits(machine(), draw, &place, out)
+        fd_draw_bits(machine(), &of, &place, out)
     return bits
 
 
-def draw(uint64_t seed, uint64_t call, double p, block, /):
-    """The packed mask of a Block of the mask array, or of its first `block` elements."""
-    cdef fd_draw of = fd_draw_of(seed, call, p)
-    return draw_block(&of, Block((block,), (), None) if isinstance(block, int) else block)
+def backward(cnp.ndarray dy, cnp.ndarray out, Draw draw not None, bytes bits, double scale, /):
+    """dx = dy * scale where the mask says kept, else 0; in any layout.
 
+    Parameters
+    ----------
+    out : ndarray or None
+        As in `forward`.
+    bits : bytes or None
+        The packed mask of the draw; None: it is drawn again.
 
-def backward(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double scale, block, /):
-    """dx = dy * scale where the packed mask of `block` says kept, else 0; in any layout."""
+    Returns
+    -------
+    ndarray
+        dx.
+    """
     cdef fd_task task
+    cdef fd_axis axis[64]
+    cdef Place place = draw.place
+    if bits is None:
+        return forward(FD_DROPOUT, dy, None, None, out, draw, False, (scale, 0.0, 0.0))[0]
+    if out is None:
+        out = empty_like(dy)
     cdef uint8_t *mask = <uint8_t *> PyBytes_AsString(bits)
-    set_task(&task, FD_DROPOUT, dy, dx, scale)
-    if flat(dy, dx) and (block is None or block.is_run):
+    cdef int ndim = cnp.PyArray_NDIM(dy)
+    set_task(&task, FD_DROPOUT, dy, out, scale)
+    if flat(dy, out) and place.is_run:
         with nogil:
             fd_backward(&task, mask)
     else:
-        walk(&task, dy, dx, bits, block)
+        set_axes(dy, out, place, axis)
+        with nogil:
+            fd_apply(&task, mask, ndim, axis)
+    return out

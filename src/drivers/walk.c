@@ -271,3 +271,34 @@ void fd_apply(const fd_task *task, const uint8_t *bits, int ndim, const fd_axis 
              walk_tiles, &w);
     free(copy);
 }
+
+void fd_forward_walk(const fd_task *task, const fd_place *place, const fd_axis *axis, uint64_t most,
+                     uint8_t *bits)
+{
+    fd_axis part[FD_MAX_DIMS];
+    uint64_t size = 1;
+    int cut = -1; /* the first axis that can be cut */
+    memcpy(part, axis, sizeof *part * (size_t)place->ndim);
+    for (int d = place->ndim - 1; d >= 0; d--) {
+        if (part[d].bit)
+            part[d].bit = (int64_t)size;
+        size *= (uint64_t)place->shape[d];
+        cut = place->shape[d] > 1 ? d : cut;
+    }
+    if (size <= most || cut < 0) {
+        fd_draw_bits(task->machine, &task->draw, place, bits);
+        fd_apply(task, bits, place->ndim, part);
+        return;
+    }
+    const int64_t length = place->shape[cut];
+    const int64_t fits = (int64_t)(most / (size / (uint64_t)length)), step = fits ? fits : 1;
+    fd_place p = *place;
+    fd_task t = *task;
+    for (int64_t begin = 0; begin < length; begin += step) {
+        p.shape[cut] = part[cut].n = length - begin < step ? length - begin : step;
+        p.start = place->start + (uint64_t)(begin * place->stride[cut]);
+        t.operands.x = task->operands.x + begin * axis[cut].x;
+        t.operands.y = task->operands.y + begin * axis[cut].y;
+        fd_forward_walk(&t, &p, part, most, bits);
+    }
+}

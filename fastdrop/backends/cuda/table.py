@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastdrop.backends.cuda.arrays import NOISE_AXES
 from fastdrop.backends.cuda.kernels import all as cuda_kernels
 from fastdrop.backends.cuda.kernels import blocks as cuda_blocks
 from fastdrop.backends.cuda.kernels import connect as cuda_connect
@@ -23,6 +22,10 @@ from fastdrop.backends.cuda.kernels.all import (
     unpack_kernel,
     weighted_kernel,
 )
+
+# A variate takes so long that divisions by the lengths of axes that are not there do not count: one
+# noise kernel serves for up to so many.
+NOISE_AXES = 4
 
 MODULES = cuda_kernels, cuda_rows, cuda_blocks, cuda_connect  # where they are
 

@@ -1,11 +1,10 @@
-"""What all layers share; `fastdrop.layers` lists them."""
+"""What all layers share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import cache
-from inspect import signature
+from inspect import Parameter, Signature, signature
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -116,37 +115,94 @@ class Layer:
         return grads[0] if inputs == 1 else grads[:inputs]
 
 
-@dataclass(eq=False)
 class OpLayer(Layer):
-    """A layer that is one op and its arguments, which are its fields and can be assigned.
+    """A layer that is one op and its arguments, which can be assigned between calls.
+
+    A subclass is derived from its op: ``class Dropout(OpLayer, op=dropout)`` takes the arguments of
+    `dropout`, except for those that belong to one call.
 
     Parameters
     ----------
     rng : Rng, int, None, SeedSequence, Generator or BitGenerator
         As in `Layer`.
+    *args, **kwargs
+        Those of the op.
     """
 
     op: ClassVar[Callable[..., tuple[Any, Any]]]
+    fields: ClassVar[tuple[str, ...]] = ()
+    """The op's arguments that the layer keeps."""
 
-    _: KW_ONLY
-    rng: RngLike = field(default=None, repr=False)
+    def __init_subclass__(
+        cls, op: Callable[..., tuple[Any, Any]] | None = None, inputs: int = 1
+    ) -> None:
+        """inputs: how many of the op's first arguments are arrays. Without an op a subclass has
+        that of its base.
+        """
+        if op is None:
+            return
+        cls.op = staticmethod(op)
+        own = list(signature(op).parameters.values())[inputs:]
+        kept = [p for p in own if p.name not in OF_A_CALL]
+        cls.fields = tuple(p.name for p in kept)
+        rng = Parameter("rng", Parameter.KEYWORD_ONLY, default=None)
+        cls.__signature__ = Signature([*kept, rng])  # type: ignore[attr-defined]
+        cls.__doc__ = _documented(op, cls.fields)
 
-    def __post_init__(self) -> None:
-        super().__init__(self.rng, getattr(self, "p", NO_RATE))
-        if hasattr(self, "save"):
-            gate.choice(self.save, ("bits", "seed"), "save")
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        given = signature(type(self)).bind(*args, **kwargs)
+        given.apply_defaults()
+        values = given.arguments
+        super().__init__(values["rng"], values.get("p", NO_RATE))
+        for name in self.fields:
+            if name != "p":
+                CHECKS.get(name, _anything)(values[name])
+                setattr(self, name, values[name])
 
-    def __call__(self, x: npt.ArrayLike, out: npt.NDArray | None = None) -> npt.NDArray:
+    def __call__(self, x: npt.ArrayLike, out: npt.NDArray | None = None) -> Any:
         """y, an array like x."""
         return self._run(x, out=out)
 
-    def _run(self, *inputs: npt.ArrayLike, **more: Any) -> npt.NDArray:
-        """Calls the op with the fields, and keeps its context."""
-        more.update((f.name, getattr(self, f.name)) for f in fields(self))
+    def _run(self, *inputs: npt.ArrayLike, **more: Any) -> Any:
+        """Calls the op with what the layer keeps, and keeps its context."""
+        more.update((name, getattr(self, name)) for name in self.fields)
         if "p" in more:
             more["p"] = self.rate()
-        y, self.ctx = type(self).op(*inputs, training=self.training, **more)
+        op = type(self).op
+        y, self.ctx = op(*inputs, rng=self.rng, training=self.training, **more)
         return y
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.fields)
+        return f"{type(self).__name__}({arguments})"
+
+
+OF_A_CALL = "rng", "training", "region", "out"  # arguments of ops that a layer does not keep
+
+CHECKS: dict[str, Callable[[Any], Any]] = {
+    "save": gate.keeps_bits,
+    "mode": lambda value: gate.choice(value, ("row", "batch"), "mode"),
+    "block_size": lambda value: gate.count(value, "block_size"),
+    "std": lambda value: gate.real(value, "std", 0.0),
+}
+"""Arguments that are checked when a layer is made, not only when it is called."""
+
+
+def _anything(value: Any) -> None:
+    """What the op checks at each call."""
+
+
+def _documented(op: Callable[..., Any], fields: tuple[str, ...]) -> str:
+    name = op.__name__
+    rate = "p" in fields
+    lines = [f"`fastdrop.{name}` as a layer: ``layer(x)``, ``layer.backward(dy)``.", ""]
+    lines += ["Parameters", "----------"]
+    if rate:
+        lines += ["p : float or callable", "    The rate, or a function of the step; see `Layer`."]
+    if others := ", ".join(field for field in fields if field != "p"):
+        lines += [others, f"    As in `fastdrop.{name}`."]
+    lines += ["rng : Rng, int, None, SeedSequence, Generator or BitGenerator", "    As in `Layer`."]
+    return "\n".join(lines) + "\n"
 
 
 @cache  # looking at a signature takes longer than the backward pass of 64 Ki elements
