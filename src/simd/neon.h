@@ -127,7 +127,6 @@ static inline void f32_store(char *p, float32x4_t v)
 #define F32_MIN(a, b) vminq_f32(a, b)
 #define F32_MAX(a, b) vmaxq_f32(a, b)
 #define F32_SQRT(a) vsqrtq_f32(a)
-#define F32_POWER(v) words_f32(words_add(words_shl(f32_words(v), 23), words_set(0x3f800000)))
 
 static inline float64x2_t f64_kept(float64x2_t v, BITS b, int j)
 {
