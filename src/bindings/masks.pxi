@@ -1,5 +1,21 @@
 # Masks: drawn, and applied to elements.
 
+def scale_of(double p, /):
+    """1 / (1 - p); 0 at p = 1, where nothing is left to scale."""
+    return fd_scale(p)
+
+
+def philox4x32(cnp.ndarray counters, cnp.ndarray key, int rounds, cnp.ndarray words, /):
+    """The kernels' own Philox, 7 or 10 rounds, on C-contiguous uint32 (n, 4), (2,), (n, 4)."""
+    settings.kernels.philox(
+        <const uint32_t *> cnp.PyArray_DATA(counters),
+        <const uint32_t *> cnp.PyArray_DATA(key),
+        rounds,
+        <size_t> cnp.PyArray_DIM(counters, 0),
+        <uint32_t *> cnp.PyArray_DATA(words),
+    )
+
+
 cdef void set_task(fd_task *task, fd_op op, cnp.ndarray x, cnp.ndarray y, double scale) noexcept:
     """An op on all elements of x, which has no draw and no other operands yet."""
     memset(task, 0, sizeof(fd_task))
@@ -11,10 +27,17 @@ cdef void set_task(fd_task *task, fd_op op, cnp.ndarray x, cnp.ndarray y, double
     task.n = <size_t> cnp.PyArray_SIZE(x)
 
 
-cdef void set_place(fd_place *place, block):
+cdef int64_t set_place(fd_place *place, block) except -1:
+    """Where a Block is, or where the first `block` elements are; returns how many."""
+    cdef int64_t size = 1
+    if isinstance(block, int):
+        place.start, place.ndim, place.shape[0], place.stride[0] = 0, 1, block, 1
+        return block
     place.start, place.ndim = block.start, len(block.shape)
     for d in range(place.ndim):
         place.shape[d], place.stride[d] = block.shape[d], block.strides[d]
+        size *= place.shape[d]
+    return size
 
 
 cdef void set_axes(cnp.ndarray x, cnp.ndarray y, block, fd_axis *axis):
@@ -28,6 +51,11 @@ cdef void set_axes(cnp.ndarray x, cnp.ndarray y, block, fd_axis *axis):
         if block is None or block.shape[d] != 1:
             axis[d].bit = step
             step *= axis[d].n
+
+
+cdef inline bint one_run(cnp.ndarray x, cnp.ndarray y, block) except -1:
+    """Whether x and y are contiguous, and their mask is consecutive."""
+    return flat(x, y) and (block is None or block.is_run)
 
 
 def forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray bias, cnp.ndarray y,
@@ -67,7 +95,7 @@ def forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray bias, cnp
     if op == FD_RELU_DROPOUT:
         bits = empty_bits(task.n)
         task.operands.active = <uint8_t *> PyBytes_AsString(bits)
-    if not flat(x, y) or (block is not None and not block.is_run):
+    if not one_run(x, y, block):
         return forward_walk(&task, x, y, block, save, bits)
     if block is not None:
         task.start = block.start
@@ -84,6 +112,7 @@ cdef bytes forward_walk(fd_task *task, cnp.ndarray x, cnp.ndarray y, block, bint
     """As `forward`, where the mask is drawn first and then applied."""
     cdef bytes bits
     cdef fd_task part
+    cdef cnp.ndarray x_part, y_part
     if block is None:
         block = Block((<object> x).shape, (), None)
     if task.op in (FD_DROPOUT, FD_ALPHA_DROPOUT) and not save and block.size > settings.piece:
@@ -91,7 +120,12 @@ cdef bytes forward_walk(fd_task *task, cnp.ndarray x, cnp.ndarray y, block, bint
             part = task[0]
             x_part, y_part = x[at], y[at]
             part.operands.x, part.operands.y = data(x_part), data(y_part)
-            walk(&part, x_part, y_part, draw_block(&task.draw, piece), piece)
+            part.start, part.n = piece.start, cnp.PyArray_SIZE(x_part)
+            if one_run(x_part, y_part, piece):
+                with nogil:
+                    fd_forward(&part, NULL)
+            else:
+                walk(&part, x_part, y_part, draw_block(&task.draw, piece), piece)
         return None
     bits = draw_block(&task.draw, block)
     walk(task, x, y, bits, block)
@@ -110,9 +144,8 @@ cdef void walk(fd_task *task, cnp.ndarray x, cnp.ndarray y, bytes bits, block):
 
 cdef bytes draw_block(const fd_draw *draw, block):
     cdef fd_place place
-    cdef bytes bits = empty_bits(block.size)
+    cdef bytes bits = empty_bits(set_place(&place, block))
     cdef uint8_t *out = <uint8_t *> PyBytes_AsString(bits)
-    set_place(&place, block)
     with nogil:
         fd_draw_bits(machine(), draw, &place, out)
     return bits
@@ -121,7 +154,7 @@ cdef bytes draw_block(const fd_draw *draw, block):
 def draw(uint64_t seed, uint64_t call, double p, block, /):
     """The packed mask of a Block of the mask array, or of its first `block` elements."""
     cdef fd_draw of = fd_draw_of(seed, call, p)
-    return draw_block(&of, Block((block,), (), None) if isinstance(block, int) else block)
+    return draw_block(&of, block)
 
 
 def backward(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double scale, block, /):
@@ -129,7 +162,7 @@ def backward(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double scale, block, /)
     cdef fd_task task
     cdef uint8_t *mask = <uint8_t *> PyBytes_AsString(bits)
     set_task(&task, FD_DROPOUT, dy, dx, scale)
-    if flat(dy, dx) and (block is None or block.is_run):
+    if one_run(dy, dx, block):
         with nogil:
             fd_backward(&task, mask)
     else:

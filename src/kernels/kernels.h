@@ -1,5 +1,5 @@
 /* The kernels of one instruction set. The includer, a simd/isa_*.c, has set the compiler's target and
- * included a header of simd/, and defined KERNELS (the table) and KERNELS_NAME. Everything but the
+ * included a header of simd/, and defined KERNELS (the table) and KERNELS_NAME. Everything except the
  * table is static, so that no instruction of one set leaks into another.
  *
  * In registers float16 is float32, and so is bfloat16 unless the header has a BF16_COMPUTE. */

@@ -46,7 +46,7 @@ static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint8_t *abo
     }
 }
 
-/* 32-bit words, two a lane, for continuous noise. */
+/* 32-bit words, two per lane, for continuous noise. */
 typedef __m256i Words;
 static inline Words words_of(Lanes v, int part) { (void)part; return v; }
 static inline Lanes lanes_of(const Words *part) { return *part; }
@@ -62,7 +62,8 @@ static inline __m256 words_float(Words v) { return _mm256_cvtepi32_ps(v); }
 static inline __m256 words_f32(Words v) { return _mm256_castsi256_ps(v); }
 static inline Words f32_words(__m256 v) { return _mm256_castps_si256(v); }
 
-/* Keep bits: 32 of them, in every 32-bit lane, from bit `shift` (0 ... 7) of p on. A shift by 31 - i puts bit i where it is a sign. */
+/* Keep bits: 32 of them, in every 32-bit lane, from bit `shift` (0 ... 7) of p on.
+ * A shift by 31 - i puts bit i where it is a sign. */
 typedef __m256i BITS;
 static inline BITS bits_load(const uint8_t *p, unsigned shift)
 {

@@ -44,7 +44,7 @@ static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint8_t *abo
     }
 }
 
-/* 32-bit words, two a lane, for continuous noise. */
+/* 32-bit words, two per lane, for continuous noise. */
 typedef __m512i Words;
 static inline Words words_of(Lanes v, int part) { (void)part; return v; }
 static inline Lanes lanes_of(const Words *part) { return *part; }

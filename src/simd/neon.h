@@ -48,7 +48,7 @@ static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint8_t *abo
     memcpy(equal, &e, 4);
 }
 
-/* 32-bit words, two a lane, for continuous noise. */
+/* 32-bit words, two per lane, for continuous noise. */
 typedef uint32x4_t Words;
 static inline Words words_of(Lanes v, int part) { (void)part; return vreinterpretq_u32_u64(v); }
 static inline Lanes lanes_of(const Words *part) { return vreinterpretq_u64_u32(*part); }

@@ -96,7 +96,7 @@ static inline float f32_choose(float u, float v, uint32_t b, int j)
 #define F32_MAX(a, b) ((a) > (b) ? (a) : (b))
 #define F32_SQRT(a) sqrtf(a)
 
-/* 32-bit words, two a lane, for continuous noise. */
+/* 32-bit words, two per lane, for continuous noise. */
 typedef uint32_t Words;
 static inline Words words_of(Lanes v, int part) { return (Words)(v >> 32 * part); }
 static inline Lanes lanes_of(const Words *part) { return part[0] | (Lanes)part[1] << 32; }
