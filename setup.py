@@ -27,8 +27,8 @@ abi3 = not (sysconfig.get_config_var("Py_GIL_DISABLED") or trace)
 if sys.platform == "win32":
     compile_args, link_args = ["/O2", "/std:c11", "/fp:precise"], []
 else:
-    # A fused multiply-add would round once where the stream's definition rounds twice. -O3 makes
-    # the kernels half as large again, no faster.
+    # A fused multiply-add would round once where the stream's definition rounds twice. -O3 would
+    # make noise a tenth faster, and relu slower: 8 % with AVX2, 40 % in plain C.
     compile_args = ["-O2", "-fpeel-loops", "-std=gnu11", "-ffp-contract=off", "-fvisibility=hidden"]
     link_args = ["-pthread"]
     if sanitizer:

@@ -75,6 +75,17 @@ def backward_sums(
     sums: npt.NDArray[np.float64],
     /,
 ) -> None: ...
+def lookup(
+    table: npt.NDArray[Any],
+    ids: npt.NDArray[np.int64],
+    bits: bytes,
+    y: npt.NDArray[Any],
+    scale: float,
+    /,
+) -> None: ...
+def add_rows(
+    x: npt.NDArray[Any], ids: npt.NDArray[np.int64], sums: npt.NDArray[np.float64], /
+) -> None: ...
 def draw_noise(
     kind: int, seed: int, call: int, block: Block, noise: npt.NDArray[np.float32], /
 ) -> None: ...
@@ -133,6 +144,13 @@ def connect_back(
     p: float,
     first: int,
     /,
+) -> None: ...
+def bytes_of_examples(examples: int, bits: int, /) -> int: ...
+def drop_blocks(
+    seeds: bytes, shape: tuple[int, int, int, int], block_height: int, block_width: int, /
+) -> bytes: ...
+def apply_examples(
+    x: npt.NDArray[Any], y: npt.NDArray[Any], keep: bytes, per_channel: bool, /
 ) -> None: ...
 def philox4x32(
     counters: npt.NDArray[np.uint32],

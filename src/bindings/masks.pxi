@@ -1,5 +1,21 @@
 # Masks: drawn, and applied to elements.
 
+def scale_of(double p, /):
+    """1 / (1 - p); 0 at p = 1, where nothing is left to scale."""
+    return fd_scale(p)
+
+
+def philox4x32(cnp.ndarray counters, cnp.ndarray key, int rounds, cnp.ndarray words, /):
+    """The kernels' own Philox, 7 or 10 rounds, on C-contiguous uint32 (n, 4), (2,), (n, 4)."""
+    settings.kernels.philox(
+        <const uint32_t *> cnp.PyArray_DATA(counters),
+        <const uint32_t *> cnp.PyArray_DATA(key),
+        rounds,
+        <size_t> cnp.PyArray_DIM(counters, 0),
+        <uint32_t *> cnp.PyArray_DATA(words),
+    )
+
+
 cdef void set_task(fd_task *task, fd_op op, cnp.ndarray x, cnp.ndarray y, double scale) noexcept:
     """An op on all elements of x, which has no draw and no other operands yet."""
     memset(task, 0, sizeof(fd_task))

@@ -89,19 +89,3 @@ def set_non_temporal_bytes(uint64_t n, /):
 def use_bfloat16(int num, /):
     """Tell NumPy's number of the bfloat16 type."""
     settings.bfloat16 = num
-
-
-def scale_of(double p, /):
-    """1 / (1 - p); 0 at p = 1, where nothing is left to scale."""
-    return fd_scale(p)
-
-
-def philox4x32(cnp.ndarray counters, cnp.ndarray key, int rounds, cnp.ndarray words, /):
-    """The kernels' own Philox, 7 or 10 rounds, on C-contiguous uint32 (n, 4), (2,), (n, 4)."""
-    settings.kernels.philox(
-        <const uint32_t *> cnp.PyArray_DATA(counters),
-        <const uint32_t *> cnp.PyArray_DATA(key),
-        rounds,
-        <size_t> cnp.PyArray_DIM(counters, 0),
-        <uint32_t *> cnp.PyArray_DATA(words),
-    )

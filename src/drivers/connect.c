@@ -1,5 +1,5 @@
-/* DropConnect: from a batch to tiles of weights that a kernel takes. No mask exists but the bits of
- * one tile and one example. */
+/* DropConnect: from a batch to tiles of weights that a kernel takes. No mask exists, only the bits
+ * of one tile and one example. */
 #include "drivers/tiles.h"
 
 /* Examples that pass by the weights together: their y stays in the cache. */

@@ -55,7 +55,7 @@ static void expand(const Walk *w, int64_t bit, uint64_t j, size_t m, uint8_t *bi
         j /= (uint64_t)axis[d].n;
         bit += at[d] * axis[d].bit;
     }
-    /* Rows of the last axis, of which the first may have begun. */
+    /* Rows of the last axis; the first may have begun. */
     const fd_axis row = axis[inner], above = inner ? axis[inner - 1] : (fd_axis){1, 0, 0, 0};
     int64_t begun = at[inner], rows = above.n - (inner ? at[inner - 1] : 0);
     bits_writer to = {bits, 0, 0};

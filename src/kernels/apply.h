@@ -1,5 +1,6 @@
 /* From keep bits to elements. Included once per element type, with
- *   TYPE    prefix of what simd/ offers for it (contract_type.h has the list)
+ *   TYPE    prefix of what simd/ offers for it in memory (contract_type.h has the list)
+ *   COMPUTE prefix of what simd/ offers for it in registers
  *   SUFFIX  its name
  *   SIZE    bytes of an element
  *   SCALAR  the compute type in C
@@ -132,6 +133,7 @@ static void NAME(add_to, SUFFIX)(const char *x, double *sum, size_t n)
 #endif
 
 #undef TYPE
+#undef COMPUTE
 #undef SUFFIX
 #undef SIZE
 #undef SCALAR

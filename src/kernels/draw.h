@@ -1,8 +1,8 @@
 /* From keystream to keep bits. */
 
-/* Ties: elements whose byte equals the threshold's, dropped so far; one bit each in 64-bit words.
- * Each is settled by 24 more bits, kept where they are not below f; they are drawn a vector at a time; one Philox call for each would cost more
- * than all the rest. */
+/* Ties: elements whose byte equals the threshold's, dropped so far; one bit each in 64-bit words. Each is
+ * settled by 24 more bits: kept where those are not below f. They are drawn a vector at a time; one Philox
+ * call for each would cost more than all the rest. */
 static inline void refine(const Keys *keys, uint32_t f, uint64_t start, const uint8_t *tie,
                           size_t words, uint8_t *bits)
 {
@@ -44,7 +44,7 @@ static void draw_bits(const fd_draw *draw, uint64_t start, size_t n, uint8_t *bi
     }
     Keys keys;
     keys_of_draw(&keys, draw);
-    if (t == UINT64_C(1) << 31) { /* p = 1/2: one bit an element */
+    if (t == UINT64_C(1) << 31) { /* p = 1/2: one bit per element */
         ahead.step = 0;
         keystream(&keys, DOMAIN_BITS, start / 128, (n + 127) / 128, bits, NULL, 0, ahead);
         return;

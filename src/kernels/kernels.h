@@ -1,60 +1,42 @@
 /* The kernels of one instruction set. The includer, a simd/isa_*.c, has set the compiler's target and
- * included a header of simd/, and defined KERNELS (the table) and KERNELS_NAME. Everything but the
+ * included a header of simd/, and defined KERNELS (the table) and KERNELS_NAME. Everything except the
  * table is static, so that no instruction of one set leaks into another.
  *
- * In registers float16 is float32, and so is bfloat16 if the header does not say otherwise. */
+ * In registers float16 is float32, and so is bfloat16 unless the header has a BF16_COMPUTE. */
 #include "simd/contract.h"
 #include "kernels/philox.h"
 #include "kernels/draw.h"
 #include "kernels/noise.h"
 
-#define F32_LOAD_SCALARS F32_LOAD
-#define F32_STORE_SCALARS F32_STORE
 #define F32_FROM_F32(p) F32_LOAD((const char *)(p))
-#define F64_LOAD_SCALARS F64_LOAD
-#define F64_STORE_SCALARS F64_STORE
-
-#define F16_VEC F32_VEC
-#define F16_WIDTH F32_WIDTH
-#define F16_LOAD_SCALARS F32_LOAD
-#define F16_STORE_SCALARS F32_STORE
-#define F16_SET F32_SET
-#define F16_ADD F32_ADD
-#define F16_MUL F32_MUL
-#define F16_RELU F32_RELU
-#define F16_CHOOSE F32_CHOOSE
-
-#ifndef BF16_VEC
-#define BF16_VEC F32_VEC
-#define BF16_WIDTH F32_WIDTH
-#define BF16_LOAD_SCALARS F32_LOAD
-#define BF16_STORE_SCALARS F32_STORE
-#define BF16_SET F32_SET
-#define BF16_ADD F32_ADD
-#define BF16_MUL F32_MUL
-#define BF16_RELU F32_RELU
-#define BF16_CHOOSE F32_CHOOSE
+#define F32_POWER(v) words_f32(words_add(words_shl(f32_words(v), 23), words_set(0x3f800000)))
+#ifndef BF16_COMPUTE
+#define BF16_COMPUTE F32
 #endif
 
 #define TYPE F32
+#define COMPUTE F32
 #define SUFFIX f32
 #define SIZE 4
 #define SCALAR float
 #include "kernels/apply.h"
 
 #define TYPE F64
+#define COMPUTE F64
 #define SUFFIX f64
 #define SIZE 8
 #define SCALAR double
 #include "kernels/apply.h"
 
 #define TYPE F16
+#define COMPUTE F32
 #define SUFFIX f16
 #define SIZE 2
 #define SCALAR float
 #include "kernels/apply.h"
 
 #define TYPE BF16
+#define COMPUTE BF16_COMPUTE
 #define SUFFIX bf16
 #define SIZE 2
 #define SCALAR float

@@ -24,7 +24,7 @@ enum {
 };
 ALWAYS_INLINE void halves_to_noise(uint32_t domain, Lanes *low, Lanes *high);
 
-/* What all blocks of one call share: the last two counter words, and two keys a round. */
+/* What all blocks of one call share: the last two counter words, and two keys per round. */
 typedef struct {
     Lanes call[2], round[2 * MAX_ROUNDS];
 } Keys;
@@ -74,9 +74,9 @@ static inline void order_words(Keys *keys)
 }
 
 /* Blocks block ... block + n - 1 of one domain, and up to STEP - 1 more. With tie == NULL their
- * bytes go to dst, 16 a block, or what noise.h makes of them in its domains; else each byte, whose
- * words are ordered, is compared with t and two bits a byte are left: whether it is above in dst,
- * whether it is equal in tie, 2 bytes a block. ahead.step is here per block; what is fetched comes
+ * bytes go to dst, 16 per block, or what noise.h makes of them in its domains. Else each byte, whose
+ * words are ordered, is compared with t, and two bits are left per byte: in dst whether it is above, in
+ * tie whether it is equal, 2 bytes per block. ahead.step is per block here; what is ahead is fetched
  * while the multipliers are busy and the load ports idle. */
 ALWAYS_INLINE void keystream(const Keys *keys, uint32_t domain, uint64_t block, size_t n,
                              uint8_t *dst, uint8_t *tie, uint8_t t, fd_ahead ahead)

@@ -46,7 +46,7 @@ static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint8_t *abo
     }
 }
 
-/* 32-bit words, two a lane, for continuous noise. */
+/* 32-bit words, two per lane, for continuous noise. */
 typedef __m256i Words;
 static inline Words words_of(Lanes v, int part) { (void)part; return v; }
 static inline Lanes lanes_of(const Words *part) { return *part; }
@@ -62,7 +62,8 @@ static inline __m256 words_float(Words v) { return _mm256_cvtepi32_ps(v); }
 static inline __m256 words_f32(Words v) { return _mm256_castsi256_ps(v); }
 static inline Words f32_words(__m256 v) { return _mm256_castps_si256(v); }
 
-/* Keep bits: 32 of them, in every 32-bit lane, from bit `shift` (0 ... 7) of p on. A shift by 31 - i puts bit i where it is a sign. */
+/* Keep bits: 32 of them, in every 32-bit lane, from bit `shift` (0 ... 7) of p on.
+ * A shift by 31 - i puts bit i where it is a sign. */
 typedef __m256i BITS;
 static inline BITS bits_load(const uint8_t *p, unsigned shift)
 {
@@ -111,7 +112,6 @@ static inline __m256 f32_relu(__m256 v, uint32_t *active)
 #define F32_MIN(a, b) _mm256_min_ps(a, b)
 #define F32_MAX(a, b) _mm256_max_ps(a, b)
 #define F32_SQRT(a) _mm256_sqrt_ps(a)
-#define F32_POWER(v) words_f32(words_add(words_shl(f32_words(v), 23), words_set(0x3f800000)))
 
 static inline __m256d f64_relu(__m256d v, uint32_t *active)
 {
@@ -178,23 +178,23 @@ static inline __m256i bf16_pack(Pairs v)
 {
     return _mm256_blend_epi16(_mm256_srli_epi32(bf16_near(v.even), 16), bf16_near(v.odd), 0xaa);
 }
-static inline Pairs bf16_set(double s) { return (Pairs){F32_SET(s), F32_SET(s)}; }
-static inline Pairs bf16_add(Pairs a, Pairs b)
+static inline Pairs pairs_set(double s) { return (Pairs){F32_SET(s), F32_SET(s)}; }
+static inline Pairs pairs_add(Pairs a, Pairs b)
 {
     return (Pairs){F32_ADD(a.even, b.even), F32_ADD(a.odd, b.odd)};
 }
-static inline Pairs bf16_mul(Pairs a, Pairs b)
+static inline Pairs pairs_mul(Pairs a, Pairs b)
 {
     return (Pairs){F32_MUL(a.even, b.even), F32_MUL(a.odd, b.odd)};
 }
-static inline Pairs bf16_relu(Pairs v, uint32_t *active)
+static inline Pairs pairs_relu(Pairs v, uint32_t *active)
 {
     uint32_t even, odd;
     v = (Pairs){f32_relu(v.even, &even), f32_relu(v.odd, &odd)};
     *active = _pdep_u32(even, 0x5555) | _pdep_u32(odd, 0xaaaa);
     return v;
 }
-static inline Pairs bf16_choose(Pairs u, Pairs v, BITS b, int j)
+static inline Pairs pairs_choose(Pairs u, Pairs v, BITS b, int j)
 {
     const __m256i lane = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
     const __m256i even = _mm256_sllv_epi32(b, _mm256_sub_epi32(_mm256_set1_epi32(31 - j), lane));
@@ -202,28 +202,29 @@ static inline Pairs bf16_choose(Pairs u, Pairs v, BITS b, int j)
     return (Pairs){_mm256_blendv_ps(v.even, u.even, _mm256_castsi256_ps(even)),
                    _mm256_blendv_ps(v.odd, u.odd, _mm256_castsi256_ps(odd))};
 }
-static inline Pairs bf16_load_scalars(const char *p)
+static inline Pairs pairs_load(const char *p)
 {
     const __m256 a = F32_LOAD(p), b = F32_LOAD(p + 32);
     const __m256 low = _mm256_permute2f128_ps(a, b, 0x20), high = _mm256_permute2f128_ps(a, b, 0x31);
     return (Pairs){_mm256_shuffle_ps(low, high, 0x88), _mm256_shuffle_ps(low, high, 0xdd)};
 }
-static inline void bf16_store_scalars(char *p, Pairs v)
+static inline void pairs_store(char *p, Pairs v)
 {
     const __m256 low = _mm256_unpacklo_ps(v.even, v.odd), high = _mm256_unpackhi_ps(v.even, v.odd);
     F32_STORE(p, _mm256_permute2f128_ps(low, high, 0x20));
     F32_STORE(p + 32, _mm256_permute2f128_ps(low, high, 0x31));
 }
-#define BF16_VEC Pairs
-#define BF16_WIDTH 16
+#define PAIRS_VEC Pairs
+#define PAIRS_WIDTH 16
+#define PAIRS_LOAD pairs_load
+#define PAIRS_STORE pairs_store
+#define PAIRS_SET pairs_set
+#define PAIRS_ADD pairs_add
+#define PAIRS_MUL pairs_mul
+#define PAIRS_RELU pairs_relu
+#define PAIRS_CHOOSE pairs_choose
+#define BF16_COMPUTE PAIRS
 #define BF16_LOAD bf16_load
 #define BF16_LOAD_KEPT bf16_load_kept
 #define BF16_STORE(p, v) _mm256_storeu_si256((__m256i *)(p), bf16_pack(v))
 #define BF16_NT_STORE(p, v) _mm256_stream_si256((__m256i *)(p), bf16_pack(v))
-#define BF16_SET bf16_set
-#define BF16_ADD bf16_add
-#define BF16_MUL bf16_mul
-#define BF16_RELU bf16_relu
-#define BF16_CHOOSE bf16_choose
-#define BF16_LOAD_SCALARS bf16_load_scalars
-#define BF16_STORE_SCALARS bf16_store_scalars

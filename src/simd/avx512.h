@@ -44,7 +44,7 @@ static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint8_t *abo
     }
 }
 
-/* 32-bit words, two a lane, for continuous noise. */
+/* 32-bit words, two per lane, for continuous noise. */
 typedef __m512i Words;
 static inline Words words_of(Lanes v, int part) { (void)part; return v; }
 static inline Lanes lanes_of(const Words *part) { return *part; }
@@ -88,7 +88,6 @@ static inline __m512 f32_relu(__m512 v, uint32_t *active)
 #define F32_MIN(a, b) _mm512_min_ps(a, b)
 #define F32_MAX(a, b) _mm512_max_ps(a, b)
 #define F32_SQRT(a) _mm512_sqrt_ps(a)
-#define F32_POWER(v) words_f32(words_add(words_shl(f32_words(v), 23), words_set(0x3f800000)))
 
 static inline __m512d f64_relu(__m512d v, uint32_t *active)
 {

@@ -1,5 +1,8 @@
 /* What a header of this folder offers, checked: kernels.h includes this behind it. README.md says how
  * to add one; portable.h is the one to copy. */
+#if defined(__GNUC__)
+#pragma GCC diagnostic error "-Wimplicit-function-declaration"
+#endif
 
 /* Of a function: that it is there and has this type. Nothing is compiled for it. */
 #define OFFERS(name, ...) \

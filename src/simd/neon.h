@@ -48,7 +48,7 @@ static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint8_t *abo
     memcpy(equal, &e, 4);
 }
 
-/* 32-bit words, two a lane, for continuous noise. */
+/* 32-bit words, two per lane, for continuous noise. */
 typedef uint32x4_t Words;
 static inline Words words_of(Lanes v, int part) { (void)part; return vreinterpretq_u32_u64(v); }
 static inline Lanes lanes_of(const Words *part) { return vreinterpretq_u64_u32(*part); }
@@ -127,7 +127,6 @@ static inline void f32_store(char *p, float32x4_t v)
 #define F32_MIN(a, b) vminq_f32(a, b)
 #define F32_MAX(a, b) vmaxq_f32(a, b)
 #define F32_SQRT(a) vsqrtq_f32(a)
-#define F32_POWER(v) words_f32(words_add(words_shl(f32_words(v), 23), words_set(0x3f800000)))
 
 static inline float64x2_t f64_kept(float64x2_t v, BITS b, int j)
 {

@@ -95,9 +95,8 @@ static inline float f32_choose(float u, float v, uint32_t b, int j)
 #define F32_MIN(a, b) ((a) < (b) ? (a) : (b))
 #define F32_MAX(a, b) ((a) > (b) ? (a) : (b))
 #define F32_SQRT(a) sqrtf(a)
-#define F32_POWER(v) f32_of_bits((f32_bits(v) << 23) + 0x3f800000)
 
-/* 32-bit words, two a lane, for continuous noise. */
+/* 32-bit words, two per lane, for continuous noise. */
 typedef uint32_t Words;
 static inline Words words_of(Lanes v, int part) { return (Words)(v >> 32 * part); }
 static inline Lanes lanes_of(const Words *part) { return part[0] | (Lanes)part[1] << 32; }
@@ -113,14 +112,23 @@ static inline float words_float(Words v) { return (float)(int32_t)v; }
 static inline float words_f32(Words v) { return f32_of_bits(v); }
 static inline Words f32_words(float v) { return f32_bits(v); }
 
+static inline uint64_t f64_bits(double v)
+{
+    uint64_t u;
+    memcpy(&u, &v, sizeof u);
+    return u;
+}
+static inline double f64_of_bits(uint64_t u)
+{
+    double v;
+    memcpy(&v, &u, sizeof v);
+    return v;
+}
 static inline double f64_load(const char *p, uint64_t mask)
 {
     uint64_t u;
-    double v;
     memcpy(&u, p, sizeof u);
-    u &= mask;
-    memcpy(&v, &u, sizeof v);
-    return v;
+    return f64_of_bits(u & mask);
 }
 static inline double f64_relu(double v, uint32_t *active)
 {
@@ -138,18 +146,6 @@ static inline void f64_store(char *p, double v) { memcpy(p, &v, sizeof v); }
 #define F64_ADD(a, b) ((a) + (b))
 #define F64_MUL(a, b) ((a) * (b))
 #define F64_RELU f64_relu
-static inline uint64_t f64_bits(double v)
-{
-    uint64_t u;
-    memcpy(&u, &v, sizeof u);
-    return u;
-}
-static inline double f64_of_bits(uint64_t u)
-{
-    double v;
-    memcpy(&v, &u, sizeof v);
-    return v;
-}
 static inline double f64_choose(double u, double v, uint32_t b, int j)
 {
     const uint64_t mask = BIT_MASK(b, j);

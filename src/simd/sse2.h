@@ -45,7 +45,7 @@ static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint8_t *abo
     }
 }
 
-/* 32-bit words, two a lane, for continuous noise. */
+/* 32-bit words, two per lane, for continuous noise. */
 typedef __m128i Words;
 static inline Words words_of(Lanes v, int part) { (void)part; return v; }
 static inline Lanes lanes_of(const Words *part) { return *part; }
@@ -123,7 +123,6 @@ static inline __m128 f32_choose(__m128 u, __m128 v, BITS b, int j)
 #define F32_MIN(a, b) _mm_min_ps(a, b)
 #define F32_MAX(a, b) _mm_max_ps(a, b)
 #define F32_SQRT(a) _mm_sqrt_ps(a)
-#define F32_POWER(v) words_f32(words_add(words_shl(f32_words(v), 23), words_set(0x3f800000)))
 
 static inline __m128d f64_kept(__m128d v, BITS b, int j)
 {
