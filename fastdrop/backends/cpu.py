@@ -99,11 +99,10 @@ class Cpu:
         x: Array,
         draw: Draw,
         constants: Constants,
-        *,
-        residual: Array | None = None,
-        bias: Array | None = None,
         out: Array | None = None,
         keep: bool = False,
+        residual: Array | None = None,
+        bias: Array | None = None,
     ) -> tuple[Array, bytes | None]:
         if op in (DROPOUT, ALPHA_DROPOUT):
             return _core.forward(op, x, None, None, out, draw, keep, constants)

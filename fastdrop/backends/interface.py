@@ -71,11 +71,10 @@ class Backend(Protocol):
         x: Any,
         draw: Draw,
         constants: Constants,
-        *,
-        residual: Any = None,
-        bias: Any = None,
         out: Any = None,
         keep: bool = False,
+        residual: Any = None,
+        bias: Any = None,
     ) -> tuple[Any, Any]:
         """y of one of the ops of src/kernels/table.h, and its bits if they are to be kept. All
         but DROPOUT and ALPHA_DROPOUT take operands of any layout and give y in C order."""

@@ -192,4 +192,4 @@ def choice(value: Any, options: tuple[str, ...], name: str) -> str:
 
 def keeps_bits(save: Any) -> bool:
     """Whether a context is to hold the mask, or its seed alone."""
-    return choice(save, ("bits", "seed"), "save") == "bits"
+    return save == "bits" or choice(save, ("bits", "seed"), "save") == "bits"

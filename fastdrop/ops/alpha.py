@@ -71,18 +71,8 @@ def alpha_dropout(
     G. Klambauer, T. Unterthiner, A. Mayr, S. Hochreiter: Self-normalizing neural networks. NeurIPS
     2017, "New dropout technique".
     """
-    return masked(
-        ALPHA_DROPOUT,
-        x,
-        p,
-        rng=rng,
-        training=training,
-        shared_axes=shared_axes,
-        region=region,
-        out=out,
-        save=save,
-        constants=affine,
-    )
+    how = rng, training, shared_axes, region, out, save
+    return masked(ALPHA_DROPOUT, x, p, how, affine)
 
 
 def feature_alpha_dropout(
@@ -122,16 +112,5 @@ def feature_alpha_dropout(
     ValueError
         x has no spatial axis, or more than 3.
     """
-    return masked(
-        ALPHA_DROPOUT,
-        x,
-        p,
-        rng=rng,
-        training=training,
-        shared_axes=shared_axes,
-        region=region,
-        out=out,
-        save=save,
-        constants=affine,
-        axes=map_axes(channels_last),
-    )
+    how = rng, training, shared_axes, region, out, save
+    return masked(ALPHA_DROPOUT, x, p, how, affine, map_axes(channels_last))

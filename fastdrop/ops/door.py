@@ -60,4 +60,4 @@ def drop(
     out, x = backend.output(out, x)
     if p == 0.0:
         return backend.copy(x, out)
-    return backend.forward(op, x, Draw(*draw, p, place), constants, out=out)[0]
+    return backend.forward(op, x, Draw(*draw, p, place), constants, out)[0]

@@ -18,7 +18,7 @@ from fastdrop.base.gate import Region
 from fastdrop.ops import context
 from fastdrop.rng import RngLike, draw_of
 
-__all__ = ["Context", "dropout", "inverted", "keep_mask", "masked"]
+__all__ = ["Context", "How", "drawn", "dropout", "inverted", "keep_mask", "masked"]
 
 
 class Context(context.Context):
@@ -63,6 +63,8 @@ class Context(context.Context):
         ndarray
             dy * scale where the element was kept, +0 where it was dropped; dtype of `dy`.
         """
+        if (dx := _core.common_backward(self, dy, out)) is not None:
+            return dx
         backend = of(dy)
         dy = backend.array(dy, "dy")
         out, dy = backend.output(out, dy)
@@ -155,17 +157,8 @@ def dropout(
     >>> y, ctx = fastdrop.dropout(x, 0.2, rng=rng)
     >>> dx = ctx.backward(dy)
     """
-    return masked(
-        DROPOUT,
-        x,
-        p,
-        rng=rng,
-        training=training,
-        shared_axes=shared_axes,
-        region=region,
-        out=out,
-        save=save,
-    )
+    how = rng, training, shared_axes, region, out, save
+    return masked(DROPOUT, x, p, how)
 
 
 def inverted(p: float) -> Constants:
@@ -173,26 +166,27 @@ def inverted(p: float) -> Constants:
     return _core.scale_of(p), 0.0, 0.0
 
 
+How = tuple[RngLike, bool, Any, Region | None, Any, str]
+"""rng, training, shared_axes, region, out and save, as the caller gave them."""
+
+
 def masked(
     op: int,
     x: Any,
     p: Any,
-    *,
-    rng: RngLike,
-    training: bool,
-    shared_axes: Any,
-    region: Region | None,
-    out: Any,
-    save: str,
-    constants: Callable[[float], Constants] = inverted,
+    how: How,
+    constants: Callable[[float], Constants] | None = None,
     axes: Callable[[Any, Any], tuple[int, ...]] | None = None,
     name: str = "x",
 ) -> tuple[Any, Context]:
     """The road of all ops that drop elements of one array.
 
-    constants: of the rate. axes: of the gated x and shared_axes, those that share a draw. name: of
-    x in errors.
+    constants: of the rate; those of inverted dropout if None. axes: of the gated x and shared_axes,
+    those that share a draw. name: of x in errors.
     """
+    if axes is None and (done := _core.common_call(op, x, p, how, constants, Context)):
+        return done
+    rng, training, shared_axes, region, out, save = how
     keep = gate.keeps_bits(save)
     backend = of(x)
     x, p = backend.array(x, name), gate.rate(p)
@@ -200,10 +194,10 @@ def masked(
     out, x = backend.output(out, x)
     draw = draw_of(rng, p, place) if training else None
     if draw is None or p == 0.0:
-        return backend.copy(x, out), Context.made(x.shape, draw, 1.0, None)
-    numbers = constants(p)
-    y, bits = backend.forward(op, x, draw, numbers, out=out, keep=keep)
-    return y, Context.made(x.shape, draw, numbers[0], bits)
+        return backend.copy(x, out), _core.saved(Context, x.shape, draw, 1.0, None)
+    numbers = (constants or inverted)(p)
+    y, bits = backend.forward(op, x, draw, numbers, out, keep)
+    return y, _core.saved(Context, x.shape, draw, numbers[0], bits)
 
 
 def keep_mask(

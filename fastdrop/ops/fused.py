@@ -14,13 +14,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastdrop._core import BIAS_DROPOUT_ADD, DROPOUT_ADD, RELU_DROPOUT, Draw, Place
+from fastdrop._core import (
+    BIAS_DROPOUT_ADD,
+    DROPOUT_ADD,
+    RELU_DROPOUT,
+    Draw,
+    Place,
+    saved,
+)
 from fastdrop.backends import of
 from fastdrop.backends.cpu import host_bits, unpacked
 from fastdrop.base import gate
 from fastdrop.base.gate import Region
 from fastdrop.ops.context import is_bits
-from fastdrop.ops.dropout import Context, inverted
+from fastdrop.ops.dropout import Context, How, inverted
 from fastdrop.rng import RngLike, draw_of
 
 __all__ = ["bias_dropout_add", "dropout_add", "relu_dropout"]
@@ -123,19 +130,8 @@ def dropout_add(
     ValueError
         Value or shape of an argument.
     """
-    return _fused(
-        DROPOUT_ADD,
-        AddContext,
-        x,
-        p,
-        residual=residual,
-        rng=rng,
-        training=training,
-        shared_axes=shared_axes,
-        region=region,
-        out=out,
-        save=save,
-    )
+    how = rng, training, shared_axes, region, out, save
+    return _fused(DROPOUT_ADD, AddContext, x, p, how, residual)
 
 
 def bias_dropout_add(
@@ -181,20 +177,8 @@ def bias_dropout_add(
     ----------
     M. Shoeybi et al.: Megatron-LM. arXiv:1909.08053 (2019), section 5.1: the fused kernel.
     """
-    return _fused(
-        BIAS_DROPOUT_ADD,
-        BiasAddContext,
-        x,
-        p,
-        residual=residual,
-        bias=bias,
-        rng=rng,
-        training=training,
-        shared_axes=shared_axes,
-        region=region,
-        out=out,
-        save=save,
-    )
+    how = rng, training, shared_axes, region, out, save
+    return _fused(BIAS_DROPOUT_ADD, BiasAddContext, x, p, how, residual, bias)
 
 
 def relu_dropout(
@@ -230,18 +214,8 @@ def relu_dropout(
     ValueError
         Value or shape of an argument.
     """
-    return _fused(
-        RELU_DROPOUT,
-        ReluContext,
-        x,
-        p,
-        rng=rng,
-        training=training,
-        shared_axes=shared_axes,
-        region=region,
-        out=out,
-        save="bits",
-    )
+    how = rng, training, shared_axes, region, out, "bits"
+    return _fused(RELU_DROPOUT, ReluContext, x, p, how)
 
 
 def _nothing(shape: tuple[int, ...]) -> Draw:
@@ -254,17 +228,12 @@ def _fused(
     kind: type[Context],
     x: Any,
     p: Any,
-    *,
+    how: How,
     residual: Any = None,
     bias: Any = None,
-    rng: RngLike,
-    training: bool,
-    shared_axes: int | Sequence[int],
-    region: Region | None,
-    out: Any,
-    save: str,
 ) -> tuple[Any, Any]:
     """The road of all fused ops."""
+    rng, training, shared_axes, region, out, save = how
     keep = gate.keeps_bits(save)
     backend = of(x)
     x, p = backend.array(x), gate.rate(p)
@@ -280,14 +249,7 @@ def _fused(
     out, x, residual = backend.output(out, x, residual)
     draw = draw_of(rng, p, place) if training else None
     constants = inverted(p if training else 0.0)
-    y, bits = backend.forward(
-        op,
-        x,
-        draw or _nothing(x.shape),
-        constants,
-        residual=residual,
-        bias=bias,
-        out=out,
-        keep=keep and draw is not None and p > 0.0,
-    )
-    return y, kind.made(x.shape, draw, constants[0], bits)
+    keep = keep and draw is not None and p > 0.0
+    drawn = draw or _nothing(x.shape)
+    y, bits = backend.forward(op, x, drawn, constants, out, keep, residual, bias)
+    return y, saved(kind, x.shape, draw, constants[0], bits)

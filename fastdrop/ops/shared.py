@@ -97,18 +97,8 @@ def spatial_dropout(
     J. Tompson, R. Goroshin, A. Jain, Y. LeCun, C. Bregler: Efficient object localization using
     convolutional networks. CVPR 2015, section 3.2.
     """
-    return masked(
-        DROPOUT,
-        x,
-        p,
-        rng=rng,
-        training=training,
-        shared_axes=shared_axes,
-        region=region,
-        out=out,
-        save=save,
-        axes=map_axes(channels_last),
-    )
+    how = rng, training, shared_axes, region, out, save
+    return masked(DROPOUT, x, p, how, None, map_axes(channels_last))
 
 
 def locked_dropout(
@@ -161,18 +151,7 @@ def locked_dropout(
     def axes(x: Any, shared_axes: Any) -> tuple[int, ...]:
         return _union(gate.axes(time_axis, x.ndim, "time_axis"), shared_axes, x)
 
-    return masked(
-        DROPOUT,
-        x,
-        p,
-        rng=rng,
-        training=training,
-        shared_axes=shared_axes,
-        region=region,
-        out=out,
-        save=save,
-        axes=axes,
-    )
+    return masked(DROPOUT, x, p, (rng, training, shared_axes, region, out, save), None, axes)
 
 
 class EmbeddingContext(context.Context):
@@ -278,19 +257,8 @@ def embedding_dropout(
     optimizing LSTM language models. ICLR 2018, section 4.
     """
     if ids is None:
-        return masked(
-            DROPOUT,
-            weight,
-            p,
-            rng=rng,
-            training=training,
-            shared_axes=(),
-            region=None,
-            out=None,
-            save="bits",
-            axes=lambda table, _: tuple(range(1, _words(table).ndim)),
-            name="weight",
-        )
+        how = rng, training, (), None, None, "bits"
+        return masked(DROPOUT, weight, p, how, None, _row_axes, "weight")
     backend = of(weight)
     table, p = _words(backend.array(weight, "weight")), gate.rate(p)
     ids = backend.numbers(ids, table)
@@ -298,6 +266,10 @@ def embedding_dropout(
     scale, *_ = inverted(p if training else 0.0)
     ctx = EmbeddingContext.made(table.shape, draw, scale, ids)
     return backend.lookup(table, ids, ctx._drops, scale), ctx
+
+
+def _row_axes(table: Any, _: Any) -> tuple[int, ...]:
+    return tuple(range(1, _words(table).ndim))
 
 
 def _words(table: Any) -> Any:
@@ -355,19 +327,8 @@ def drop_path(
             raise ValueError("x must have a batch axis, got a 0-d array")
         return tuple(range(mode == "row", x.ndim))
 
-    return masked(
-        DROPOUT,
-        x,
-        p,
-        rng=rng,
-        training=training,
-        shared_axes=(),
-        region=region,
-        out=out,
-        save=save,
-        constants=inverted if scale_by_keep else _unscaled,
-        axes=axes,
-    )
+    constants = inverted if scale_by_keep else _unscaled
+    return masked(DROPOUT, x, p, (rng, training, (), region, out, save), constants, axes)
 
 
 def _unscaled(p: float) -> tuple[float, float, float]:

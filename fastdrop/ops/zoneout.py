@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from fastdrop._core import ZONEOUT
+from fastdrop._core import ZONEOUT, saved
 from fastdrop.backends import of
 from fastdrop.base import gate
 from fastdrop.base.gate import Region
@@ -128,5 +128,5 @@ def zoneout(
         return y, ZoneoutMeanContext.made(new.shape, None, 1.0, None, previous=p)
     draw = draw_of(rng, p, place)
     as_it_is = 1.0, 0.0, 0.0
-    y, bits = backend.forward(ZONEOUT, new, draw, as_it_is, residual=previous, keep=keep)
-    return y, ZoneoutContext.made(new.shape, draw, 1.0, bits)
+    y, bits = backend.forward(ZONEOUT, new, draw, as_it_is, None, keep, previous)
+    return y, saved(ZoneoutContext, new.shape, draw, 1.0, bits)

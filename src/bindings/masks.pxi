@@ -40,8 +40,8 @@ cdef void set_axes(cnp.ndarray x, cnp.ndarray y, Place place, fd_axis *axis) noe
             step *= axis[d].n
 
 
-def forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray bias, cnp.ndarray out,
-            Draw draw not None, bint save, tuple constants, /):
+cpdef tuple forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray bias,
+                    cnp.ndarray out, Draw draw, bint save, tuple constants):
     """Draw a mask and do one of the ops of src/kernels/table.h.
 
     Parameters
@@ -119,7 +119,7 @@ def draw_bits(Draw draw not None, /):
     return bits
 
 
-def backward(cnp.ndarray dy, cnp.ndarray out, Draw draw not None, bytes bits, double scale, /):
+cpdef cnp.ndarray backward(cnp.ndarray dy, cnp.ndarray out, Draw draw, bytes bits, double scale):
     """dx = dy * scale where the mask says kept, else 0; in any layout.
 
     Parameters
@@ -152,3 +152,75 @@ def backward(cnp.ndarray dy, cnp.ndarray out, Draw draw not None, bytes bits, do
         with nogil:
             fd_apply(&task, mask, ndim, axis)
     return out
+
+
+cdef bint writes_to(x, out) noexcept:
+    """Whether a kernel may read x and write to out, an array that its caller gave, or None."""
+    if out is None or out is x:
+        return out is None or cnp.PyArray_ISWRITEABLE(out)
+    return (
+        type(out) is cnp.ndarray
+        and has_kernels(out)
+        and dtype_of(out) == dtype_of(x)
+        and PyArray_SAMESHAPE(x, out)
+        and cnp.PyArray_ISWRITEABLE(out)
+        and not overlaps_otherwise(x, out)
+    )
+
+
+def common_call(fd_op op, x, p, tuple how, constants, kind, /):
+    """The call that nearly all are, in one step: no argument needs the gate.
+
+    Parameters
+    ----------
+    x, p
+        As the caller gave them.
+    how : tuple
+        rng, training, shared_axes, region, out and save, as the caller gave them.
+    constants : callable or None
+        Those of the op from the rate; None: those of inverted dropout.
+    kind : type
+        Of the context.
+
+    Returns
+    -------
+    (y, context) or None
+        None: something has to be looked at, and nothing was done.
+    """
+    rng, training, shared_axes, region, out, save = how
+    if (
+        type(x) is not cnp.ndarray
+        or not has_kernels(x)
+        or type(p) is not float
+        or not 0.0 < <double> p <= 1.0
+        or not isinstance(rng, CallCounter)
+        or training is not True
+        or type(shared_axes) is not tuple
+        or len(<tuple> shared_axes) != 0
+        or region is not None
+        or type(save) is not str
+        or not writes_to(x, out)
+    ):
+        return None
+    keep = save == "bits"
+    if not keep and save != "seed":
+        return None
+    cdef Draw draw = (<CallCounter> rng).draw(p, Place((<object> x).shape))
+    cdef tuple numbers = (fd_scale(p), 0.0, 0.0) if constants is None else constants(p)
+    y, bits = forward(op, x, None, None, out, draw, keep, numbers)
+    return y, saved(kind, draw.place.of, draw, numbers[0], bits)
+
+
+def common_backward(Saved ctx not None, dy, out, /):
+    """The backward pass of `common_call`; None: something has to be looked at."""
+    held = ctx.held
+    if (
+        type(dy) is not cnp.ndarray
+        or not has_kernels(dy)
+        or ctx.draw is None
+        or not (type(held) is bytes or held is None and ctx.draw.p > 0.0)
+        or (<object> dy).shape != ctx.shape
+        or not writes_to(dy, out)
+    ):
+        return None
+    return backward(dy, out, ctx.draw, held, ctx.scale)

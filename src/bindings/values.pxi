@@ -181,9 +181,12 @@ cdef class CallCounter:
             self._call = call + 1
         return seed, call
 
-    def draw(self, double p, Place place, /):
+    cpdef Draw draw(self, double p, Place place):
         """The Draw of the next call, which is thereby used up."""
-        seed, call = self.take()
+        cdef uint64_t seed, call
+        with cython.critical_section(self):
+            seed, call = self._seed, self._call
+            self._call = call + 1
         return Draw(seed, call, p, place)
 
     def peek(self):
@@ -218,7 +221,7 @@ cdef class Saved:
         return 0.0 if self.draw is None else self.draw.p
 
 
-def saved(kind, tuple shape not None, Draw draw, double scale, held, /):
+cpdef Saved saved(kind, tuple shape, Draw draw, double scale, held):
     """A context of this kind (a subclass of Saved), made without its checks."""
     cdef Saved ctx = Saved.__new__(kind)
     ctx.shape, ctx.draw, ctx.scale, ctx.held = shape, draw, scale, held

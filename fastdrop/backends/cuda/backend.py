@@ -90,9 +90,9 @@ class Cuda:
 
     @staticmethod
     def forward(
-        op: int, x: DeviceArray, draw: Draw, constants: Constants, **more: Any
+        op: int, x: DeviceArray, draw: Draw, constants: Constants, *more: Any
     ) -> tuple[Any, DeviceBits | None]:
-        y, bits = masks.forward(op, x, draw, constants, **more)
+        y, bits = masks.forward(op, x, draw, constants, *more)
         return y.array, bits
 
     @staticmethod
