@@ -203,9 +203,11 @@ def common_call(fd_op op, x, p, tuple how, constants, kind, /):
     ):
         return None
     keep = save == "bits"
-    if not keep and save != "seed":
+    cdef int64_t size = cnp.PyArray_SIZE(x)
+    if not keep and save != "seed" or size > MAX_INDEX:
         return None
-    cdef Draw draw = (<CallCounter> rng).draw(p, Place((<object> x).shape))
+    cdef Place place = whole((<object> x).shape, size)
+    cdef Draw draw = (<CallCounter> rng).draw(p, place)
     cdef tuple numbers = (fd_scale(p), 0.0, 0.0) if constants is None else constants(p)
     y, bits = forward(op, x, None, None, out, draw, keep, numbers)
     return y, saved(kind, draw.place.of, draw, numbers[0], bits)

@@ -3,6 +3,11 @@
 cdef int64_t MAX_INDEX = <int64_t> 1 << 62  # element indices that the keystream can address
 
 
+# Arguments of a Place or Draw whose fields are filled in here, where they are right: no other code has
+# this object, so all others go through the checks.
+cdef tuple UNCHECKED = (object(),)
+
+
 cdef int64_t length_of(n, str name, value) except? -1:
     if type(n) is int and -MAX_INDEX <= n <= MAX_INDEX:
         return n
@@ -54,7 +59,14 @@ cdef class Place:
     cdef readonly bint is_run
     cdef uint64_t shared  # a bit per axis
 
-    def __cinit__(self, tuple of not None, tuple shared_axes not None=(), tuple region=None, /):
+    def __cinit__(self, of, tuple shared_axes not None=(), tuple region=None, /):
+        if of is UNCHECKED[0]:
+            return
+        if type(of) is not tuple:
+            raise TypeError(f"shape must be a tuple, got {of!r}")
+        self._set(of, shared_axes, region)
+
+    cdef int _set(self, tuple of, tuple shared_axes, tuple region) except -1:
         cdef int64_t n, size = 1, step = 1
         cdef int d, ndim = len(of)
         if ndim > FD_MAX_DIMS:
@@ -77,13 +89,17 @@ cdef class Place:
             self.shape = tuple([1 if self.shared >> d & 1 else of[d] for d in range(ndim)])
             self.is_run = self.shape == of
         if region is not None:
-            self._begin(*region)
+            start, whole = region
+            self._begin(start, whole)
+        return 0
 
-    def _begin(self, tuple start not None, tuple whole not None, /):
+    cdef int _begin(self, tuple start, tuple whole) except -1:
         """Sets where a region begins."""
         cdef uint64_t at = 0, step = 1, run = 1
         cdef int64_t size = 1, s, n, w
         cdef int d, ndim = len(self.of)
+        if start is None or whole is None:
+            raise TypeError("region must be two tuples")
         given = start, whole
         if len(start) != ndim or len(whole) != ndim:
             raise ValueError(f"region must have {ndim} axes as x has, got {given!r}")
@@ -104,6 +120,7 @@ cdef class Place:
                 step *= <uint64_t> w
                 run *= <uint64_t> n
         self.start = at
+        return 0
 
     cdef void fill(self, fd_place *place) noexcept:
         cdef int64_t step = 1
@@ -131,6 +148,14 @@ cdef class Place:
         return f"Place({self.of}, shared_axes={self.shared_axes}, region={self.region})"
 
 
+cdef Place whole(tuple of, int64_t size):
+    """All of an array of this shape, which NumPy has made; one draw per element."""
+    cdef Place place = Place.__new__(Place, *UNCHECKED)
+    place.of = place.shape = of
+    place.size, place.is_run = size, True
+    return place
+
+
 @cython.final
 cdef class Draw:
     """Names the random numbers of one call: the same draw gives the same mask everywhere.
@@ -149,7 +174,11 @@ cdef class Draw:
     cdef readonly double p
     cdef readonly Place place
 
-    def __cinit__(self, uint64_t seed, uint64_t call, double p, Place place not None, /):
+    def __cinit__(self, seed, call=0, double p=0.0, Place place=None, /):
+        if seed is UNCHECKED[0]:
+            return
+        if place is None:
+            raise TypeError("place must be a Place")
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"p must be in [0, 1], got {p!r}")
         self.seed, self.call, self.p, self.place = seed, call, p, place
@@ -183,11 +212,14 @@ cdef class CallCounter:
 
     cpdef Draw draw(self, double p, Place place):
         """The Draw of the next call, which is thereby used up."""
-        cdef uint64_t seed, call
+        if place is None or not 0.0 <= p <= 1.0:
+            raise ValueError(f"p must be in [0, 1], and place a Place, got {p!r}, {place!r}")
+        cdef Draw draw = Draw.__new__(Draw, *UNCHECKED)
+        draw.p, draw.place = p, place
         with cython.critical_section(self):
-            seed, call = self._seed, self._call
-            self._call = call + 1
-        return Draw(seed, call, p, place)
+            draw.seed, draw.call = self._seed, self._call
+            self._call += 1
+        return draw
 
     def peek(self):
         """(seed, call) of the next call."""
