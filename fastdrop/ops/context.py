@@ -17,7 +17,6 @@ from fastdrop import _core
 from fastdrop._core import BITS_PAD, Draw, Saved
 from fastdrop.backends import fetched
 from fastdrop.base import gate
-from fastdrop.base.devices import on_device
 
 __all__ = ["Context", "fields", "is_bits"]
 
@@ -111,9 +110,9 @@ def is_bits(value: Any, n: int) -> bool:
     return type(value) is bytes and len(value) == (n + 7) // 8 + BITS_PAD
 
 
-def array(value: Any, name: str) -> npt.NDArray | Any:
-    """An array of a context: in C order, or on a device."""
-    return value if on_device(value) else np.require(gate.array(value, name), None, ["C", "A"])
+def array(value: Any, name: str) -> npt.NDArray:
+    """An array of a context, in C order."""
+    return np.require(gate.array(value, name), None, ["C", "A"])
 
 
 def _instance(kind: type) -> Any:

@@ -281,19 +281,15 @@ def dropconnect(
     >>> dx, dweight, dbias = ctx.backward(dy)
     """
     gate.choice(mode, tuple(MODES), "mode")
-    backend = of(x)
-    x, weight, bias = _operands(backend, x, weight, bias)
     p, first = gate.rate(p), uint64(first, "first")
-    _check_first(first, x, weight)
     kind: type[DropConnectContext] = MODES[mode]
     if not training or p == 0.0:
         kind = DropConnectContext
     elif p == 1.0:
         kind = NothingKept
-    elif kind is Gaussian and backend is not CPU:
-        raise TypeError(
-            'x is a CUDA array, for which mode "gaussian" has no kernels; copy it to the host'
-        )
+    backend = CPU if kind is Gaussian else of(x)
+    x, weight, bias = _operands(backend, x, weight, bias)
+    _check_first(first, x, weight)
     outputs = prod(x.shape[:-1]), weight.shape[1]
     draw = draw_of(rng, p, Place(outputs)) if training else None
     held = (None if a is None else backend.held(a) for a in (x, weight, bias))

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastdrop import _core
 from fastdrop._core import Draw
-from fastdrop.backends.cuda.arrays import DeviceArray
+from fastdrop.backends.cuda.arrays import DeviceArray, sent
 from fastdrop.backends.cuda.launch import launch
 from fastdrop.backends.cuda.masks import contiguous, keys, threshold
 
@@ -84,8 +84,9 @@ def linear_gradients(
     return dx, dweight, dbias
 
 
-def add_bias(y: DeviceArray, bias: DeviceArray) -> DeviceArray:
+def add_bias(result: Any, bias: DeviceArray) -> DeviceArray:
     """y += bias."""
+    y = sent(result, bias)
     _add(y, bias, 1, more=1, scale=1.0)
     return y
 

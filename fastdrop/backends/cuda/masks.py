@@ -16,31 +16,19 @@ from fastdrop._core import (
     Draw,
     Place,
 )
-from fastdrop.backends.cuda.arrays import DeviceArray, DeviceBits, collapsed, overlap
+from fastdrop.backends.cuda.arrays import (
+    DeviceArray,
+    DeviceBits,
+    array,
+    collapsed,
+    overlap,
+    sent,
+)
 from fastdrop.backends.cuda.launch import launch
 from fastdrop.backends.cuda.libraries import default_kind
 from fastdrop.backends.cuda.prebuilt import c_strides
 from fastdrop.backends.interface import Constants
-
-__all__ = [
-    "apart",
-    "askew",
-    "blend",
-    "contiguous",
-    "copy",
-    "delivered",
-    "dense",
-    "draw_bits",
-    "duplicate",
-    "forward",
-    "keep_mask",
-    "keys",
-    "place_to_write",
-    "scaled",
-    "spread",
-    "steps_of",
-    "threshold",
-]
+from fastdrop.base.devices import on_device
 
 OPS = {
     DROPOUT: "dropout",
@@ -93,14 +81,37 @@ def contiguous(x: DeviceArray) -> DeviceArray:
     return dense(x)
 
 
+def copied(x: DeviceArray, out: DeviceArray | None = None) -> DeviceArray:
+    """A copy in x's memory order, or in out."""
+    y = x.new(order=x.order()) if out is None else out
+    copy(duplicate(x, x.order()) if askew(x, y) else x, y)
+    return y
+
+
+def kept_from(x: DeviceArray, out: Any) -> DeviceArray:
+    """x, or a copy if writing to out, an array of the caller, would change it."""
+    overwritten = out is not None and on_device(out) and overlap(x, DeviceArray(out))
+    return duplicate(x, x.order()) if overwritten else x
+
+
+def floats(x: Any, name: str) -> DeviceArray:
+    """float32 or float64 in C order."""
+    x = array(x, name)
+    if x.dtype not in ("float32", "float64"):
+        raise TypeError(
+            f"{name} must be float32 or float64, got {x.dtype}; convert it with .astype"
+        )
+    return contiguous(x)
+
+
+def bring(x: Any, like: DeviceArray) -> DeviceArray | None:
+    """An array of a context, on the device of `like` and in C order."""
+    return None if x is None else contiguous(sent(x, like))
+
+
 def askew(x: DeviceArray, y: DeviceArray) -> bool:
     """Whether they share memory, except element by element."""
     return (x.address != y.address or not x.has_strides(y.strides)) and overlap(x, y)
-
-
-def apart(x: DeviceArray, y: DeviceArray) -> DeviceArray:
-    """x, or a copy of it if writing to y would change it too early."""
-    return duplicate(x, x.order()) if askew(x, y) else x
 
 
 def place_to_write(x: DeviceArray, out: DeviceArray | None, *others: DeviceArray) -> DeviceArray:
@@ -267,7 +278,38 @@ def keep_mask(shape: Sequence[int], draw: Draw, packed: bool) -> Any:
     mask = like.new("bool", tuple(shape))
     if n:
         launch("unpack", like, (n + 15) // 16, {}, given=bits.bits, y=mask, n=n)
-    return mask.array
+    return mask
+
+
+def _given(bits: Any, draw: Draw, like: DeviceArray) -> DeviceBits | None:
+    """A context's bits on the device of `like`."""
+    return None if bits is None else DeviceBits.of(bits, draw.place.size, like)
+
+
+def select(
+    dy: DeviceArray, out: DeviceArray | None, draw: Draw, bits: Any, scale: float
+) -> DeviceArray:
+    """dy * scale where the mask keeps it, else 0."""
+    given, constants = _given(bits, draw, dy), (scale, 0.0, 0.0)
+    return forward(DROPOUT, dy, draw, constants, out, given=given)[0]
+
+
+def split(dy: DeviceArray, draw: Draw, bits: Any) -> tuple[DeviceArray, DeviceArray]:
+    """dy where the mask drops it, else 0; and where it keeps it."""
+    given = _given(bits, draw, dy) or draw_bits(draw, dy)
+    of = DROPOUT, dy, draw, (1.0, 0.0, 0.0)
+    return forward(*of, given=given, inverted=True)[0], forward(*of, given=given)[0]
+
+
+def zeros_like(x: DeviceArray, dtype: Any = None, shape: Any = None) -> DeviceArray:
+    """Zeros on x's device."""
+    made = x.new(dtype, shape)
+    return scaled(made, 0.0, made)
+
+
+def weighted(x: DeviceArray, weight: float) -> DeviceArray:
+    """weight * x; zeros without a weight."""
+    return scaled(contiguous(x), weight)
 
 
 def scaled(x: DeviceArray, weight: float, y: DeviceArray | None = None) -> DeviceArray:

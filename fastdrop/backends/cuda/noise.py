@@ -9,16 +9,16 @@ import numpy as np
 from fastdrop._core import CONCRETE, NOISE_ADD, NOISE_SCALE, PARTS, Draw
 from fastdrop.backends.cuda.arrays import DeviceArray, collapsed, sent
 from fastdrop.backends.cuda.launch import launch
-from fastdrop.backends.cuda.masks import contiguous, delivered, keys, place_to_write
+from fastdrop.backends.cuda.masks import contiguous, delivered, keys, place_to_write, select
 from fastdrop.base.dtypes import compute_type
 
-__all__ = ["chain", "noise", "noise_gradients", "summed"]
+__all__ = ["chain", "noise", "noise_gradients", "select_and_sum", "summed"]
 
 OPS = {NOISE_SCALE: "scale", NOISE_ADD: "add", CONCRETE: "concrete"}
 
 
 def noise(
-    op: int, x: DeviceArray, draw: Draw, constants: Any, out: DeviceArray | None
+    op: int, x: DeviceArray, draw: Draw, constants: Any, out: DeviceArray | None = None
 ) -> DeviceArray:
     """One of the noise ops."""
     x = contiguous(x)
@@ -39,6 +39,14 @@ def noise_gradients(
         return dx, terms
     single = group == 1
     return dx, summed(terms, 512 if single else group, "tiles", single, "float64")
+
+
+def select_and_sum(
+    dy: DeviceArray, out: DeviceArray | None, draw: Draw, bits: Any, scale: float
+) -> tuple[DeviceArray, DeviceArray]:
+    """`select`, and the sums of its columns."""
+    dx = select(dy, out, draw, bits, scale)
+    return dx, summed(contiguous(dx), dy.shape[-1], "rows", False)
 
 
 def chain(weights: np.ndarray, slopes: DeviceArray, dtype: Any) -> DeviceArray:

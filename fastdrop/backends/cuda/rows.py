@@ -42,7 +42,7 @@ def numbers(ids: Any, weight: DeviceArray) -> Any:
             shape=shape,
             strides=tuple(s & U64 for s in strides),
         )
-    return y.array
+    return y
 
 
 def lookup(weight: DeviceArray, ids: Any, draw: Draw | None, scale: float) -> DeviceArray:

@@ -420,7 +420,7 @@ def test_dropconnect_errors():
     ):
         with pytest.raises(kind, match=words):
             fd.dropconnect(*arguments, rng=call)
-    with pytest.raises(TypeError, match='mode "gaussian" has no kernels'):
+    with pytest.raises(TypeError, match="x is a CUDA array, for which"):
         fd.dropconnect(x, w, rng=call, mode="gaussian")
     assert call.call == 0
     with pytest.raises(ValueError, match="dy must have shape"):
