@@ -54,6 +54,10 @@ class Moments:
     Technometrics 4 (1962) 419-420.
     """
 
+    _shape: tuple[int, ...]
+    _mean: Floats
+    _squares: Floats
+
     def __init__(self) -> None:
         self.samples = 0
 
@@ -99,7 +103,7 @@ class Moments:
         self._need_one()
         return self._squares.reshape(self._shape) / self.samples
 
-    def _check(self, y: npt.NDArray) -> None:
+    def _check(self, y: npt.NDArray[Any]) -> None:
         """Refuse a y that is of no use."""
 
     def _begin(self, rows: int, length: int) -> None:
@@ -168,7 +172,7 @@ class Regression(Moments):
     def _noise(self) -> float:
         return 0.0 if self.tau is None else 1.0 / self.tau
 
-    def _check(self, y: npt.NDArray) -> None:
+    def _check(self, y: npt.NDArray[Any]) -> None:
         if self._track and y.ndim == 0:
             raise ValueError("y must have a last axis, along which the outputs lie, got 0-d")
 
@@ -227,7 +231,7 @@ class Classification(Moments):
         """Share of the passes whose likeliest class is not the most frequent of these."""
         return 1.0 - self.counts.max(axis=-1) / self.samples
 
-    def _check(self, y: npt.NDArray) -> None:
+    def _check(self, y: npt.NDArray[Any]) -> None:
         if y.ndim == 0 or y.shape[-1] == 0:
             raise ValueError(f"y must have classes along its last axis, got shape {y.shape}")
         least, wrong = y.min(axis=-1), np.abs(y.sum(axis=-1, dtype=np.float64) - 1.0)

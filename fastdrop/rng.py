@@ -159,7 +159,7 @@ class Rng(CallCounter):
                 f"state has stream_version {state['stream_version']!r}, "
                 f"this release draws version {STREAM_VERSION}"
             )
-        self.__init__(state["seed"], state["call"])
+        Rng.__init__(self, state["seed"], state["call"])
 
     def spawn(self, n: int) -> list[Rng]:
         """n generators with independent seeds; takes one call."""

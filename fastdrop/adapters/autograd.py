@@ -80,7 +80,9 @@ def dropout(
 
 
 @primitive
-def _forward(x: npt.ArrayLike, p: float, options: dict, contexts: list) -> npt.NDArray:
+def _forward(
+    x: npt.ArrayLike, p: float, options: dict[str, Any], contexts: list[Any]
+) -> npt.NDArray[Any]:
     """y; its context goes to the list, as a primitive returns one value."""
     y, ctx = fd.dropout(x, p, **options)
     contexts.append(ctx)
@@ -88,7 +90,7 @@ def _forward(x: npt.ArrayLike, p: float, options: dict, contexts: list) -> npt.N
 
 
 @primitive
-def _backward(dy: npt.ArrayLike, ctx: fd.Context) -> npt.NDArray:
+def _backward(dy: npt.ArrayLike, ctx: fd.Context) -> npt.NDArray[Any]:
     return ctx.backward(dy)
 
 

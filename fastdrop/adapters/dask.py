@@ -127,8 +127,9 @@ def floating(x: Any, name: str) -> da.Array:
     return x.astype(native)
 
 
-def drop(block: npt.NDArray, ctx: DaskContext, block_info: dict) -> npt.NDArray:
+def drop(block: npt.NDArray[Any], ctx: DaskContext, block_info: Any) -> npt.NDArray[Any]:
     """One chunk: dask tells where in the array it lies."""
     start = tuple(first for first, _ in block_info[0]["array-location"])
-    where = {"shared_axes": ctx.shared_axes, "region": (start, ctx.shape)}
-    return door.drop(block, ctx.p, (ctx.seed, ctx.call), door.inverted(ctx.p), **where)
+    named: Any = ctx.seed, ctx.call  # None without training: p is 0 then
+    constants, region = door.inverted(ctx.p), (start, ctx.shape)
+    return door.drop(block, ctx.p, named, constants, shared_axes=ctx.shared_axes, region=region)

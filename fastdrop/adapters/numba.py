@@ -20,6 +20,7 @@ import ctypes
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit, types
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
@@ -57,17 +58,17 @@ _draw = _function("draw", _ARRAY, _N, *_DRAW)
 
 
 @intrinsic
-def _null(typing):
+def _null(typing: Any) -> tuple[Any, Any]:
     """NULL."""
     return _ARRAY(), lambda context, *_: context.get_constant_null(_ARRAY)
 
 
-def _code(x, y):
+def _code(x: Any, y: Any) -> Any:
     """The C API's number of the dtype of both."""
 
 
 @overload(_code)
-def _code_of(x, y):
+def _code_of(x: Any, y: Any) -> Any:
     code = CODES.get(x.dtype)
     if code is None or y.dtype != x.dtype:
         raise TypingError(f"arrays must be both float32 or both float64, got {x} and {y}")
@@ -77,7 +78,7 @@ def _code_of(x, y):
 
 
 @njit(cache=True)
-def _check(x, y, p):
+def _check(x: npt.NDArray[Any], y: npt.NDArray[Any], p: float) -> None:
     if x.shape != y.shape or not (x.flags.c_contiguous and y.flags.c_contiguous):
         raise ValueError("the arrays must be C-contiguous and have one shape")
     if not 0 <= p <= 1:
@@ -85,13 +86,15 @@ def _check(x, y, p):
 
 
 @njit(cache=True)
-def _check_bits(bits, n):
+def _check_bits(bits: npt.NDArray[Any], n: int) -> None:
     if bits.itemsize != 1 or not bits.flags.c_contiguous or bits.size < (n + 7) // 8 + BITS_PAD:
         raise ValueError("bits must be contiguous uint8, at least x.size / 8 + 8 long")
 
 
 @njit(cache=True)
-def dropout(x, p, seed, call, start=0):
+def dropout(
+    x: npt.NDArray[Any], p: float, seed: int, call: int, start: int = 0
+) -> npt.NDArray[Any]:
     """x / (1 - p) where kept, else 0: a new array. The backward pass is the same with dy.
 
     Parameters
@@ -112,7 +115,15 @@ def dropout(x, p, seed, call, start=0):
 
 
 @njit(cache=True)
-def forward(x, y, bits, p, seed, call, start=0):
+def forward(
+    x: npt.NDArray[Any],
+    y: npt.NDArray[Any],
+    bits: npt.NDArray[Any],
+    p: float,
+    seed: int,
+    call: int,
+    start: int = 0,
+) -> None:
     """As `dropout`, to y, which may be x, and the keep bits to `bits`.
 
     Parameters
@@ -129,7 +140,7 @@ def forward(x, y, bits, p, seed, call, start=0):
 
 
 @njit(cache=True)
-def backward(dy, dx, bits, p):
+def backward(dy: npt.NDArray[Any], dx: npt.NDArray[Any], bits: npt.NDArray[Any], p: float) -> None:
     """dx = dy / (1 - p) where the keep bits say so, else 0; dx may be dy. See `forward`."""
     _check(dy, dx, p)
     _check_bits(bits, dy.size)
@@ -137,7 +148,7 @@ def backward(dy, dx, bits, p):
 
 
 @njit(cache=True)
-def draw(n, p, seed, call, start=0):
+def draw(n: int, p: float, seed: int, call: int, start: int = 0) -> npt.NDArray[Any]:
     """The keep bits of n elements, as `forward` writes them, with their 8 bytes of room."""
     if n < 0:
         raise ValueError("n must not be negative")

@@ -18,8 +18,9 @@ True
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -93,19 +94,19 @@ class DropoutMLPClassifier(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        hidden_layer_sizes=(100,),
+        hidden_layer_sizes: int | Sequence[int] = (100,),
         *,
-        dropout=0.5,
-        input_dropout=0.0,
-        alpha=1e-4,
-        batch_size="auto",
-        learning_rate_init=1e-3,
-        max_iter=200,
-        random_state=None,
-        tol=1e-4,
-        n_iter_no_change=10,
-        early_stopping=False,
-        validation_fraction=0.1,
+        dropout: float | Sequence[float] = 0.5,
+        input_dropout: float = 0.0,
+        alpha: float = 1e-4,
+        batch_size: int | str = "auto",
+        learning_rate_init: float = 1e-3,
+        max_iter: int = 200,
+        random_state: int | np.random.RandomState | None = None,
+        tol: float = 1e-4,
+        n_iter_no_change: int = 10,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
     ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
         self.dropout = dropout
@@ -186,7 +187,7 @@ class DropoutMLPClassifier(ClassifierMixin, BaseEstimator):
                 raise ValueError(f"classes must be those of the first call, {self.classes_!r}")
         X, y = validate_data(self, X, y, reset=first, dtype=(np.float64, np.float32))
         check_classification_targets(y)
-        known = classes if first else self.classes_
+        known: Any = classes if first else self.classes_
         if (unknown := np.setdiff1d(y, known)).size:
             raise ValueError(f"y has {unknown}, which are not in classes")
         if first:
@@ -195,7 +196,7 @@ class DropoutMLPClassifier(ClassifierMixin, BaseEstimator):
         self._pass(X, np.searchsorted(known, y))
         return self
 
-    def predict(self, X: npt.ArrayLike) -> npt.NDArray:
+    def predict(self, X: npt.ArrayLike) -> npt.NDArray[Any]:
         """The most probable class of each row: shape (n_samples,)."""
         best = self.predict_log_proba(X).argmax(axis=1)
         return self.classes_[best]
@@ -215,7 +216,7 @@ class DropoutMLPClassifier(ClassifierMixin, BaseEstimator):
         sizes = gate.shape(self.hidden_layer_sizes, "hidden_layer_sizes")
         if 0 in sizes:
             raise ValueError(f"hidden_layer_sizes must be positive, got {sizes}")
-        if np.iterable(self.dropout) and len(self.dropout) != len(sizes):
+        if np.iterable(self.dropout) and len(self._rates()) != len(sizes):
             raise ValueError(
                 f"dropout must be one rate or {len(sizes)}, one a hidden layer, got {self.dropout}"
             )
@@ -255,7 +256,7 @@ class DropoutMLPClassifier(ClassifierMixin, BaseEstimator):
         self.intercepts_ = [np.zeros(m, dtype) for m in sizes[1:]]
         self._moments = [(np.zeros_like(p), np.zeros_like(p)) for p in self._parameters()]
         self._steps = self.n_iter_ = 0
-        self.loss_curve_ = []
+        self.loss_curve_: list[float] = []
 
     def _logits(self, X: Array) -> Array:
         *hidden, (W, b) = zip(self.coefs_, self.intercepts_, strict=True)
@@ -295,7 +296,8 @@ class DropoutMLPClassifier(ClassifierMixin, BaseEstimator):
         d = np.exp(log_p)
         d[np.arange(n), t] -= 1
         d /= n
-        coefs, intercepts = [], []
+        coefs: list[Array] = []
+        intercepts: list[Array] = []
         for i in reversed(range(len(weights))):
             coefs.insert(0, inputs[i].T @ d + self.alpha / n * weights[i])
             intercepts.insert(0, d.sum(axis=0))

@@ -69,6 +69,8 @@ class DropoutMixin:
         Those of the ops.
     """
 
+    xp: Any  # of the ops
+
     def __init__(self, *args: Any, rng: RngLike = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         shared = rng is None or isinstance(
@@ -118,7 +120,7 @@ def Dropout(rate: float = 0.0, *, rng: RngLike = None) -> Model:
     return Model("dropout", forward, attrs={"dropout_rate": rate, "is_enabled": True, "rng": own})
 
 
-def forward(model: Model, X: Any, is_train: bool) -> tuple[Any, Callable]:
+def forward(model: Model, X: Any, is_train: bool) -> tuple[Any, Callable[..., Any]]:
     """What the layer does; see `Dropout`."""
     if not (is_train and model.attrs["is_enabled"]):
         return X, lambda dY: dY

@@ -31,7 +31,7 @@ Custom operators cannot be in ``torch.jit.script`` or under ``torch.func.grad``.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -99,12 +99,12 @@ def _with_tangent(y: Tensor, dx: Tensor | None, *how: Any) -> Tensor:
 def _differentiate(op: Any, scale: Any) -> None:
     """The gradient of either op is `dropout` with the same mask; scale tells by what."""
 
-    def setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, draw, ctx.p, ctx.shared_axes = inputs[:4]
         ctx.scale = scale(inputs)
         ctx.save_for_backward(draw)
 
-    def backward(ctx: Any, dy: Tensor) -> tuple:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         (draw,) = ctx.saved_tensors
         how = draw, ctx.p, ctx.shared_axes, ctx.scale
         if forward_ad._current_level < 0:
@@ -152,7 +152,13 @@ def next_call(state: Tensor, token: Tensor) -> Tensor:
 next_call.register_fake(lambda state, token: torch.empty_like(state))
 
 
-class _Module:
+if TYPE_CHECKING:
+    from torch.nn import Module as _Base  # what comes behind, in all subclasses
+else:
+    _Base = object
+
+
+class _Module(_Base):
     """What the modules share; comes before one of ``torch.nn``, which checks p.
 
     Parameters
@@ -171,7 +177,7 @@ class _Module:
     def __init__(self, p: float = 0.5, inplace: bool = False, seed: int | None = None) -> None:
         super().__init__(p, inplace)
         self.seed = None if seed is None else uint64(seed, "seed")
-        self.state = None if seed is None else _state(self.seed, 0)
+        self.state = None if self.seed is None else _state(self.seed, 0)
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -204,20 +210,22 @@ class _Module:
             raise ValueError(f"input must have {wanted} axes, got {tuple(x.shape)}")
         return list(range(self.axis[x.ndim], x.ndim))
 
-    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.state is not None:
             destination[prefix + "state"] = self.state.clone()
 
     def _load_from_state_dict(
         self,
-        state_dict: dict,
+        state_dict: dict[str, Any],
         prefix: str,
-        metadata: dict,
+        metadata: dict[str, Any],
         strict: bool,
-        missing: list,
-        unexpected: list,
-        errors: list,
+        missing: list[Any],
+        unexpected: list[Any],
+        errors: list[Any],
     ) -> None:
         """A state dict of ``torch.nn``'s module can be loaded: it leaves the state as it is."""
         saved = state_dict.get(prefix + "state")

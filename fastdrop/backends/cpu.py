@@ -173,15 +173,14 @@ class Cpu:
         op: int, x: Array, dy: Array, draw: Draw, constants: Any, group: int | None
     ) -> tuple[Array, Array]:
         x, dy = np.asarray(x, order="C"), np.asarray(dy, order="C")
-        dx, terms, sums = np.empty_like(dy), None, None
+        dx, operands = np.empty_like(dy), _noise_operands(op, x, draw, constants)
         if group is None:
             terms = np.empty(x.shape, compute_type(x.dtype))
-        else:  # a single sum is gathered in many columns, so that it is a vector operation
-            sums = np.zeros((PARTS, group if group > 1 else 512))
-        operands = _noise_operands(op, x, draw, constants)
-        _core.noise_backward(op, x, (dy, dx, terms, sums), draw, *operands)
-        if sums is None:
+            _core.noise_backward(op, x, (dy, dx, terms, None), draw, *operands)
             return dx, terms
+        # A single sum is gathered in many columns, so that it is a vector operation.
+        sums = np.zeros((PARTS, group if group > 1 else 512))
+        _core.noise_backward(op, x, (dy, dx, None, sums), draw, *operands)
         return dx, sums[0] if group != 1 else sums[0].sum()
 
     @staticmethod
@@ -273,8 +272,8 @@ class Cpu:
 CPU = Cpu()
 
 
-def host_bits(bits: Any) -> bytes | None:
-    """A packed mask in the host's memory; None if there is none."""
+def host_bits(bits: Any) -> Any:
+    """A packed mask in the host's memory, bytes; None if there is none."""
     return bits if bits is None or type(bits) is bytes else bits.fetch()
 
 
@@ -342,7 +341,7 @@ def _noise_operands(op: int, x: Array, draw: Draw, constants: Any) -> tuple[Any,
     return constants, length, noise
 
 
-def cpu_features() -> dict[str, object]:
+def cpu_features() -> dict[str, Any]:
     """Which kernels run here.
 
     Returns

@@ -20,12 +20,19 @@ Constants = tuple[float, float, float]  # scale, shift, and what stands for a dr
 class Squares(Protocol):
     """How DropBlock's squares lie in feature maps; see `fastdrop.ops.dropblock`."""
 
-    drawn: tuple[int, int, int, int]
-    """Of the keep bits: batch, maps (1 if all channels share them), height, width."""
-    sides: tuple[int, int]
-    """Height and width of a square."""
-    channels_last: bool
-    per_channel: bool
+    @property
+    def drawn(self) -> tuple[int, int, int, int]:
+        """Of the keep bits: batch, maps (1 if all channels share them), height, width."""
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of a square."""
+
+    @property
+    def channels_last(self) -> bool: ...
+
+    @property
+    def per_channel(self) -> bool: ...
 
 
 class Backend(Protocol):
@@ -119,7 +126,9 @@ class Backend(Protocol):
     def lookup(self, weight: Any, ids: Any, draw: Draw | None, scale: float) -> Any:
         """Rows of a table by number, dropped by number; none is if draw is None."""
 
-    def add_rows(self, dy: Any, ids: Any, shape: tuple, draw: Draw | None, scale: float) -> Any:
+    def add_rows(
+        self, dy: Any, ids: Any, shape: tuple[int, ...], draw: Draw | None, scale: float
+    ) -> Any:
         """The table's gradient: sums of the rows of dy, in float64, scaled, 0 if dropped."""
 
     # DropBlock.

@@ -77,7 +77,7 @@ def _real(value: Any, words: str) -> float:
         raise ValueError(f"{words}, got a larger number than a float can be") from None
 
 
-def host(x: Any, name: str) -> npt.NDArray:
+def host(x: Any, name: str) -> npt.NDArray[Any]:
     """x as an array of any dtype, if it is not on a GPU."""
     if type(x) is not np.ndarray and on_device(x):
         raise TypeError(
@@ -89,7 +89,7 @@ def host(x: Any, name: str) -> npt.NDArray:
     return np.asarray(x)
 
 
-def array(x: Any, name: str = "x") -> npt.NDArray:
+def array(x: Any, name: str = "x") -> npt.NDArray[Any]:
     """A floating-point array that the kernels can read, copied only if they could not."""
     if type(x) is not np.ndarray:
         x = host(x, name)
@@ -128,7 +128,7 @@ def row_numbers(ids: Any, rows: int) -> npt.NDArray[np.int64]:
 
 
 def like(
-    value: npt.NDArray,
+    value: npt.NDArray[Any],
     name: str,
     shape: tuple[int, ...],
     dtype: np.dtype | None = None,

@@ -4,6 +4,8 @@ Most are derived from their op, and take its arguments; `fastdrop.layers.learned
 parameters of their own.
 """
 
+from typing import Any
+
 import numpy.typing as npt
 
 from fastdrop.layers.layer import Layer, OpLayer
@@ -78,9 +80,9 @@ class DropBlock(OpLayer, op=drop_block):
 
 
 class Zoneout(OpLayer, op=zoneout, inputs=2):
-    def __call__(  # type: ignore[override]
+    def __call__(  # type: ignore[override]  # two inputs
         self, previous: npt.ArrayLike, new: npt.ArrayLike
-    ) -> npt.NDArray:
+    ) -> npt.NDArray[Any]:
         """y, an array like `new`; ``backward`` gives (dprevious, dnew)."""
         return self._run(previous, new)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from inspect import Parameter, Signature, signature
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,8 @@ class Layer:
 
     learned: tuple[str, ...] = ()
     """Attributes that are learned, in the order of what ``ctx.backward`` returns behind dx."""
+    shared_axes: int | Sequence[int]
+    """Of layers whose op takes them."""
 
     def __init__(self, rng: RngLike = None, p: Rate = NO_RATE) -> None:
         shared = isinstance(rng, Rng | np.random.Generator | np.random.BitGenerator)
@@ -54,7 +56,7 @@ class Layer:
         self.step = 0
         self.training = True
         self._ctx: Any = None
-        self.gradients: dict[str, npt.NDArray] = {}
+        self.gradients: dict[str, npt.NDArray[Any]] = {}
 
     @property
     def ctx(self) -> Any:
@@ -67,7 +69,7 @@ class Layer:
         self.step += self.training  # here, as a call that fails is no step
 
     @property
-    def parameters(self) -> dict[str, npt.NDArray]:
+    def parameters(self) -> dict[str, npt.NDArray[Any]]:
         """The learned parameters: the arrays themselves, to be updated in place."""
         return {name: getattr(self, name) for name in self.learned}
 
@@ -98,14 +100,15 @@ class Layer:
         """The rate of this step."""
         return self.p(self.step) if callable(self.p) else self.p
 
-    def backward(self, dy: npt.ArrayLike, out: npt.NDArray | None = None) -> Any:
+    def backward(self, dy: npt.ArrayLike, out: npt.NDArray[Any] | None = None) -> Any:
         """Gradient with respect to the input of the last call (a tuple if there were several).
 
         Those of the learned parameters go to `gradients`.
         """
         if self.ctx is None:
             raise RuntimeError("backward needs a forward call of the layer before it")
-        if out is not None and not _takes_out(type(self.ctx)):
+        kind = type(self.ctx)
+        if out is not None and not _takes_out(kind):  # type: ignore[arg-type]  # a class can be hashed
             raise TypeError(f"out is not taken by the backward pass of {type(self).__name__}")
         grads = self.ctx.backward(dy) if out is None else self.ctx.backward(dy, out)
         if not self.learned:
@@ -156,10 +159,17 @@ class OpLayer(Layer):
         super().__init__(values["rng"], values.get("p", NO_RATE))
         for name in self.fields:
             if name != "p":
-                CHECKS.get(name, _anything)(values[name])
+                check: Callable[[Any], Any] = CHECKS.get(name, _anything)
+                check(values[name])
                 setattr(self, name, values[name])
 
-    def __call__(self, x: npt.ArrayLike, out: npt.NDArray | None = None) -> Any:
+    if TYPE_CHECKING:
+        # The arguments that the layer keeps; their names are the op's.
+        def __getattr__(self, name: str) -> Any: ...
+
+        def __setattr__(self, name: str, value: Any) -> None: ...
+
+    def __call__(self, x: npt.ArrayLike, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """y, an array like x."""
         return self._run(x, out=out)
 
@@ -206,5 +216,5 @@ def _documented(op: Callable[..., Any], fields: tuple[str, ...]) -> str:
 
 
 @cache  # looking at a signature takes longer than the backward pass of 64 Ki elements
-def _takes_out(context: type) -> bool:
+def _takes_out(context: type[Any]) -> bool:
     return "out" in signature(context.backward).parameters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import log, log1p
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +50,7 @@ class EmbeddingDropout(Layer):
         super().__init__(rng, p)
         self.weight = gate.array(weight, "weight")
 
-    def __call__(self, ids: npt.ArrayLike) -> npt.NDArray:
+    def __call__(self, ids: npt.ArrayLike) -> npt.NDArray[Any]:
         """Rows of the table: shape (*ids.shape, *weight.shape[1:])."""
         y, self.ctx = embedding_dropout(
             self.weight, self.rate(), ids=ids, rng=self.rng, training=self.training
@@ -59,7 +60,7 @@ class EmbeddingDropout(Layer):
     def share_batch(self) -> None:
         """A word is dropped in all examples as it is; see `Layer.share_batch`."""
 
-    def backward(self, dy: npt.ArrayLike) -> None:  # type: ignore[override]
+    def backward(self, dy: npt.ArrayLike) -> None:  # type: ignore[override]  # ids have no gradient
         """The table's gradient goes to `gradients`; ids have none."""
         if self.ctx is None:
             raise RuntimeError("backward needs a forward call of the layer before it")
@@ -114,11 +115,11 @@ class ConcreteDropout(Layer):
         self.dropout_regularizer = gate.real(dropout_regularizer, "dropout_regularizer", 0.0)
 
     @property
-    def p(self) -> float:  # type: ignore[override]
+    def p(self) -> float:  # type: ignore[override]  # read only
         """The rate that has been learned so far."""
         return sigmoid(float(np.clip(self.logit, -LOGIT_LIMIT, LOGIT_LIMIT)))
 
-    def __call__(self, x: npt.ArrayLike) -> npt.NDArray:
+    def __call__(self, x: npt.ArrayLike) -> npt.NDArray[Any]:
         """y, an array like x."""
         y, self.ctx = concrete_dropout(
             x,
@@ -130,7 +131,7 @@ class ConcreteDropout(Layer):
         )
         return y
 
-    def regularize(self, weight: npt.NDArray, features: int) -> tuple[float, npt.NDArray]:
+    def regularize(self, weight: npt.NDArray[Any], features: int) -> tuple[float, npt.NDArray[Any]]:
         """Add the regularizer's gradient to that of the logit, after `backward`.
 
         Returns
@@ -178,12 +179,12 @@ class VariationalDropout(Layer):
             raise ValueError("alpha must be above 0 to be learned, got 0.0")
         self.log_alpha = np.full(gate.shape(shape), np.log(alpha))
 
-    def __call__(self, x: npt.ArrayLike) -> npt.NDArray:
+    def __call__(self, x: npt.ArrayLike) -> npt.NDArray[Any]:
         """y, an array like x."""
         y, self.ctx = variational_dropout(x, self.log_alpha, rng=self.rng, training=self.training)
         return y
 
-    def kl(self) -> tuple[float, npt.NDArray]:
+    def kl(self) -> tuple[float, npt.NDArray[Any]]:
         """`variational_kl` of the layer, and its gradient."""
         return variational_kl(self.log_alpha)
 
@@ -226,14 +227,14 @@ class SparseVariationalLinear(Layer):
         self.bias = np.zeros(outputs, dtype) if bias else None
         self.learned = ("weight", "log_variance", *(("bias",) if bias else ()))
 
-    def __call__(self, x: npt.ArrayLike) -> npt.NDArray:
+    def __call__(self, x: npt.ArrayLike) -> npt.NDArray[Any]:
         """y of shape (..., outputs)."""
         y, self.ctx = sparse_variational_linear(
             x, self.weight, self.log_variance, self.bias, rng=self.rng, training=self.training
         )
         return y
 
-    def kl(self) -> tuple[float, npt.NDArray, npt.NDArray]:
+    def kl(self) -> tuple[float, npt.NDArray[Any], npt.NDArray[Any]]:
         """`sparse_variational_kl` of the layer, and its gradients."""
         return sparse_variational_kl(self.weight, self.log_variance)
 
@@ -272,7 +273,7 @@ class DropConnect(Layer):
         Begins as zeros.
     """
 
-    learned = ("weight", "bias")
+    learned: tuple[str, ...] = ("weight", "bias")
 
     def __init__(
         self,
@@ -301,7 +302,7 @@ class DropConnect(Layer):
         """One mask for the whole batch; see `Layer.share_batch`."""
         self.mode = "batch"
 
-    def __call__(self, x: npt.ArrayLike) -> npt.NDArray:
+    def __call__(self, x: npt.ArrayLike) -> npt.NDArray[Any]:
         """y, shape (..., outputs)."""
         y, self.ctx = dropconnect(
             x,
@@ -356,7 +357,7 @@ class TargetedDropout(Layer):
         self.targeted = targeted if callable(targeted) else gate.rate(targeted, "targeted")
         self.mode = gate.choice(mode, targeted_modes, "mode")
 
-    def __call__(self, weight: npt.ArrayLike) -> npt.NDArray:
+    def __call__(self, weight: npt.ArrayLike) -> npt.NDArray[Any]:
         """The weights to compute with."""
         targeted = self._fraction()
         y, self.ctx = targeted_dropout(
@@ -367,7 +368,7 @@ class TargetedDropout(Layer):
     def share_batch(self) -> None:
         """Weights are the same for all examples as they are; see `Layer.share_batch`."""
 
-    def prune(self, weight: npt.ArrayLike) -> npt.NDArray:
+    def prune(self, weight: npt.ArrayLike) -> npt.NDArray[Any]:
         """`targeted_prune` with this layer's fraction, that of the step if it is a function."""
         return targeted_prune(weight, self._fraction(), mode=self.mode)
 
@@ -423,16 +424,16 @@ class AdversarialDropout(Layer):
     def __init__(self, delta: float = 0.05, p: Rate = 0.0, *, rng: RngLike = None) -> None:
         super().__init__(rng, p)
         self.delta = gate.rate(delta, "delta")
-        self._base: tuple[npt.NDArray, Context] | None = None
+        self._base: tuple[npt.NDArray[Any], Context] | None = None
 
-    def __call__(self, x: npt.ArrayLike) -> npt.NDArray:
+    def __call__(self, x: npt.ArrayLike) -> npt.NDArray[Any]:
         """y with the base mask."""
         x = gate.array(x)
         y, self.ctx = dropout(x, self.rate(), rng=self.rng, training=self.training)
         self._base = x, self.ctx
         return y
 
-    def search(self, gradient: npt.ArrayLike) -> npt.NDArray:
+    def search(self, gradient: npt.ArrayLike) -> npt.NDArray[Any]:
         """y with the adversarial mask; gradient: of D with respect to y of the base mask.
 
         Takes no random call. In evaluation mode, y is a copy of x.
@@ -440,10 +441,10 @@ class AdversarialDropout(Layer):
         if self._base is None:
             raise RuntimeError("search needs a forward call of the layer before it")
         x, base = self._base
-        training = base.seed is not None
-        rng = Rng(base.seed, base.call) if training else None
+        draw = base.draw
+        rng = None if draw is None else Rng(draw.seed, draw.call)
         y, self._ctx = adversarial_dropout(  # not ctx: that would count another step
-            x, gradient, self.delta, base.p, rng=rng, training=training
+            x, gradient, self.delta, base.p, rng=rng, training=draw is not None
         )
         return y
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,13 +37,15 @@ class AdversarialContext(Context):
     """
 
     __slots__ = ("changed", "scales")
+    changed: npt.NDArray[np.intp]
+    scales: npt.NDArray[np.float64]
 
     @property
     def nbytes(self) -> int:
         """What is held for the backward pass, in bytes."""
         return super().nbytes + self.scales.nbytes
 
-    def backward(self, dy: npt.ArrayLike, out: npt.NDArray | None = None) -> npt.NDArray:
+    def backward(self, dy: npt.ArrayLike, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """Gradient with respect to x, mask held constant; arguments as in `Context.backward`."""
         dy = gate.array(dy, "dy")
         out, dy = CPU.output(out, dy)
@@ -55,9 +58,14 @@ class AdversarialContext(Context):
         gate.like(self.changed, "changed", self.shape[:1])
 
 
-def _scaled(ctx: AdversarialContext, dy: npt.NDArray, out: npt.NDArray | None) -> npt.NDArray:
+def _scaled(
+    ctx: AdversarialContext, dy: npt.NDArray[Any], out: npt.NDArray[Any] | None
+) -> npt.NDArray[Any]:
     """Selects by the bits, scaled by 1, and then by each example's scale."""
-    dx = CPU.copy(dy, out) if ctx.held is None else CPU.select(dy, out, ctx.draw, ctx.held, 1.0)
+    if ctx.draw is None or ctx.held is None:
+        dx = CPU.copy(dy, out)
+    else:
+        dx = CPU.select(dy, out, ctx.draw, ctx.held, 1.0)
     scale = ctx.scales.astype(compute_type(dx.dtype))
     scale = scale.reshape(-1, *(1,) * (len(ctx.shape) - 1))
     with np.errstate(over="ignore", under="ignore"):
@@ -72,7 +80,7 @@ def adversarial_dropout(
     *,
     rng: RngLike = None,
     training: bool = True,
-) -> tuple[npt.NDArray, AdversarialContext]:
+) -> tuple[npt.NDArray[Any], AdversarialContext]:
     """Dropout with the mask, near a base mask, that raises a divergence D most.
 
     The base mask is that of ``dropout(x, p, rng=rng)``, with which D and its gradient are computed
@@ -160,7 +168,7 @@ def adversarial_dropout(
 
 
 def _flipped(
-    x: npt.NDArray, gradient: npt.NDArray, mask: npt.NDArray[np.bool_], limit: int
+    x: npt.NDArray[Any], gradient: npt.NDArray[Any], mask: npt.NDArray[np.bool_], limit: int
 ) -> npt.NDArray[np.bool_]:
     """Which elements of the mask (examples, length) to flip."""
     length = mask.shape[1]
@@ -178,7 +186,7 @@ def _flipped(
     return ranked > np.maximum(least, 0)
 
 
-def kl_divergence(target: npt.ArrayLike, logits: npt.ArrayLike) -> tuple[float, npt.NDArray]:
+def kl_divergence(target: npt.ArrayLike, logits: npt.ArrayLike) -> tuple[float, npt.NDArray[Any]]:
     """KL(target || softmax(logits)), the mean over the batch, and its gradient.
 
     Parameters
@@ -211,7 +219,9 @@ def kl_divergence(target: npt.ArrayLike, logits: npt.ArrayLike) -> tuple[float, 
     return float(value), gradient.astype(logits.dtype)
 
 
-def squared_divergence(target: npt.ArrayLike, logits: npt.ArrayLike) -> tuple[float, npt.NDArray]:
+def squared_divergence(
+    target: npt.ArrayLike, logits: npt.ArrayLike
+) -> tuple[float, npt.NDArray[Any]]:
     """(target - softmax(logits))**2, the mean over batch and classes, and its gradient.
 
     Parameters, returns, raises: as `kl_divergence`.
@@ -235,7 +245,7 @@ def squared_divergence(target: npt.ArrayLike, logits: npt.ArrayLike) -> tuple[fl
 
 def _distributions(
     target: npt.ArrayLike, logits: npt.ArrayLike
-) -> tuple[npt.NDArray, npt.NDArray, npt.NDArray | float]:
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any] | float]:
     """Logits, and the target's probabilities and their logarithms, in the compute type."""
     logits = gate.array(logits, "logits")
     if not logits.ndim or not logits.shape[-1]:
@@ -257,7 +267,7 @@ def _distributions(
     return logits, wanted.astype(compute), 0.0  # 0 log 0 = 1 log 1 = 0
 
 
-def _log_softmax(logits: npt.NDArray, dtype: np.dtype) -> npt.NDArray:
+def _log_softmax(logits: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """Of logits of any dtype, in this one."""
     z = logits.astype(dtype)  # -inf is a class of probability 0
     z -= z.max(axis=-1, keepdims=True)

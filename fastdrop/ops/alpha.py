@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy.typing as npt
 
@@ -38,9 +39,9 @@ def alpha_dropout(
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
-    out: npt.NDArray | None = None,
+    out: npt.NDArray[Any] | None = None,
     save: str = "bits",
-) -> tuple[npt.NDArray, Context]:
+) -> tuple[npt.NDArray[Any], Context]:
     """Set elements to where SELU saturates, and all so that mean 0 and variance 1 are preserved.
 
     y = a * x + b where kept and a * s + b where dropped, with s = -1.7581,
@@ -84,9 +85,9 @@ def feature_alpha_dropout(
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
-    out: npt.NDArray | None = None,
+    out: npt.NDArray[Any] | None = None,
     save: str = "bits",
-) -> tuple[npt.NDArray, Context]:
+) -> tuple[npt.NDArray[Any], Context]:
     """`alpha_dropout` of whole feature maps.
 
     Parameters

@@ -39,6 +39,8 @@ class ConcreteContext(context.Context):
     """
 
     __slots__ = ("relaxed", "x")
+    relaxed: tuple[float, ...] | None
+    x: Any
 
     @property
     def nbytes(self) -> int:
@@ -78,7 +80,7 @@ def concrete_dropout(
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
-) -> tuple[npt.NDArray, ConcreteContext]:
+) -> tuple[npt.NDArray[Any], ConcreteContext]:
     """Dropout with a learned rate p = sigmoid(logit) and a relaxed mask.
 
     The relaxed drop mask is z = sigmoid((logit + e) / temperature), e = ln(u / (1 - u)) standard
@@ -133,12 +135,12 @@ def concrete_dropout(
 
 def concrete_regularizer(
     logit: Real,
-    weight: npt.NDArray,
+    weight: npt.NDArray[Any],
     features: int,
     *,
     weight_regularizer: float = 1e-6,
     dropout_regularizer: float = 1e-5,
-) -> tuple[float, float, npt.NDArray]:
+) -> tuple[float, float, npt.NDArray[Any]]:
     """What the loss gains by a concrete dropout layer in front of `weight`.
 
     R = w ||W||^2 / (1 - p) + d * D * (p ln p + (1 - p) ln(1 - p)) with p = sigmoid(logit): the

@@ -45,7 +45,7 @@ class Context(Saved):
     __slots__ = ()
 
     def __init__(self, *values: Any) -> None:
-        names = fields(type(self))
+        names = fields(type(self))  # type: ignore[arg-type]  # a class can be hashed
         if len(values) != len(names):
             kind = type(self).__name__
             raise TypeError(f"{kind} has {len(names)} fields, {names}, got {len(values)}")
@@ -88,8 +88,9 @@ class Context(Saved):
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a context does not change; {name} cannot be set")
 
-    def __reduce__(self) -> tuple:
-        return type(self), tuple(fetched(getattr(self, name)) for name in fields(type(self)))
+    def __reduce__(self) -> tuple[Any, ...]:
+        names = fields(type(self))  # type: ignore[arg-type]  # a class can be hashed
+        return type(self), tuple(fetched(getattr(self, name)) for name in names)
 
     def __repr__(self) -> str:
         return (
@@ -110,7 +111,7 @@ def is_bits(value: Any, n: int) -> bool:
     return type(value) is bytes and len(value) == (n + 7) // 8 + BITS_PAD
 
 
-def array(value: Any, name: str) -> npt.NDArray:
+def array(value: Any, name: str) -> npt.NDArray[Any]:
     """An array of a context, in C order."""
     return np.require(gate.array(value, name), None, ["C", "A"])
 
@@ -128,7 +129,7 @@ def _optional_array(value: Any, name: str) -> Any:
     return None if value is None else array(value, name)
 
 
-def _float64(value: Any, name: str) -> npt.NDArray:
+def _float64(value: Any, name: str) -> npt.NDArray[Any]:
     return np.require(value, np.float64, ["C", "A"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +83,9 @@ class DropBlockContext(context.Context):
     """
 
     __slots__ = ("block_size", "channels_last", "per_channel")
+    block_size: int
+    channels_last: bool
+    per_channel: bool
 
     @property
     def first(self) -> int:
@@ -93,7 +97,7 @@ class DropBlockContext(context.Context):
 
         Shape (batch,); 0 where an example has lost all.
         """
-        if not self._drops:
+        if self._drops is None:
             return np.ones(self.shape[0])
         kept = self.mask().reshape(self.shape[0], -1).sum(axis=1)
         size = prod(self.shape[1:])
@@ -102,10 +106,10 @@ class DropBlockContext(context.Context):
     def mask(self) -> npt.NDArray[np.bool_]:
         """The keep mask: bool array of x's shape, True where the element was kept."""
         mask = np.ones(self.shape, np.bool_)
-        if self._drops:
+        if (draw := self._drops) is not None:
             squares = self._squares
             batch, *drawn = squares.drawn
-            bits = CPU.keep_squares(squares.seeds(self.draw), squares)
+            bits = CPU.keep_squares(squares.seeds(draw), squares)
             if self.held is not None:
                 bits = host_bits(self.held)
             words = np.frombuffer(bits, np.uint8)[:-BITS_PAD].reshape(batch, -1)
@@ -113,7 +117,7 @@ class DropBlockContext(context.Context):
             maps_of(mask, squares)[...] = kept.reshape(squares.drawn)
         return mask
 
-    def backward(self, dy: npt.ArrayLike, out: npt.NDArray | None = None) -> npt.NDArray:
+    def backward(self, dy: npt.ArrayLike, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """Gradient with respect to x.
 
         Parameters
@@ -131,16 +135,17 @@ class DropBlockContext(context.Context):
         dy = backend.array(dy, "dy")
         gate.like(dy, "dy", self.shape)
         out, dy = backend.output(out, dy)
-        if not self._drops:
+        if (draw := self._drops) is None:
             return backend.copy(dy, out)
         squares, bits = self._squares, self.held
         if bits is None:
-            bits = backend.keep_squares(squares.seeds(self.draw), squares, dy)
+            bits = backend.keep_squares(squares.seeds(draw), squares, dy)
         return backend.apply_squares(dy, out, bits, squares)
 
     @property
-    def _drops(self) -> bool:
-        return self.p > 0.0 and 0 not in self.shape
+    def _drops(self) -> Draw | None:
+        """The draw, if it may drop something."""
+        return self.draw if self.p > 0.0 and 0 not in self.shape else None
 
     @property
     def _squares(self) -> Geometry:
@@ -167,9 +172,9 @@ def drop_block(
     rng: RngLike = None,
     training: bool = True,
     region: Region | None = None,
-    out: npt.NDArray | None = None,
+    out: npt.NDArray[Any] | None = None,
     save: str = "bits",
-) -> tuple[npt.NDArray, DropBlockContext]:
+) -> tuple[npt.NDArray[Any], DropBlockContext]:
     """Drop square blocks of feature maps; scale each example by its elements / kept elements.
 
     Parameters

@@ -25,7 +25,8 @@ from fastdrop.rng import Rng, RngLike, draw_call, draw_of, uint64
 __all__ = ["MODES", "DropConnectContext", "dropconnect", "dropconnect_inference"]
 
 Array = npt.NDArray[Any]
-Gradients = tuple[Any, Any, Any]  # of x, weight, masked bias
+Operands = tuple[Any, Any, Any]  # x, weight, masked bias or None
+Gradients = tuple[Any, Any, Any]  # of those
 
 
 class DropConnectContext(context.Context):
@@ -50,6 +51,11 @@ class DropConnectContext(context.Context):
     """
 
     __slots__ = ("bias", "first", "mask_bias", "weight", "x")
+    bias: Any
+    first: int
+    mask_bias: bool
+    weight: Any
+    x: Any
 
     def backward(self, dy: npt.ArrayLike) -> tuple[Any, ...]:
         """Gradients with respect to x, weight and, if there is one, bias.
@@ -76,10 +82,10 @@ class DropConnectContext(context.Context):
     # What follows is the layer that drops nothing; each mode has its own. A bias that is not masked
     # is left out.
 
-    def _forward(self, backend: Backend, operands: tuple) -> Any:
+    def _forward(self, backend: Backend, operands: Operands) -> Any:
         return backend.linear(*operands, None, 0)
 
-    def _gradients(self, backend: Backend, operands: tuple, dy: Any) -> Gradients:
+    def _gradients(self, backend: Backend, operands: Operands, dy: Any) -> Gradients:
         return backend.linear_gradients(*operands, dy, None, 0)
 
     def _check(self) -> None:
@@ -103,6 +109,9 @@ class Masked(DropConnectContext):
     """What the modes share that draw."""
 
     __slots__ = ()
+    draw: Draw
+    seed: int
+    call: int
 
     def _check(self) -> None:
         super()._check()
@@ -115,11 +124,11 @@ class NothingKept(Masked):
 
     __slots__ = ()
 
-    def _forward(self, backend: Backend, operands: tuple) -> Any:
+    def _forward(self, backend: Backend, operands: Operands) -> Any:
         x, weight, _ = operands
         return backend.zeros_like(x, shape=(*x.shape[:-1], weight.shape[1]))
 
-    def _gradients(self, backend: Backend, operands: tuple, dy: Any) -> Gradients:
+    def _gradients(self, backend: Backend, operands: Operands, dy: Any) -> Gradients:
         x, weight, bias = operands
         dbias = None if bias is None else backend.zeros_like(bias)
         return backend.zeros_like(x), backend.zeros_like(weight), dbias
@@ -130,10 +139,10 @@ class PerExample(Masked):
 
     __slots__ = ()
 
-    def _forward(self, backend: Backend, operands: tuple) -> Any:
+    def _forward(self, backend: Backend, operands: Operands) -> Any:
         return backend.linear(*operands, self.draw, self.first)
 
-    def _gradients(self, backend: Backend, operands: tuple, dy: Any) -> Gradients:
+    def _gradients(self, backend: Backend, operands: Operands, dy: Any) -> Gradients:
         return backend.linear_gradients(*operands, dy, self.draw, self.first)
 
 
@@ -142,10 +151,10 @@ class PerBatch(Masked):
 
     __slots__ = ()
 
-    def _forward(self, backend: Backend, operands: tuple) -> Any:
+    def _forward(self, backend: Backend, operands: Operands) -> Any:
         return backend.linear(*self._kept_operands(backend, operands), None, 0)
 
-    def _gradients(self, backend: Backend, operands: tuple, dy: Any) -> Gradients:
+    def _gradients(self, backend: Backend, operands: Operands, dy: Any) -> Gradients:
         kept = self._kept_operands(backend, operands)
         dx, *rest = backend.linear_gradients(*kept, dy, None, 0)
         start, gradients = 0, []
@@ -156,7 +165,7 @@ class PerBatch(Masked):
             gradients.append(gradient)
         return dx, *gradients
 
-    def _kept_operands(self, backend: Backend, operands: tuple) -> tuple:
+    def _kept_operands(self, backend: Backend, operands: Operands) -> Operands:
         """The bits of the bias are behind those of the weights."""
         x, weight, bias = operands
         kept = backend.bring(self._kept(backend, weight, 0), x)
@@ -179,13 +188,13 @@ class Gaussian(Masked):
 
     __slots__ = ()
 
-    def _forward(self, backend: Backend, operands: tuple) -> Any:
+    def _forward(self, backend: Backend, operands: Operands) -> Any:
         x, weight, bias = operands
         mean, sigma = _moments(_rows(x), weight, bias, self.p)
         y = mean + sigma * self._noise(mean)
         return y.reshape(*x.shape[:-1], weight.shape[1])
 
-    def _gradients(self, backend: Backend, operands: tuple, dy: Any) -> Gradients:
+    def _gradients(self, backend: Backend, operands: Operands, dy: Any) -> Gradients:
         x, weight, bias = operands
         shape, x, dy = x.shape, _rows(x), _rows(dy)
         mean, sigma = _moments(x, weight, bias, self.p)
@@ -353,7 +362,7 @@ def dropconnect_inference(
     if bias is not None and not mask_bias:
         mean = mean + bias
     shape = *x.shape[:-1], weight.shape[1]
-    total = 0.0
+    total: Any = 0.0
     for own in Rng(*draw_call(rng)).spawn(samples):
         u = normals(own.draw(0.0, Place(mean.shape))).astype(mean.dtype, copy=False)
         total += activation((mean + sigma * u).reshape(shape))

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdrop import _core
-from fastdrop._core import BITS_PAD, DROPOUT
+from fastdrop._core import BITS_PAD, DROPOUT, Draw
 from fastdrop.backends import of
 from fastdrop.backends.cpu import host_bits, unpacked
 from fastdrop.backends.interface import Constants
@@ -43,12 +43,12 @@ class Context(context.Context):
 
     def mask(self) -> npt.NDArray[np.bool_]:
         """The keep mask: bool array of x's shape, True where the element was kept."""
-        if self._keeps_all:
+        if (draw := self._drops) is None:
             return np.ones(self.shape, np.bool_)
-        bits = _core.draw_bits(self.draw) if self.held is None else host_bits(self.held)
-        return unpacked(bits, self.draw)
+        bits = _core.draw_bits(draw) if self.held is None else host_bits(self.held)
+        return unpacked(bits, draw)
 
-    def backward(self, dy: npt.ArrayLike, out: npt.NDArray | None = None) -> Any:
+    def backward(self, dy: npt.ArrayLike, out: npt.NDArray[Any] | None = None) -> Any:
         """Gradient with respect to x.
 
         Parameters
@@ -69,13 +69,14 @@ class Context(context.Context):
         dy = backend.array(dy, "dy")
         out, dy = backend.output(out, dy)
         self._check_shape(dy)
-        if self._keeps_all:
+        if (draw := self._drops) is None:
             return backend.copy(dy, out)
-        return backend.select(dy, out, self.draw, self.held, self.scale)
+        return backend.select(dy, out, draw, self.held, self.scale)
 
     @property
-    def _keeps_all(self) -> bool:
-        return self.held is None and self.p == 0.0
+    def _drops(self) -> Draw | None:
+        """The draw, if it may drop something."""
+        return None if self.held is None and self.p == 0.0 else self.draw
 
     def _check_shape(self, dy: Any) -> None:
         if dy.shape != self.shape:
@@ -97,9 +98,9 @@ def dropout(
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
-    out: npt.NDArray | None = None,
+    out: npt.NDArray[Any] | None = None,
     save: str = "bits",
-) -> tuple[npt.NDArray, Context]:
+) -> tuple[npt.NDArray[Any], Context]:
     """Inverted dropout: drops each element with chance p, multiplies the others by 1 / (1 - p).
 
     Parameters
@@ -208,7 +209,7 @@ def keep_mask(
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
     packed: bool = False,
-) -> npt.NDArray:
+) -> npt.NDArray[Any]:
     """The mask that `dropout` applies to an array of this shape.
 
     Parameters
@@ -242,7 +243,7 @@ def keep_mask(
 
 def drawn(
     shape: Any, p: Any, rng: RngLike, shared_axes: Any = gate.NO_AXES, region: Region | None = None
-) -> _core.Draw:
+) -> Draw:
     """The draw of a mask alone."""
     dims, p = gate.shape(shape), gate.rate(p)
     return draw_of(rng, p, gate.place(dims, shared_axes, region))

@@ -38,16 +38,16 @@ class AddContext(Context):
 
     __slots__ = ()
 
-    def backward(self, dy: npt.ArrayLike, out: npt.NDArray | None = None) -> Any:
+    def backward(self, dy: npt.ArrayLike, out: npt.NDArray[Any] | None = None) -> Any:
         """(dx, dresidual); dx goes to `out` if given, dresidual is dy itself."""
         backend = of(dy)
         dy = backend.array(dy, "dy")
         dresidual = backend.apart(dy, out)
         out, dy = backend.output(out, dy)
         self._check_shape(dy)
-        if self._keeps_all:
+        if (draw := self._drops) is None:
             return backend.copy(dy, out), dresidual
-        return backend.select(dy, out, self.draw, self.held, self.scale), dresidual
+        return backend.select(dy, out, draw, self.held, self.scale), dresidual
 
 
 class BiasAddContext(Context):
@@ -55,7 +55,7 @@ class BiasAddContext(Context):
 
     __slots__ = ()
 
-    def backward(self, dy: npt.ArrayLike, out: npt.NDArray | None = None) -> Any:
+    def backward(self, dy: npt.ArrayLike, out: npt.NDArray[Any] | None = None) -> Any:
         """(dx, dbias, dresidual); dx goes to `out` if given, dresidual is dy itself.
 
         dbias is summed in float64 in an order that does not depend on the number of threads.
@@ -79,7 +79,7 @@ class ReluContext(Context):
         """Which elements have a gradient: kept, and not x <= 0."""
         return unpacked(host_bits(self.held), _nothing(self.shape))
 
-    def backward(self, dy: npt.ArrayLike, out: npt.NDArray | None = None) -> Any:
+    def backward(self, dy: npt.ArrayLike, out: npt.NDArray[Any] | None = None) -> Any:
         """dx; arguments as in `Context.backward`."""
         backend = of(dy)
         dy = backend.array(dy, "dy")
@@ -102,9 +102,9 @@ def dropout_add(
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
-    out: npt.NDArray | None = None,
+    out: npt.NDArray[Any] | None = None,
     save: str = "bits",
-) -> tuple[npt.NDArray, AddContext]:
+) -> tuple[npt.NDArray[Any], AddContext]:
     """residual + dropout(x), as at the end of a transformer's block.
 
     Parameters
@@ -144,9 +144,9 @@ def bias_dropout_add(
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
-    out: npt.NDArray | None = None,
+    out: npt.NDArray[Any] | None = None,
     save: str = "bits",
-) -> tuple[npt.NDArray, BiasAddContext]:
+) -> tuple[npt.NDArray[Any], BiasAddContext]:
     """residual + dropout(x + bias): the bias of the linear layer that made x comes along.
 
     Parameters
@@ -189,8 +189,8 @@ def relu_dropout(
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
-    out: npt.NDArray | None = None,
-) -> tuple[npt.NDArray, ReluContext]:
+    out: npt.NDArray[Any] | None = None,
+) -> tuple[npt.NDArray[Any], ReluContext]:
     """dropout(relu(x)), as in a perceptron's hidden layer.
 
     Parameters

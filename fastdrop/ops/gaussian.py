@@ -30,8 +30,9 @@ class GaussianContext(context.Context):
     """
 
     __slots__ = ("sigma",)
+    sigma: npt.NDArray[Any] | None
 
-    def backward(self, dy: npt.ArrayLike, out: npt.NDArray | None = None) -> Any:
+    def backward(self, dy: npt.ArrayLike, out: npt.NDArray[Any] | None = None) -> Any:
         """Gradient with respect to x: dy * (1 + sigma * noise) for `gaussian_dropout`, else dy.
 
         Parameters
@@ -44,7 +45,7 @@ class GaussianContext(context.Context):
         dy = backend.array(dy, "dy")
         gate.like(dy, "dy", self.shape)
         out, dy = backend.output(out, dy)
-        if self.sigma is None:
+        if self.draw is None or self.sigma is None:
             return backend.copy(dy, out)
         return backend.noise(NOISE_SCALE, dy, self.draw, self.sigma, out)
 
@@ -66,8 +67,8 @@ def gaussian_dropout(
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
-    out: npt.NDArray | None = None,
-) -> tuple[npt.NDArray, GaussianContext]:
+    out: npt.NDArray[Any] | None = None,
+) -> tuple[npt.NDArray[Any], GaussianContext]:
     """Multiply by 1 + sqrt(p / (1 - p)) * noise: mean and variance of Bernoulli dropout.
 
     Parameters
@@ -112,8 +113,8 @@ def gaussian_noise(
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
-    out: npt.NDArray | None = None,
-) -> tuple[npt.NDArray, GaussianContext]:
+    out: npt.NDArray[Any] | None = None,
+) -> tuple[npt.NDArray[Any], GaussianContext]:
     """Add std * noise, standard normal.
 
     Parameters

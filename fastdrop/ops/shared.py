@@ -65,9 +65,9 @@ def spatial_dropout(
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
-    out: npt.NDArray | None = None,
+    out: npt.NDArray[Any] | None = None,
     save: str = "bits",
-) -> tuple[npt.NDArray, Context]:
+) -> tuple[npt.NDArray[Any], Context]:
     """Drop whole feature maps: neighbours in a map are so alike that one stands in for another.
 
     Parameters
@@ -110,9 +110,9 @@ def locked_dropout(
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
-    out: npt.NDArray | None = None,
+    out: npt.NDArray[Any] | None = None,
     save: str = "bits",
-) -> tuple[npt.NDArray, Context]:
+) -> tuple[npt.NDArray[Any], Context]:
     """Dropout with one mask for all steps of a sequence.
 
     A recurrent state, of which one step is at hand at a time, gets such a mask from
@@ -220,7 +220,7 @@ def embedding_dropout(
     ids: npt.ArrayLike | None = None,
     rng: RngLike = None,
     training: bool = True,
-) -> tuple[npt.NDArray, Context | EmbeddingContext]:
+) -> tuple[npt.NDArray[Any], Context | EmbeddingContext]:
     """Drop whole rows of an embedding table: a dropped word is dropped wherever it stands.
 
     Parameters
@@ -287,9 +287,9 @@ def drop_path(
     rng: RngLike = None,
     training: bool = True,
     region: Region | None = None,
-    out: npt.NDArray | None = None,
+    out: npt.NDArray[Any] | None = None,
     save: str = "bits",
-) -> tuple[npt.NDArray, Context]:
+) -> tuple[npt.NDArray[Any], Context]:
     """Drop a residual branch, as a whole, for some of the examples: stochastic depth.
 
     Parameters

@@ -40,7 +40,7 @@ def targeted_dropout(
     mode: str = "weight",
     rng: RngLike = None,
     training: bool = True,
-) -> tuple[npt.NDArray, TargetedContext]:
+) -> tuple[npt.NDArray[Any], TargetedContext]:
     """Drops each of the smallest weights, or units, with chance p. Nothing is rescaled.
 
     So a network learns to do without what magnitude pruning will take from it; `targeted_prune`
@@ -118,13 +118,14 @@ def targeted_dropout(
         others = ~np.packbits(_targets(weight, targeted, mode), bitorder="little")
         bits = (keep | others).tobytes() + bytes(BITS_PAD)
     ctx = TargetedContext.made(weight.shape, draw, 1.0, bits)
-    y = CPU.copy(weight) if bits is None else CPU.select(weight, None, draw, bits, 1.0)
-    return y, ctx
+    if draw is None or bits is None:
+        return CPU.copy(weight), ctx
+    return CPU.select(weight, None, draw, bits, 1.0), ctx
 
 
 def targeted_prune(
     weight: npt.ArrayLike, targeted: float = 0.5, *, mode: str = "weight"
-) -> npt.NDArray:
+) -> npt.NDArray[Any]:
     """All targets of `targeted_dropout` set to zero: the weights for inference.
 
     Parameters
@@ -190,7 +191,7 @@ class Ramp:
         return self.final * (self.share * first + (1.0 - self.share) * second)
 
 
-def _targets(weight: npt.NDArray, targeted: float, mode: str) -> npt.NDArray[np.bool_]:
+def _targets(weight: npt.NDArray[Any], targeted: float, mode: str) -> npt.NDArray[np.bool_]:
     """Bools that say what may be dropped: one a weight, or one a unit in mode "unit"."""
     units = weight.shape[-1]
     flat = weight.reshape(prod(weight.shape[:-1]), units)

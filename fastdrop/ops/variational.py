@@ -40,6 +40,9 @@ class VariationalContext(context.Context):
     """
 
     __slots__ = ("log_alpha", "sigma", "x")
+    log_alpha: npt.NDArray[Any]
+    sigma: npt.NDArray[Any] | None
+    x: Any
 
     @property
     def p(self) -> Any:
@@ -65,7 +68,7 @@ class VariationalContext(context.Context):
         dy = backend.array(dy, "dy")
         x, log_alpha = backend.bring(self.x, dy), self.log_alpha
         gate.like(dy, "dy", x.shape, x.dtype)
-        if self.draw is None:
+        if self.draw is None or self.sigma is None:
             zeros = backend.zeros_like(dy, log_alpha.dtype.name, log_alpha.shape)
             return backend.copy(dy), zeros
         group = None if log_alpha.shape == self.shape else max(log_alpha.size, 1)
@@ -92,7 +95,7 @@ def variational_dropout(
     *,
     rng: RngLike = None,
     training: bool = True,
-) -> tuple[npt.NDArray, VariationalContext]:
+) -> tuple[npt.NDArray[Any], VariationalContext]:
     """Multiply by 1 + sqrt(alpha) * noise, standard normal, with a learned alpha.
 
     Parameters
@@ -149,7 +152,7 @@ def variational_dropout(
 _CUBIC = 1.16145124, -1.50204118, 0.58629921
 
 
-def variational_kl(log_alpha: npt.ArrayLike) -> tuple[float, npt.NDArray]:
+def variational_kl(log_alpha: npt.ArrayLike) -> tuple[float, npt.NDArray[Any]]:
     """Divergence of the posterior of `variational_dropout` from the log-uniform prior, summed.
 
     Parameters
@@ -202,6 +205,10 @@ class SparseVariationalContext(context.Context):
     """
 
     __slots__ = ("bias", "log_variance", "weight", "x")
+    bias: npt.NDArray[Any] | None
+    log_variance: npt.NDArray[Any]
+    weight: npt.NDArray[Any]
+    x: npt.NDArray[Any]
 
     def _check(self) -> None:
         _fit(self.x, self.weight, self.log_variance, self.bias)
@@ -214,7 +221,7 @@ class SparseVariationalContext(context.Context):
             if self.draw.place.of != shape:
                 raise ValueError(f"draw must be for shape {shape}, got {self.draw.place.of}")
 
-    def backward(self, dy: npt.ArrayLike) -> tuple[npt.NDArray, ...]:
+    def backward(self, dy: npt.ArrayLike) -> tuple[npt.NDArray[Any], ...]:
         """(dx, dweight, dlog_variance), and dbias if there is a bias.
 
         Parameters
@@ -248,7 +255,7 @@ def sparse_variational_linear(
     *,
     rng: RngLike = None,
     training: bool = True,
-) -> tuple[npt.NDArray, SparseVariationalContext]:
+) -> tuple[npt.NDArray[Any], SparseVariationalContext]:
     """Linear layer with a learned variance a weight, sampled by its activations.
 
     y = x @ weight + sqrt(x^2 @ exp(log_variance) + 1e-8) * noise + bias, standard normal noise.
@@ -303,7 +310,10 @@ def sparse_variational_linear(
 
 
 def _fit(
-    x: npt.NDArray, weight: npt.NDArray, log_variance: npt.NDArray, bias: npt.NDArray | None
+    x: npt.NDArray[Any],
+    weight: npt.NDArray[Any],
+    log_variance: npt.NDArray[Any],
+    bias: npt.NDArray[Any] | None,
 ) -> None:
     """Checks that these are operands of one linear layer."""
     if x.dtype not in (np.float32, np.float64):
@@ -319,25 +329,25 @@ def _fit(
         gate.like(bias, "bias", weight.shape[1:], x.dtype)
 
 
-def _log_alpha(weight: npt.NDArray, log_variance: npt.NDArray) -> npt.NDArray:
+def _log_alpha(weight: npt.NDArray[Any], log_variance: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Of the noise relative to the weight, clipped to +-8."""
     log_alpha = log_variance - np.log(weight * weight + weight.dtype.type(_TINY))
     return np.clip(log_alpha, -_LOG_ALPHA_LIMIT, _LOG_ALPHA_LIMIT)
 
 
-def kept_weights(weight: npt.NDArray, log_variance: npt.NDArray) -> npt.NDArray[np.bool_]:
+def kept_weights(weight: npt.NDArray[Any], log_variance: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Which weights evaluation uses."""
     return _log_alpha(weight, log_variance) < _PRUNE
 
 
-def _rows(x: npt.NDArray) -> npt.NDArray:
+def _rows(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """x of shape (..., features) as (examples, features)."""
     return x.reshape(prod(x.shape[:-1]), x.shape[-1])
 
 
 def sparse_variational_kl(
     weight: npt.ArrayLike, log_variance: npt.ArrayLike
-) -> tuple[float, npt.NDArray, npt.NDArray]:
+) -> tuple[float, npt.NDArray[Any], npt.NDArray[Any]]:
     """Divergence of `sparse_variational_linear`'s posterior from the log-uniform prior, summed.
 
     Parameters

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from fastdrop._core import ZONEOUT, saved
+from fastdrop._core import ZONEOUT, Draw, saved
 from fastdrop.backends import of
 from fastdrop.base import gate
 from fastdrop.base.gate import Region
@@ -21,8 +21,9 @@ class ZoneoutContext(Context):
     """Context of `zoneout` in training; ``mask()`` is True where the new value was taken."""
 
     __slots__ = ()
+    draw: Draw
 
-    def backward(self, dy: npt.ArrayLike) -> Any:  # type: ignore[override]
+    def backward(self, dy: npt.ArrayLike) -> Any:  # type: ignore[override]  # no out for two
         """(dprevious, dnew): dy where that value was taken, else +0.
 
         Parameters
@@ -51,6 +52,7 @@ class ZoneoutMeanContext(context.Context):
     """
 
     __slots__ = ("previous",)
+    previous: float
 
     @property
     def p(self) -> float:
@@ -83,7 +85,7 @@ def zoneout(
     expectation: bool = True,
     region: Region | None = None,
     save: str = "bits",
-) -> tuple[npt.NDArray, ZoneoutContext | ZoneoutMeanContext]:
+) -> tuple[npt.NDArray[Any], ZoneoutContext | ZoneoutMeanContext]:
     """Each element keeps its previous value with chance p, else takes the new one.
 
     Parameters

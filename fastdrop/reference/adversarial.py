@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import floor
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ __all__ = ["adversarial_dropout", "adversarial_mask", "kl_divergence", "squared_
 
 
 def adversarial_mask(
-    J: npt.NDArray, mask: npt.NDArray[np.bool_], delta: float
+    J: npt.NDArray[Any], mask: npt.NDArray[np.bool_], delta: float
 ) -> npt.NDArray[np.bool_]:
     """The mask of one example (1-d) after the flips."""
     candidate = ((J > 0) & ~mask) | ((J < 0) & mask)
@@ -24,8 +25,8 @@ def adversarial_mask(
 
 
 def adversarial_dropout(
-    x: npt.NDArray, gradient: npt.NDArray, delta: float, p: float, seed: int, call: int
-) -> tuple[npt.NDArray, npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+    x: npt.NDArray[Any], gradient: npt.NDArray[Any], delta: float, p: float, seed: int, call: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
     """y, the keep mask and the scale of each example; backward multiplies dy by both."""
     compute = compute_type(x.dtype).type
     base = keep(element_index(x.shape), p, seed, call)
@@ -43,25 +44,25 @@ def adversarial_dropout(
     return rounded(y, x.dtype), mask, scale
 
 
-def softmax(z: npt.NDArray) -> npt.NDArray[np.float64]:
+def softmax(z: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Over the last axis, in float64."""
     e = np.exp(z.astype(np.float64))
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def probabilities(target: npt.NDArray, classes: int) -> npt.NDArray[np.float64]:
+def probabilities(target: npt.NDArray[Any], classes: int) -> npt.NDArray[np.float64]:
     """Of labels (integers) or logits."""
     return np.eye(classes)[target] if target.dtype.kind in "iu" else softmax(target)
 
 
-def kl_divergence(target: npt.NDArray, logits: npt.NDArray) -> float:
+def kl_divergence(target: npt.NDArray[Any], logits: npt.NDArray[Any]) -> float:
     """Mean over the batch of sum t log(t / s), where 0 log 0 = 0."""
     s = softmax(logits)
     t = probabilities(target, s.shape[-1])
     return float(np.mean(np.sum(t * np.log(np.where(t > 0, t, s) / s), axis=-1)))
 
 
-def squared_divergence(target: npt.NDArray, logits: npt.NDArray) -> float:
+def squared_divergence(target: npt.NDArray[Any], logits: npt.NDArray[Any]) -> float:
     """Mean over batch and classes of (t - s)**2."""
     s = softmax(logits)
     return float(np.mean((probabilities(target, s.shape[-1]) - s) ** 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +24,13 @@ def alpha_affine(p: float) -> tuple[float, float]:
 
 
 def alpha_dropout(
-    x: npt.NDArray,
+    x: npt.NDArray[Any],
     p: float,
     seed: int,
     call: int,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
-) -> tuple[npt.NDArray, npt.NDArray[np.bool_]]:
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
     """y and the keep mask: a * x + b, of dropped ones a * SATURATION + b; x itself at p = 0."""
     mask = keep(element_index(x.shape, shared_axes, region), p, seed, call)
     if p == 0.0:
@@ -41,7 +42,7 @@ def alpha_dropout(
         return rounded(np.where(mask, kept, kind(a * SATURATION + b)), x.dtype), mask
 
 
-def alpha_gradient(dy: npt.NDArray, mask: npt.NDArray[np.bool_], p: float) -> npt.NDArray:
+def alpha_gradient(dy: npt.NDArray[Any], mask: npt.NDArray[np.bool_], p: float) -> npt.NDArray[Any]:
     """a * dy where kept, else +0; dy itself at p = 0."""
     if p == 0.0:
         return dy.copy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import exp
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +14,18 @@ from fastdrop.reference.noise import exp as noise_exp
 __all__ = ["concrete", "concrete_gradient"]
 
 
-def _odds(logit: float, temperature: float, noise: npt.NDArray, kind: type) -> npt.NDArray:
+def _odds(
+    logit: float, temperature: float, noise: npt.NDArray[Any], kind: type
+) -> npt.NDArray[Any]:
     """z / (1 - z) of the relaxed drop mask z, within what exp can do."""
     most = kind(700 if kind is np.float64 else 87)
     a = (kind(logit) + noise.astype(kind)) * kind(1 / temperature)
     return noise_exp(np.clip(a, -most, most))
 
 
-def concrete(x: npt.NDArray, logit: float, temperature: float, noise: npt.NDArray) -> npt.NDArray:
+def concrete(
+    x: npt.NDArray[Any], logit: float, temperature: float, noise: npt.NDArray[Any]
+) -> npt.NDArray[Any]:
     """x * (1 - z) / (1 - p), each step rounded in the compute type."""
     kind = compute_type(x.dtype).type
     scale = kind(1 + exp(logit))  # 1 / (1 - p)
@@ -29,8 +34,12 @@ def concrete(x: npt.NDArray, logit: float, temperature: float, noise: npt.NDArra
 
 
 def concrete_gradient(
-    x: npt.NDArray, dy: npt.NDArray, logit: float, temperature: float, noise: npt.NDArray
-) -> npt.NDArray:
+    x: npt.NDArray[Any],
+    dy: npt.NDArray[Any],
+    logit: float,
+    temperature: float,
+    noise: npt.NDArray[Any],
+) -> npt.NDArray[Any]:
     """Of logit: dy * x * (1 - z) * (p - z / temperature) / (1 - p), element by element, in the
     compute type.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,7 @@ def block_mask(
     return mask
 
 
-def rescaled(x: npt.NDArray, mask: npt.NDArray[np.bool_]) -> npt.NDArray:
+def rescaled(x: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
     """Kept elements times elements / kept elements of their example, rounded once."""
     compute = compute_type(x.dtype).type
     y = np.zeros(x.shape, x.dtype)
@@ -49,8 +50,8 @@ def rescaled(x: npt.NDArray, mask: npt.NDArray[np.bool_]) -> npt.NDArray:
 
 
 def drop_block(
-    x: npt.NDArray, p: float, block_size: int, seed: int, call: int, per_channel: bool = True
-) -> tuple[npt.NDArray, npt.NDArray[np.bool_]]:
+    x: npt.NDArray[Any], p: float, block_size: int, seed: int, call: int, per_channel: bool = True
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
     """y and the keep mask for x of shape (batch, channels, ...); backward is `rescaled` of dy with
     that mask.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import sqrt
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ __all__ = [
     "dropconnect_masks",
 ]
 
-Array = npt.NDArray
+Array = npt.NDArray[Any]
 LANES, COLUMNS = 32, 4096  # of the sums in dx: partial sums, and columns they are added up after
 
 
@@ -91,7 +92,7 @@ def _with_bias(
     x: Array, weight: Array, bias: Array | None, masks: npt.NDArray[np.bool_]
 ) -> tuple[Array, Array]:
     """Weights and inputs; a masked bias is a weight whose input is 1."""
-    if masks.shape[1] == len(weight):
+    if bias is None or masks.shape[1] == len(weight):
         return weight, x
     return np.vstack([weight, bias]), np.hstack([x, np.ones((len(x), 1), x.dtype)])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,7 +73,7 @@ def compute_type(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
-def rounded(y: npt.NDArray, dtype: np.dtype) -> npt.NDArray:
+def rounded(y: npt.NDArray[Any], dtype: np.dtype) -> npt.NDArray[Any]:
     """To nearest even. A bfloat16 NaN keeps its payload, as NumPy's other NaN do."""
     if dtype.name != "bfloat16":
         return y.astype(dtype)
@@ -81,33 +82,33 @@ def rounded(y: npt.NDArray, dtype: np.dtype) -> npt.NDArray:
     return (u + np.uint32(0x7FFF) + odd >> np.uint32(16)).astype(np.uint16).view(dtype)
 
 
-def apply(x: npt.NDArray, mask: npt.NDArray[np.bool_], p: float) -> npt.NDArray:
+def apply(x: npt.NDArray[Any], mask: npt.NDArray[np.bool_], p: float) -> npt.NDArray[Any]:
     """Kept elements times the scale, in the compute type, rounded once; dropped ones +0."""
     return x.copy() if p == 0.0 else fused(x, mask, p)
 
 
 def dropout(
-    x: npt.NDArray,
+    x: npt.NDArray[Any],
     p: float,
     seed: int,
     call: int,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
-) -> tuple[npt.NDArray, npt.NDArray[np.bool_]]:
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
     """y and the keep mask; backward is `apply` of dy with that mask."""
     mask = keep(element_index(x.shape, shared_axes, region), p, seed, call)
     return apply(x, mask, p), mask
 
 
 def fused(
-    x: npt.NDArray,
+    x: npt.NDArray[Any],
     mask: npt.NDArray[np.bool_],
     p: float,
     *,
-    bias: npt.NDArray | None = None,
-    residual: npt.NDArray | None = None,
+    bias: npt.NDArray[Any] | None = None,
+    residual: npt.NDArray[Any] | None = None,
     relu: bool = False,
-) -> npt.NDArray:
+) -> npt.NDArray[Any]:
     """residual + relu(kept(x + bias) * scale), each step rounded in the compute type."""
     compute = compute_type(x.dtype).type
     with np.errstate(all="ignore"):

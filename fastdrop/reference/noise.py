@@ -9,6 +9,7 @@ Errors against exact arithmetic, measured over all inputs: log1p_ratio 1.2e-7, s
 from __future__ import annotations
 
 from math import factorial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +52,7 @@ LN2 = np.float32(np.log(2))
 SQRT_HALF = np.uint32(0x3F3504F3)
 
 
-def polynomial(coefficients: list, x: npt.NDArray) -> npt.NDArray:
+def polynomial(coefficients: list[Any], x: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Horner's rule, a rounding after each multiplication and each addition."""
     kind = x.dtype.type
     value = np.full_like(x, kind(coefficients[-1]))
@@ -76,9 +77,11 @@ def sincos(x: Floats) -> tuple[Floats, Floats]:
 
 
 @np.errstate(over="ignore")
-def exp(x: npt.NDArray) -> npt.NDArray:
+def exp(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """e^x in float32 for |x| <= 87 and in float64 for |x| <= 700: 2^n times Taylor's series."""
     wide = x.dtype == np.float64
+    kind: Any
+    unsigned: Any
     kind, unsigned, mantissa, terms = (
         (np.float64, np.uint64, 52, 14) if wide else (np.float32, np.uint32, 23, 8)
     )

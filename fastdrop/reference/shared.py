@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,8 +19,8 @@ __all__ = [
 
 
 def spatial_dropout(
-    x: npt.NDArray, p: float, seed: int, call: int, channels_last: bool = False
-) -> npt.NDArray:
+    x: npt.NDArray[Any], p: float, seed: int, call: int, channels_last: bool = False
+) -> npt.NDArray[Any]:
     """Map c of example n is kept as element n * channels + c of the stream is."""
     y = np.empty_like(x, order="C")
     maps, y_maps = (np.moveaxis(a, -1, 1) if channels_last else a for a in (x, y))
@@ -32,8 +34,8 @@ def spatial_dropout(
 
 
 def locked_dropout(
-    x: npt.NDArray, p: float, seed: int, call: int, time_axis: int = 1
-) -> npt.NDArray:
+    x: npt.NDArray[Any], p: float, seed: int, call: int, time_axis: int = 1
+) -> npt.NDArray[Any]:
     """Each step is dropped as the first is."""
     steps = np.moveaxis(x, time_axis, 0)
     mask = keep(np.arange(steps[0].size).reshape(steps[0].shape), p, seed, call)
@@ -41,8 +43,8 @@ def locked_dropout(
 
 
 def embedding_dropout(
-    weight: npt.NDArray, p: float, seed: int, call: int, ids: npt.NDArray | None = None
-) -> npt.NDArray:
+    weight: npt.NDArray[Any], p: float, seed: int, call: int, ids: npt.NDArray[Any] | None = None
+) -> npt.NDArray[Any]:
     """Row i of the table is kept as element i of the stream is; then rows are looked up."""
     y = np.empty_like(weight, order="C")
     kept = keep(np.arange(len(weight)), p, seed, call)
@@ -52,7 +54,12 @@ def embedding_dropout(
 
 
 def embedding_gradient(
-    dy: npt.NDArray, weight_shape: tuple[int, ...], ids: npt.NDArray, p: float, seed: int, call: int
+    dy: npt.NDArray[Any],
+    weight_shape: tuple[int, ...],
+    ids: npt.NDArray[Any],
+    p: float,
+    seed: int,
+    call: int,
 ) -> npt.NDArray[np.float64]:
     """Of the table: the scaled sum of what a row got wherever it was looked up, if it is kept."""
     dweight = np.zeros(weight_shape)
@@ -64,8 +71,13 @@ def embedding_gradient(
 
 
 def drop_path(
-    x: npt.NDArray, p: float, seed: int, call: int, mode: str = "row", scale_by_keep: bool = True
-) -> npt.NDArray:
+    x: npt.NDArray[Any],
+    p: float,
+    seed: int,
+    call: int,
+    mode: str = "row",
+    scale_by_keep: bool = True,
+) -> npt.NDArray[Any]:
     """Example n is kept as element n of the stream is; with mode "batch", all as element 0 is."""
     kind = compute_type(x.dtype).type
     factor = kind(scale(p) if scale_by_keep else 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import floor
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from fastdrop.reference.dropout import element_index, keep
 __all__ = ["targeted_dropout", "targets"]
 
 
-def targets(weight: npt.NDArray, targeted: float, mode: str) -> npt.NDArray[np.bool_]:
+def targets(weight: npt.NDArray[Any], targeted: float, mode: str) -> npt.NDArray[np.bool_]:
     """Which weights may be dropped: bools of weight's shape."""
     columns = weight.astype(np.float64).reshape(-1, weight.shape[-1]).T
     if mode == "weight":
@@ -23,15 +24,15 @@ def targets(weight: npt.NDArray, targeted: float, mode: str) -> npt.NDArray[np.b
     return chosen.T.reshape(weight.shape)
 
 
-def smaller(values: npt.NDArray, fraction: float) -> npt.NDArray[np.bool_]:
+def smaller(values: npt.NDArray[Any], fraction: float) -> npt.NDArray[np.bool_]:
     """Which are smaller than the one of rank floor(fraction * length); all at fraction 1."""
     rank = floor(fraction * len(values))
     return values < np.append(np.sort(values), np.inf)[rank]
 
 
 def targeted_dropout(
-    weight: npt.NDArray, p: float, targeted: float, mode: str, seed: int, call: int
-) -> tuple[npt.NDArray, npt.NDArray[np.bool_]]:
+    weight: npt.NDArray[Any], p: float, targeted: float, mode: str, seed: int, call: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
     """y and the keep mask; backward selects dy by that mask."""
     shared = range(weight.ndim - 1) if mode == "unit" else ()
     drawn = keep(element_index(weight.shape, shared), p, seed, call)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,10 +19,10 @@ def _noise(batch: int, outputs: int, draw: tuple[int, int]) -> Floats:
 
 
 def sparse_variational_linear(
-    x: npt.NDArray,
-    weight: npt.NDArray,
-    log_variance: npt.NDArray,
-    bias: npt.NDArray | None,
+    x: npt.NDArray[Any],
+    weight: npt.NDArray[Any],
+    log_variance: npt.NDArray[Any],
+    bias: npt.NDArray[Any] | None,
     draw: tuple[int, int] | None,
 ) -> Floats:
     """x of shape (batch, inputs), all in float64; draw None: pruned weights, no noise."""
@@ -33,17 +35,17 @@ def sparse_variational_linear(
                 y[b, j] = np.sum(x[b] * weight[:, j] * kept)
             else:
                 variance = np.sum(x[b] ** 2 * np.exp(log_variance[:, j])) + 1e-8
-                noise = _noise(*y.shape, draw)[b, j]
+                noise = _noise(len(x), weight.shape[1], draw)[b, j]
                 y[b, j] = np.sum(x[b] * weight[:, j]) + np.sqrt(variance) * noise
     return y if bias is None else y + np.asarray(bias, np.float64)
 
 
 def sparse_variational_gradients(
-    x: npt.NDArray,
-    weight: npt.NDArray,
-    log_variance: npt.NDArray,
+    x: npt.NDArray[Any],
+    weight: npt.NDArray[Any],
+    log_variance: npt.NDArray[Any],
     draw: tuple[int, int],
-    dy: npt.NDArray,
+    dy: npt.NDArray[Any],
 ) -> tuple[Floats, Floats, Floats, Floats]:
     """Of x, weight, log_variance and bias, term by term in float64."""
     x, weight, v, dy = (np.asarray(a, np.float64) for a in (x, weight, log_variance, dy))

@@ -97,12 +97,12 @@ def _split(images: Bytes, labels: Labels, seed: int) -> tuple[Bytes, Labels, Byt
     return images[rest], labels[rest], images[held], labels[held]
 
 
-def _scaled(*splits: npt.NDArray) -> list[npt.NDArray]:
+def _scaled(*splits: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
     """Images to [0, 1], labels as they are."""
     return [a.astype(np.float32) / np.float32(255) if a.ndim > 1 else a for a in splits]
 
 
-def _folder(folder: Path) -> tuple:
+def _folder(folder: Path) -> tuple[Any, ...]:
     """Whatever a folder holds: (name, images, labels) and, if they are there, those to test."""
     if not folder.is_dir():
         raise DataError(f"--data: {folder} is no folder, nor one of {', '.join(NAMED)}")
@@ -118,7 +118,7 @@ def _folder(folder: Path) -> tuple:
     )
 
 
-def _idx(folder: Path) -> tuple:
+def _idx(folder: Path) -> tuple[Any, ...]:
     """MNIST's files or others named and built like them; those to test may be missing."""
     train = _read_pair(folder, "train")
     if not any(folder.glob("t10k-images*")):
@@ -165,7 +165,9 @@ def read_idx(path: Path) -> Bytes:
     return data.reshape(shape)
 
 
-def _cifar(folder: Path, suffix: str, read: Callable[[Path], tuple[Bytes, Labels]]) -> tuple:
+def _cifar(
+    folder: Path, suffix: str, read: Callable[[Path], tuple[Bytes, Labels | Bytes]]
+) -> tuple[Any, ...]:
     """The five batches to train, the one to test."""
     batches = []
     for stem in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"):
@@ -216,7 +218,7 @@ def _read_cifar_pickle(path: Path) -> tuple[Bytes, Bytes]:
     return images, labels
 
 
-def _mnist() -> tuple:
+def _mnist() -> tuple[Any, ...]:
     """MNIST, downloaded once; if that is not possible, the digits."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     try:
@@ -267,7 +269,7 @@ def _fetch(name: str) -> bytes:
     raise problem
 
 
-def _digits() -> tuple:
+def _digits() -> tuple[Any, ...]:
     """The 8 x 8 digits that come with scikit-learn."""
     from sklearn.datasets import load_digits
 
@@ -276,7 +278,7 @@ def _digits() -> tuple:
     return "scikit-learn's digits", images.reshape(-1, 8, 8, 1), labels.astype(np.int64)
 
 
-def _synthetic(number: int = 600, size: int = 16, classes: int = 4) -> tuple:
+def _synthetic(number: int = 600, size: int = 16, classes: int = 4) -> tuple[Any, ...]:
     """Coloured stripes, somewhere, under noise; the class is their direction."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, classes, number)
@@ -288,7 +290,7 @@ def _synthetic(number: int = 600, size: int = 16, classes: int = 4) -> tuple:
     return "synthetic stripes", (images.clip(0, 1) * 255).astype(np.uint8), labels
 
 
-NAMED: dict[str, Callable[[], tuple]] = {
+NAMED: dict[str, Callable[[], tuple[Any, ...]]] = {
     "mnist": _mnist,
     "digits": _digits,
     "synthetic": _synthetic,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -75,7 +76,7 @@ class Network:
 
     def loss(self, ids: Characters, training: bool = False) -> float:
         """Mean cross-entropy, in nats, of all characters but the first of ids, (time, batch)."""
-        how = {"rng": self.rng, "training": training}
+        how: dict[str, Any] = {"rng": self.rng, "training": training}
         locked = {"time_axis": 0, **how}
         self.lstm.train(training)
         x, self.looked_up = fd.embedding_dropout(self.table, self.rates.words, ids=ids[:-1], **how)
@@ -87,12 +88,13 @@ class Network:
 
     def backward(self) -> nn.Arrays:
         """Gradients of the last loss, with the names of the parameters."""
-        dh = self.output.backward(self.dlogits).reshape(self.left.shape)
-        dx = self.entered.backward(self.lstm.backward(self.left.backward(dh)))
+        dh: Any = self.output.backward(self.dlogits)
+        dh = self.left.backward(dh.reshape(self.left.shape))
+        dx = self.entered.backward(self.lstm.backward(dh))
         out = {f"output.{name}": value for name, value in self.output.gradients.items()}
         return {"table": self.looked_up.backward(dx), **self.lstm.gradients, **out}
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         of_a_step = "looked_up", "entered", "left", "dlogits"
         return {k: v for k, v in vars(self).items() if k not in of_a_step}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -30,7 +31,7 @@ def perceptron(
     """Dense, ReLU, dropout, twice; dense to the classes. What is in front sees the images."""
     init, rng = np.random.default_rng(seed), fd.Rng(seed)
     inputs = data.x_train[0].size
-    layers: list = [nn.Flatten(), *in_front]
+    layers: list[Any] = [nn.Flatten(), *in_front]
     for _ in range(2):
         layers += [nn.Dense(inputs, units, init), nn.ReLU()]
         layers += [nn.Dropout(rate, rng=rng)] if rate else []
@@ -109,6 +110,6 @@ def pictures(session: Session) -> None:
         figure,
         f"{measured}with dropout, the last validation accuracy is {valid}, that on the test images "
         f"{test}. So the claim that dropout helps with new images is {borne} on "
-        f"{Path(session.source).name}; "
+        f"{Path(str(session.source)).name}; "
         "what another rate, network or number of epochs would give is not shown.",
     )

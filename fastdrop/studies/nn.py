@@ -225,7 +225,7 @@ class LSTM(Layer):
         self.training = True
         self.W = normal(init, (inputs, 4 * units), 1 / inputs)
         self.U = normal(init, (units, 4 * units), 1 / units)
-        self.b = np.repeat(np.float32([0, 1, 0, 0]), units)  # to begin with, f remembers
+        self.b = np.repeat(np.array([0, 1, 0, 0], np.float32), units)  # to begin with, f remembers
 
     def train(self, mode: bool = True) -> None:
         """As of fastdrop's layers."""
@@ -237,7 +237,7 @@ class LSTM(Layer):
         recurrent, hidden, cell = self.rates
         gates = (x @ self.W + self.b).reshape(time, batch, 4, units)
         h, c, tanh_c, heard = np.zeros((4, time + 1, batch, units), x.dtype)
-        how = {"training": self.training, "rng": self.rng}
+        how: dict[str, Any] = {"training": self.training, "rng": self.rng}
         held = fd.Rng(self.rng.spawn(1)[0].seed if self.training and self.rng else 0)
         contexts = []
         for t in range(time):
@@ -494,7 +494,7 @@ class Training:
     def __init__(
         self,
         net: Network,
-        update: Optimizer,
+        update: Callable[[Arrays], None],
         seed: int,
         batch: int = 128,
         stop: EarlyStopping | None = None,

@@ -124,6 +124,7 @@ class Session:
     def data(self, seed: int) -> Data:
         """The images, with the validation split of this seed."""
         if seed not in self._data:
+            assert self.source is not None, "a study of images has a source"
             self._data = {seed: load(self.source, seed)}  # one at a time: they may be large
             print(self._data[seed], flush=True)
         return self._data[seed]

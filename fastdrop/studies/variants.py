@@ -101,7 +101,8 @@ class Variational(nn.Network):
         loss = super().learn(x, t)
         self.step += 1
         weight = self.weight * min(1.0, self.step / self.warm_up)
-        for layer in self.dropouts:
+        layers: list[Any] = self.dropouts  # those with a divergence
+        for layer in layers:
             value, *gradients = layer.kl()
             loss += weight * value
             for name, gradient in zip(layer.learned, gradients, strict=False):  # none of a bias
@@ -175,7 +176,7 @@ class Builder:
         drop: Layers = None,
         first: Layers = None,
         dense: Layers = None,
-        activation: Layers = nn.ReLU,
+        activation: Callable[[], Any] = nn.ReLU,
     ) -> list[Any]:
         """Two hidden layers; `drop` makes what is behind each, `dense` all that follow `first`."""
         dense = dense or self.dense

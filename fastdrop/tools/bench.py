@@ -30,7 +30,7 @@ from fastdrop.tools.timing import fastest
 
 Function = Callable[[], object]
 Pair = tuple[Function, Function]  # forward and backward
-Maker = Callable[[npt.NDArray, npt.NDArray, float], Pair]
+Maker = Callable[[npt.NDArray[Any], npt.NDArray[Any], float], Pair]
 
 EXPONENTS, SECONDS = range(8, 27, 2), 60.0  # sizes are powers of two
 QUICK_EXPONENTS, QUICK_SECONDS = range(8, 17, 4), 2.0
@@ -39,12 +39,12 @@ DTYPES = "float32", "float64", "float16", "bfloat16"
 COPIES = "copyto", "multiply by 1"
 
 
-def copies(x: npt.NDArray, y: npt.NDArray) -> dict[str, Function]:
+def copies(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> dict[str, Function]:
     """The two ways to copy; which is faster depends on size and machine."""
     return {"copyto": lambda: np.copyto(y, x), "multiply by 1": lambda: np.multiply(x, 1, out=y)}
 
 
-def fastdrop(x: npt.NDArray, y: npt.NDArray, p: float, save: str = "bits") -> Pair:
+def fastdrop(x: npt.NDArray[Any], y: npt.NDArray[Any], p: float, save: str = "bits") -> Pair:
     """This package; a new mask every time."""
     rng = fd.Rng(1)
     ctx = fd.dropout(x, p, rng=rng, out=y, save=save)[1]
@@ -54,14 +54,14 @@ def fastdrop(x: npt.NDArray, y: npt.NDArray, p: float, save: str = "bits") -> Pa
     )
 
 
-def naive(x: npt.NDArray, y: npt.NDArray, p: float) -> Pair:
+def naive(x: npt.NDArray[Any], y: npt.NDArray[Any], p: float) -> Pair:
     """The idiom of every tutorial."""
     rng = np.random.default_rng(0)
     keep = rng.random(x.shape) >= p
     return lambda: (rng.random(x.shape) >= p) * x / (1 - p), lambda: keep * x / (1 - p)
 
 
-def tuned(x: npt.NDArray, y: npt.NDArray, p: float) -> Pair:
+def tuned(x: npt.NDArray[Any], y: npt.NDArray[Any], p: float) -> Pair:
     """The fastest that NumPy does: SFC64, float32 uniforms, nothing allocated."""
     rng = np.random.Generator(np.random.SFC64(0))
     uniform = np.empty(x.shape, np.float32)
@@ -80,7 +80,7 @@ def tuned(x: npt.NDArray, y: npt.NDArray, p: float) -> Pair:
     return forward, backward
 
 
-def pytorch(x: npt.NDArray, y: npt.NDArray, p: float) -> Pair:
+def pytorch(x: npt.NDArray[Any], y: npt.NDArray[Any], p: float) -> Pair:
     """torch.nn.functional.dropout, on as many threads as fastdrop."""
     import torch
 
@@ -95,7 +95,7 @@ def pytorch(x: npt.NDArray, y: npt.NDArray, p: float) -> Pair:
     )
 
 
-def jax(x: npt.NDArray, y: npt.NDArray, p: float) -> Pair:
+def jax(x: npt.NDArray[Any], y: npt.NDArray[Any], p: float) -> Pair:
     """jax.random.bernoulli and where, compiled; the key is split inside."""
     import jax
     import jax.numpy as jnp
@@ -105,11 +105,11 @@ def jax(x: npt.NDArray, y: npt.NDArray, p: float) -> Pair:
     chance = np.float32(1 - p)  # its dtype is that of the uniforms
 
     @jax.jit
-    def scaled(keep, dy):
+    def scaled(keep: Any, dy: Any) -> Any:
         return jnp.where(keep, dy * (1 / (1 - p)), 0)
 
     @jax.jit
-    def dropout(key, x):
+    def dropout(key: Any, x: Any) -> tuple[Any, ...]:
         key, draw = jax.random.split(key)
         keep = jax.random.bernoulli(draw, chance, x.shape)
         return key, keep, scaled(keep, x)
@@ -124,11 +124,11 @@ def jax(x: npt.NDArray, y: npt.NDArray, p: float) -> Pair:
     return forward, lambda: scaled(keep, dy).block_until_ready()
 
 
-def tensorflow(x: npt.NDArray, y: npt.NDArray, p: float) -> Pair:
+def tensorflow(x: npt.NDArray[Any], y: npt.NDArray[Any], p: float) -> Pair:
     """tf.nn.dropout, eager."""
     import tensorflow as tf
 
-    def forward():
+    def forward() -> Any:
         with tf.device("/CPU:0"):
             return tf.nn.dropout(leaf, rate=p)
 
@@ -151,7 +151,7 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-def arrays(n: int, dtype: npt.DTypeLike) -> tuple[npt.NDArray, npt.NDArray]:
+def arrays(n: int, dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """x and y."""
     x = np.random.default_rng(0).standard_normal(n, np.float32).astype(dtype)
     return x, np.empty_like(x)
@@ -274,10 +274,11 @@ def measure(
         functions[name, "forward", p], functions[name, "backward", p] = maker(x, y, p)
     best = fastest(functions, seconds / len(functions), rounds=2)
     copy = min(best.pop(name) for name in COPIES)
-    best = {("a copy", None, None): copy, **best}
+    taken: dict[tuple[str, str | None, float | None], float]
+    taken = {("a copy", None, None): copy, **best}
     return [
         Timing(*case, *key, t, *throughput(t, case.size, case.dtype), t / copy)
-        for key, t in best.items()
+        for key, t in taken.items()
     ]
 
 

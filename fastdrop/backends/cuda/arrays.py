@@ -102,7 +102,9 @@ class DeviceArray:
         pairs = zip(self.shape, self.strides, strides, strict=True)
         return not self.size or all(n == 1 or a == b for n, a, b in pairs)
 
-    def new(self, dtype: str | None = None, shape: tuple | None = None, order: Any = None) -> Any:
+    def new(
+        self, dtype: str | None = None, shape: tuple[int, ...] | None = None, order: Any = None
+    ) -> Any:
         """A `DeviceArray` of the caller's kind on the same device; C order, if not said."""
         like = self.shape if shape is None else shape
         dtype = dtype or self.dtype
@@ -161,7 +163,8 @@ class DeviceBits:
     __slots__ = ("_host", "bits", "n")
 
     def __init__(self, n: int, bits: DeviceArray) -> None:
-        self.n, self.bits, self._host = n, bits, None
+        self.n, self.bits = n, bits
+        self._host: bytes | None = None
         bits.source = bits.held  # not the caller's x: a context must not hold its memory
 
     @property

@@ -83,7 +83,7 @@ def _compiled_for() -> str:
 
 
 @cache
-def _kernel(target: str, name: str, dtype: str, options: tuple) -> Any:
+def _kernel(target: str, name: str, dtype: str, options: tuple[Any, ...]) -> Any:
     """A kernel of `fastdrop.backends.cuda.table`; None if it should be prebuilt and is not."""
     from fastdrop.backends.cuda import table
 
@@ -94,7 +94,7 @@ def _kernel(target: str, name: str, dtype: str, options: tuple) -> Any:
 
 
 @cache
-def _parameters(name: str, dtype: str, options: tuple) -> list:
+def _parameters(name: str, dtype: str, options: tuple[Any, ...]) -> list[Any]:
     from fastdrop.backends.cuda import table
 
     kinds = {"u32": np.uint32, "u64": np.uint64, "f32": np.float32, "f64": np.float64}

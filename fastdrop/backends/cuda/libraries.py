@@ -24,7 +24,7 @@ __all__ = ["KINDS", "DLPack", "Library", "default_kind", "library_of"]
 class Library:
     """What makes, finds and reads the arrays of one library."""
 
-    def empty(self, like: Any, shape: tuple, dtype: str, strides: tuple) -> Any:
+    def empty(self, like: Any, shape: tuple[int, ...], dtype: str, strides: tuple[int, ...]) -> Any:
         """An array of this shape, dtype and strides (in bytes) on the device of `like`."""
         raise NotImplementedError
 
@@ -36,7 +36,7 @@ class Library:
         """A copy of data, in C order, on the device of `like`."""
         raise NotImplementedError
 
-    def interface(self, x: Any) -> dict:
+    def interface(self, x: Any) -> dict[str, Any]:
         """Where x is, as ``__cuda_array_interface__`` tells it."""
         if hasattr(x, "__cuda_array_interface__"):
             return x.__cuda_array_interface__
@@ -59,7 +59,7 @@ class Library:
 class Numba(Library):
     """Numba's device arrays."""
 
-    def empty(self, like: Any, shape: tuple, dtype: str, strides: tuple) -> Any:
+    def empty(self, like: Any, shape: tuple[int, ...], dtype: str, strides: tuple[int, ...]) -> Any:
         from numba import cuda
 
         if dtype == "bfloat16":
@@ -84,7 +84,7 @@ class Numba(Library):
 class Own(Library):
     """`prebuilt.Array`, for what would get Numba's arrays, where there is no Numba."""
 
-    def empty(self, like: Any, shape: tuple, dtype: str, strides: tuple) -> Any:
+    def empty(self, like: Any, shape: tuple[int, ...], dtype: str, strides: tuple[int, ...]) -> Any:
         if dtype == "bfloat16":
             raise TypeError("fastdrop's device arrays know no bfloat16; use CuPy or PyTorch arrays")
         stream = 0 if like is None else self.stream(like)
@@ -105,7 +105,7 @@ class Own(Library):
 
 
 class CuPy(Library):
-    def empty(self, like: Any, shape: tuple, dtype: str, strides: tuple) -> Any:
+    def empty(self, like: Any, shape: tuple[int, ...], dtype: str, strides: tuple[int, ...]) -> Any:
         cupy = sys.modules["cupy"]
         with like.device:
             kind = like.dtype if dtype == like.dtype.name else np.dtype(dtype)
@@ -127,13 +127,13 @@ class CuPy(Library):
 
 
 class PyTorch(Library):
-    def empty(self, like: Any, shape: tuple, dtype: str, strides: tuple) -> Any:
+    def empty(self, like: Any, shape: tuple[int, ...], dtype: str, strides: tuple[int, ...]) -> Any:
         torch = sys.modules["torch"]
         size = torch.empty((), dtype=getattr(torch, dtype)).element_size()
         steps = [s // size for s in strides]
         return torch.empty_strided(shape, steps, dtype=getattr(torch, dtype), device=like.device)
 
-    def interface(self, x: Any) -> dict:
+    def interface(self, x: Any) -> dict[str, Any]:
         dtype = str(x.dtype).removeprefix("torch.")
         size = x.element_size()
         return {
@@ -169,10 +169,10 @@ class DLPack(CuPy):
     def _seen(self, x: Any) -> Any:
         return import_module("cupy").from_dlpack(x)
 
-    def empty(self, like: Any, shape: tuple, dtype: str, strides: tuple) -> Any:
+    def empty(self, like: Any, shape: tuple[int, ...], dtype: str, strides: tuple[int, ...]) -> Any:
         return super().empty(self._seen(like), shape, dtype, strides)
 
-    def interface(self, x: Any) -> dict:
+    def interface(self, x: Any) -> dict[str, Any]:
         return self._seen(x).__cuda_array_interface__
 
     def device(self, x: Any) -> int | None:

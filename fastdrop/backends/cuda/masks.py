@@ -116,10 +116,9 @@ def askew(x: DeviceArray, y: DeviceArray) -> bool:
 
 def place_to_write(x: DeviceArray, out: DeviceArray | None, *others: DeviceArray) -> DeviceArray:
     """out, if a kernel that reads x and others can write there; else a new array laid out as x."""
-    fits = out is not None and x.has_strides(out.strides)
-    if fits and not any(askew(a, out) for a in (x, *others)):
-        return out
-    return x.new(order=x.order())
+    if out is None or not x.has_strides(out.strides) or any(askew(a, out) for a in (x, *others)):
+        return x.new(order=x.order())
+    return out
 
 
 def delivered(y: DeviceArray, out: DeviceArray | None) -> DeviceArray:
@@ -140,7 +139,7 @@ def _source(p: float) -> str:
     return "bits" if round(p * 2.0**32) == 2**31 else "bytes"
 
 
-def keys(seed: int) -> tuple:
+def keys(seed: int) -> tuple[Any, ...]:
     """Philox's round keys."""
     from fastdrop.backends.cuda.kernels.all import round_keys
 

@@ -105,7 +105,7 @@ def _capability(number: int) -> int:
     return 10 * tens + ones
 
 
-def _checked(result: tuple) -> Any:
+def _checked(result: tuple[Any, ...]) -> Any:
     """Of what a function of the driver gives, all but the error, which is raised."""
     error, *values = result
     if int(error):

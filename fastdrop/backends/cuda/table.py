@@ -36,12 +36,12 @@ _RATE = [("t", "u32", None), ("f", "u32", None)]
 _AXES = [("shape", "u64", "axes"), ("strides", "u64", "axes")]
 
 
-def _each(kind: str, names: str) -> list:
+def _each(kind: str, names: str) -> list[Any]:
     return [(name, kind, None) for name in names.split()]
 
 
 # Each kernel's function, its options' defaults, and its parameters.
-KERNELS: dict[str, tuple[Any, dict[str, Any], list]] = {
+KERNELS: dict[str, tuple[Any, dict[str, Any], list[Any]]] = {
     "dropout": (
         dropout_kernel,
         {"op": "dropout", "source": "bytes", "shifted": False},
@@ -122,7 +122,7 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], list]] = {
 _DRAWN = ("bytes", "bits")
 _SOURCES = (*_DRAWN, "given", "same", "rows", "examples")
 _OF_RUNS = ("scales", "slope")  # noise ops that take no region
-_CHOICES: dict[str, dict[str, Sequence]] = {
+_CHOICES: dict[str, dict[str, Sequence[Any]]] = {
     "dropout": {"op": (*OPS, "mean"), "source": _SOURCES},
     "draw": {"source": _DRAWN},
     "noise": {"op": ("scale", "add", "concrete", "gradient", *_OF_RUNS)},
@@ -142,7 +142,7 @@ def dtype_of(name: str, dtype: str) -> str:
     return "float16" if name == "copy" and dtype == "bfloat16" else dtype
 
 
-def choices(name: str, axes: int) -> dict[str, Sequence]:
+def choices(name: str, axes: int) -> dict[str, Sequence[Any]]:
     """The values of a kernel's dtype and options, on arrays of up to so many axes."""
     least = KERNELS[name][1].get("axes", 0)  # 0 where there is a kernel for runs
     both = (False, True)
