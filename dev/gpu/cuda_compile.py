@@ -23,7 +23,6 @@ from unittest import mock
 from fastdrop import rng
 from fastdrop._core import PARTS
 from fastdrop.backends.cuda import table as kernels
-from fastdrop.backends.cuda.kernels import targets as cuda_targets
 from fastdrop.reference import noise
 
 __all__ = ["Compiled", "compile_ptx", "sources", "variants"]
@@ -97,11 +96,12 @@ def compile_ptx(
 
 def sources() -> dict[str, str]:
     """What kernels are compiled from: the texts of modules, by their paths in the package."""
-    texts = {}
-    for module in (kernels, *kernels.MODULES, cuda_targets, rng, noise):
-        path = module.__name__.partition(".")[2].replace(".", "/") + ".py"
-        texts[path] = Path(str(module.__file__)).read_text("utf-8")
-    return texts
+    table = Path(str(kernels.__file__))
+    files = {f"backends/cuda/{table.name}": table}
+    for file in sorted(table.parent.glob("kernels/**/*.py")):
+        files[f"backends/cuda/{file.relative_to(table.parent).as_posix()}"] = file
+    files |= {"rng.py": Path(rng.__file__), "reference/noise.py": Path(noise.__file__)}
+    return {path: file.read_text("utf-8") for path, file in files.items()}
 
 
 @cache

@@ -1,5 +1,6 @@
 """Kernels that are wrong in one place: the executed PTX shows it."""
 
+import shutil
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -8,8 +9,6 @@ from types import ModuleType
 import pytest
 import test_kernels_ptx as checks
 from helpers.ptx import Fault
-
-import fastdrop
 
 pytest.importorskip("numba_cuda", reason="pip install 'fastdrop[test-cuda]'")
 
@@ -318,16 +317,20 @@ def fresh(monkeypatch):
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_wrong_kernel_is_found(monkeypatch, tmp_path, mutation):
     right, wrong, check = MUTATIONS[mutation]
+    folder = Path(cuda_table.__file__).parent
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.pyc"))
     found = 0
     for name in MODULES:
-        source = Path(import_module(name).__file__).read_text()
+        file = tmp_path / Path(import_module(name).__file__).relative_to(folder)
+        source = file.read_text()
         found += source.count(right)
+        file.write_text(source.replace(right, wrong))
         module = ModuleType(name)
-        module.__file__ = str(tmp_path / f"{name}.py")
-        Path(module.__file__).write_text(source.replace(right, wrong))
+        module.__file__ = str(file)
         monkeypatch.setitem(sys.modules, name, module)
-        monkeypatch.setattr(fastdrop, name.partition(".")[2], module)
-        exec(compile(source.replace(right, wrong), module.__file__, "exec"), module.__dict__)
+        package, _, last = name.rpartition(".")
+        monkeypatch.setattr(sys.modules[package], last, module)
+        exec(compile(file.read_text(), module.__file__, "exec"), module.__dict__)
     assert found == 1
     monkeypatch.setattr(cuda_compile, "kernels", module)
     with pytest.raises((AssertionError, Fault)):
