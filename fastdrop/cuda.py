@@ -35,7 +35,6 @@ from fastdrop._core import (
     ZONEOUT,
 )
 from fastdrop.backends.cuda.arrays import (
-    NOISE_AXES,
     DeviceArray,
     DeviceBits,
     array,
@@ -743,7 +742,7 @@ def _source(p: float) -> str:
 
 
 def _keys(seed: int) -> tuple:
-    from fastdrop.backends.cuda.kernels.all import round_keys
+    from fastdrop.backends.cuda.kernels.philox import round_keys
 
     return round_keys(seed)
 
@@ -880,6 +879,8 @@ def _forward(
 
 def _noise(op: str, draw: Draw, x: DeviceArray, g: DeviceArray | None, y: DeviceArray) -> None:
     """A noise op on arrays in C order."""
+    from fastdrop.backends.cuda.kernels.noise import NOISE_AXES
+
     block, n = draw.block, x.size
     if not n:
         return

@@ -119,19 +119,21 @@ def _compiled(
 
         where = "cuda" if cc >= (8, 0) else "turing"
         kernel = kernels.kernel(where, kernel_name, dtype, **options)
-        arguments: list[Any] = []
+        taken = kernels.parameters(kernel_name, dtype, options)
         parameters: list[tuple[str, str]] = []
-        for name, kind, length in kernels.parameters(kernel_name, dtype, options):
-            one = getattr(types, {"u": "uint", "f": "float"}[kind[0]] + kind[1:])
-            if length is None:
-                arguments.append(one)
-                parameters.append((name, kind))
-            else:
-                arguments.append(types.UniTuple(one, length))
-                parameters += [(f"{name}[{k}]", kind) for k in range(length)]
+        for p in kernels.flattened(taken):
+            names = [p.name] if p.length is None else [f"{p.name}[{k}]" for k in range(p.length)]
+            parameters += [(name, p.kind) for name in names]
+
+        def type_of(p: Any) -> Any:
+            if isinstance(p, tuple):
+                return types.BaseTuple.from_types(tuple(map(type_of, p)))
+            one = getattr(types, {"u": "uint", "f": "float"}[p.kind[0]] + p.kind[1:])
+            return one if p.length is None else types.UniTuple(one, p.length)
+
         with _device(cc):
             ptx, _ = cuda.compile(
-                kernel.py_func, types.void(*arguments), device=False, abi="numba", cc=cc
+                kernel.py_func, types.void(*map(type_of, taken)), device=False, abi="numba", cc=cc
             )
     # Nothing refers to these, whose names tell how many functions were compiled before.
     ptx = re.sub(r"^\.common \.global .*\bu64 _ZN08NumbaEnv\w+;\n", "", ptx, flags=re.M)

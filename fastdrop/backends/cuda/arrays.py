@@ -23,16 +23,12 @@ import numpy as np
 
 from fastdrop._core import BITS_PAD
 from fastdrop.backends.cuda import prebuilt as cuda_prebuilt
+from fastdrop.backends.cuda.kernels.elements import ITEMSIZE
 from fastdrop.base.devices import on_device
 from fastdrop.base.place import c_strides
 
-ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 THREADS = 128  # of a block
 MAX_BLOCKS = 8192  # of a grid: some for each multiprocessor; threads take several turns then
-
-# A variate takes so long that divisions by the lengths of axes that are not there do not count: one
-# noise kernel serves for up to so many.
-NOISE_AXES = 4
 
 INSTALL = "pip install 'fastdrop[numba]'"
 
@@ -468,15 +464,6 @@ def _kernel(target: str, name: str, dtype: str, options: tuple) -> Any:
     return cuda_table.kernel(target, name, dtype, **dict(options))
 
 
-@cache
-def _parameters(name: str, dtype: str, options: tuple) -> list:
-    from fastdrop.backends.cuda import table as cuda_table
-
-    kinds = {"u32": np.uint32, "u64": np.uint64, "f32": np.float32, "f64": np.float64}
-    parameters = cuda_table.parameters(name, cuda_table.dtype_of(name, dtype), dict(options))
-    return [(n, kinds[kind], length) for n, kind, length in parameters]
-
-
 def launch(
     name: str, like: DeviceArray, threads: int, options: dict[str, Any], **arguments: Any
 ) -> None:
@@ -484,16 +471,11 @@ def launch(
 
     threads: how many have something to do. Arguments that are not given are 0.
     """
+    from fastdrop.backends.cuda import table as cuda_table
+
     target, key = where(), (name, like.dtype, tuple(sorted(options.items())))
-    values = []
-    for n, kind, length in _parameters(*key):
-        value = arguments.get(n, 0)
-        if isinstance(value, DeviceArray):
-            value = value.address
-        if length is None:
-            values.append(kind(value))
-        else:
-            values.append(tuple(map(kind, value or (0,) * length)))
+    given = {n: v.address if isinstance(v, DeviceArray) else v for n, v in arguments.items()}
+    values = cuda_table.values(*key, given)
     if target == "njit":
         _kernel(target, *key)(*values)
         return
@@ -501,7 +483,7 @@ def launch(
     stream, number = like.stream, like.kind.device(like.held)
     if target == "prebuilt":
         if kernel := _kernel(target, *key):
-            flat = [v for value in values for v in (value if type(value) is tuple else (value,))]
+            flat = list(cuda_table.flattened(values))
             cuda_prebuilt.start(kernel, blocks, THREADS, stream, number, flat)
             return
         if reason := _route("numba"):

@@ -12,7 +12,6 @@ from helpers.ptx import Kernel, Memory
 
 import fastdrop as fd
 from fastdrop import _core, rng
-from fastdrop.backends.cuda import arrays as device
 from fastdrop.base import gate
 from fastdrop.ops import noise
 from fastdrop.ops.alpha import affine
@@ -21,7 +20,8 @@ pytest.importorskip("numba_cuda", reason="pip install 'fastdrop[test-cuda]'")
 
 from cuda_compile import compile_ptx
 
-from fastdrop.backends.cuda.kernels.all import round_keys
+from fastdrop.backends.cuda.kernels.noise import NOISE_AXES
+from fastdrop.backends.cuda.kernels.philox import round_keys
 
 SLOW = pytest.mark.slow
 CAPABILITIES = [pytest.param((8, 0), marks=SLOW), (9, 0), pytest.param((10, 0), marks=SLOW)]
@@ -516,10 +516,10 @@ def test_noise(dtype, op):
         else:
             expected = np.empty_like(x)
             draw.forward(x, expected)
-        more = device.NOISE_AXES - len(shape)
+        more = NOISE_AXES - len(shape)
         shapes = {"shape": (1,) * more + block.shape, "strides": (0,) * more + block.strides}
         numbers |= {"start": block.start} | ({} if block.is_run else shapes)
-        axes = 0 if block.is_run else device.NOISE_AXES
+        axes = 0 if block.is_run else NOISE_AXES
         kernel = compiled("noise", cc, dtype, op=op, axes=axes, small=True)
         arrays = {"x": x, "g": dy, "y": np.full_like(expected, 7)}
         after = run(kernel, arrays, n=x.size, **numbers)
