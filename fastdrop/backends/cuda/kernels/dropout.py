@@ -68,14 +68,16 @@ def dropout_kernel(where: str, dtype: str, op: str, source: str, shifted: bool) 
         _, row, _ = rows
         n, start = run
         scale, shift, dropped = constants
-        i, ahead = first() << 4, step() << 4
+        group = first()
         aligned = aligned_of(arrays, row)
         column = columns = U32(0)
         if has_bias:
-            column, columns = U32(i % row), U32(ahead % row)  # in bias, of element i, if aligned
-        while i < n:
+            column = U32((group << 4) % row)  # in bias, of element i, if aligned
+            columns = U32((step() << 4) % row)
+        while group << 4 < n:
+            i = group << 4
             left = n - i
-            k = keep16(i, given, start, draw)
+            k = keep16(group, given, start, draw)
             place, k, s, known = own_of(i, x, given, rows, k, scale)
             if aligned and known and left >= U64(16):
                 at = i * item
@@ -91,10 +93,10 @@ def dropout_kernel(where: str, dtype: str, op: str, source: str, shifted: bool) 
                 bit = U32(U32(1) << j)
                 missing = U32(missing ^ bit)
                 a = single(i + U64(j), arrays, given, rows, U32(k & bit), constants)
-                active = U32(active & ~bit | a << j)
+                active = U32(U32(active & ~bit) | U32(a << j))
             if saved != U64(0):
-                store_u16(saved + (i >> 3), active if active_bits else k)
-            i += ahead
+                store_u16(saved + (group << 1), active if active_bits else k)
+            group += step()
             if has_bias:
                 column = U32(column + columns)
                 column = U32(column - row) if column >= U32(row) else column
@@ -109,28 +111,28 @@ def _keep16(where: str, source: str, shifted: bool) -> Any:
     if source in ("given", "examples"):
 
         @device
-        def keep16(i, given, start, draw):
-            return U32(load_u16(given + (i >> 3)) ^ draw[2])
+        def keep16(group, given, start, draw):
+            return U32(load_u16(given + (group << 1)) ^ draw[2])
 
     elif source in ("same", "rows"):
 
         @device
-        def keep16(i, given, start, draw):
+        def keep16(group, given, start, draw):
             return draw[2]
 
     elif shifted:
         from_any = keep_bits(where).from_any[source]
 
         @device
-        def keep16(i, given, start, draw):
-            return from_any(start + i, draw)
+        def keep16(group, given, start, draw):
+            return from_any(start + (group << 4), draw)
 
     else:
         of_group = keep_bits(where).of_group[source]
 
         @device
-        def keep16(i, given, start, draw):
-            return of_group(start + i >> 4, draw)
+        def keep16(group, given, start, draw):
+            return of_group((start >> 4) + group, draw)
 
     return keep16
 

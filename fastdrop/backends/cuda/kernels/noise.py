@@ -51,7 +51,7 @@ def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool) -> Any
             i = first()
             while i < n:
                 index = start + position(i, layout)
-                own = fourth(variates4(index >> 2, draw), U32(index))
+                own = fourth(variates4(index >> 2, draw), index)
                 one(i, arrays, own, sigma, relaxed)
                 i += step()
 
@@ -60,11 +60,12 @@ def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool) -> Any
         def noise(arrays, deviations, run, layout, draw, sigma, relaxed):
             x, _, y = arrays
             n, start = run
-            i, ahead = first() << 2, step() << 2
+            group, groups = first(), n + U64(3) >> 2
             aligned = wide_stores and (x | y) & U64(15) == U64(0)
-            while i < n:
-                left = n - i
+            while group < groups:
+                i = group << 2
                 e = variates4(start + i >> 2, draw)
+                left = n - i
                 s = four_sigmas(deviations, i, sigma)
                 if aligned and left >= U64(4):
                     together(x + i * item, y + i * item, e, s, relaxed)
@@ -76,7 +77,7 @@ def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool) -> Any
                         one(i + U64(2), arrays, e[2], s[2], relaxed)
                     if left > U64(3):
                         one(i + U64(3), arrays, e[3], s[3], relaxed)
-                i += ahead
+                group += step()
 
     return p.kernel(noise)
 

@@ -61,7 +61,7 @@ def philox(where: str) -> SimpleNamespace:
 
     @device
     def word(index, domain, keys, call):
-        return fourth(four(index >> 2, domain, keys, call), U32(index))
+        return fourth(four(index >> 2, domain, keys, call), index)
 
     return SimpleNamespace(four=four, word=word)
 

@@ -23,7 +23,8 @@ U32, U64 = np.uint32, np.uint64
 @cache
 def words(where: str) -> SimpleNamespace:
     """``ones(m)``: the lowest m < 32 bits set. ``bit(w, at)``, ``sixteen(w, at)``: one of a word's
-    bits, 0 or 1, or 16 from it on. ``fourth(of, at)``: one of four, at modulo 4, without a branch.
+    bits, 0 or 1, or 16 from it on. ``fourth(of, index)``: one of four, for a U64 modulo 4, without
+    a branch.
     """
     device = target(where).device
 
@@ -40,9 +41,9 @@ def words(where: str) -> SimpleNamespace:
         return U32(U32(w >> at) & U32(0xFFFF))
 
     @device
-    def fourth(of, at):
-        lower = of[1] if at & U32(1) else of[0]
-        upper = of[3] if at & U32(1) else of[2]
-        return upper if at & U32(2) else lower
+    def fourth(of, index):
+        lower = of[1] if index & U64(1) else of[0]
+        upper = of[3] if index & U64(1) else of[2]
+        return upper if index & U64(2) else lower
 
     return SimpleNamespace(ones=ones, bit=bit, sixteen=sixteen, fourth=fourth)
