@@ -58,10 +58,11 @@ def place_kernel(where: str, dtype: str) -> Any:
         return k
 
     def place(given, saved, n, example, begins, sides):
-        i, ahead = first() << 4, step() << 4
-        while i < n:
-            store_u16(saved + (i >> 3), places(given, i, example, begins, sides))
-            i += ahead
+        group = first()
+        while group << 4 < n:
+            k = places(given, group << 4, example, begins, sides)
+            store_u16(saved + (group << 1), k)
+            group += step()
 
     return p.kernel(place)
 
@@ -91,15 +92,16 @@ def widen_kernel(where: str, dtype: str) -> Any:
 
     def widen(given, saved, n, example, far, k, keep):
         row, size = example
-        i, ahead = first() << 4, step() << 4
-        while i < n:
+        group = first()
+        while group << 4 < n:
+            i = group << 4
             at = i % row
             bits = wider(given, i, at, far, k)
             if keep != U64(0):
                 left = size - at if at < size else U64(0)
                 bits = U32(~bits & ones(min(left, U64(16))))
-            store_u16(saved + (i >> 3), bits)
-            i += ahead
+            store_u16(saved + (group << 1), bits)
+            group += step()
 
     return p.kernel(widen)
 

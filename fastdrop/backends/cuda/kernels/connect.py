@@ -145,8 +145,9 @@ def _four(where: str, dtype: str) -> tuple[Any, Any]:
 
 @cache
 def quads(where: str, dtype: str) -> SimpleNamespace:
-    """The functions of four `quad`: a tuple of four tuples for 16 elements. ``added(s, k, row, v,
-    left, aligned)`` loads each four of m at `row` when it needs them, which takes less registers.
+    """The functions of four `quad`: a tuple of four tuples for 16 elements. ``scaled_row(s, k, row,
+    v, left, aligned)``, ``product(s, k, row, g, left, aligned)``: `added`, of what is at `row`, and
+    v or what is at g. Each four are loaded when they are needed, which takes less registers.
     """
     device = target(where).device
     q0, q1, q2, q3 = (quad(where, dtype, c) for c in range(4))
@@ -171,15 +172,25 @@ def quads(where: str, dtype: str) -> SimpleNamespace:
         store_d(at, v[3], left, aligned)
 
     @device
-    def added(s, k, row, v, left, aligned):
+    def scaled_row(s, k, row, v, left, aligned):
+        v4 = (v, v, v, v)
         return (
-            add_a(s[0], k, load_a(row, left, aligned), v[0]),
-            add_b(s[1], k, load_b(row, left, aligned), v[1]),
-            add_c(s[2], k, load_c(row, left, aligned), v[2]),
-            add_d(s[3], k, load_d(row, left, aligned), v[3]),
+            add_a(s[0], k, load_a(row, left, aligned), v4),
+            add_b(s[1], k, load_b(row, left, aligned), v4),
+            add_c(s[2], k, load_c(row, left, aligned), v4),
+            add_d(s[3], k, load_d(row, left, aligned), v4),
         )
 
-    return SimpleNamespace(load=load, store=store, added=added)
+    @device
+    def product(s, k, row, g, left, aligned):
+        return (
+            add_a(s[0], k, load_a(row, left, aligned), load_a(g, left, aligned)),
+            add_b(s[1], k, load_b(row, left, aligned), load_b(g, left, aligned)),
+            add_c(s[2], k, load_c(row, left, aligned), load_c(g, left, aligned)),
+            add_d(s[3], k, load_d(row, left, aligned), load_d(g, left, aligned)),
+        )
+
+    return SimpleNamespace(load=load, store=store, scaled_row=scaled_row, product=product)
 
 
 @cache
@@ -194,7 +205,7 @@ def connect_kernel(where: str, dtype: str) -> Any:
     first, step, keep16 = p.first, p.step, draw_anywhere(where)
     load1, decode, item, zero = e.load, e.decode, e.item, e.zero
     mul, one, all16 = e.exact.mul, type(e.zero)(1), quads(where, dtype)
-    load, store, added = all16.load, all16.store, all16.added
+    load, store, scaled_row = all16.load, all16.store, all16.scaled_row
 
     @p.device
     def scaled4(s, scale):
@@ -227,8 +238,7 @@ def connect_kernel(where: str, dtype: str) -> Any:
             while j < terms:
                 k = keep16(index, draw)
                 v = decode(load1(at)) if x != U64(0) else one
-                v4 = (v, v, v, v)
-                s = added(s, k, row, (v4, v4, v4, v4), left, aligned)
+                s = scaled_row(s, k, row, v, left, aligned)
                 index += bits_j
                 at += x_j * item
                 row += columns * item
@@ -251,7 +261,7 @@ def connect_back_kernel(where: str, dtype: str) -> Any:
     first, step, keep16 = p.first, p.step, draw_anywhere(where)
     store1, encode, item, zero = e.store, e.encode, e.item, e.zero
     add, mul = e.exact.add, e.exact.mul
-    load, added = quads(where, dtype).load, quads(where, dtype).added
+    product = quads(where, dtype).product
 
     @p.device
     def with_columns(s, o, end, places, aligned, draw):
@@ -260,7 +270,7 @@ def connect_back_kernel(where: str, dtype: str) -> Any:
         left = U32(min(end - o, U64(16)))
         k = keep16(index + o, draw)
         at = o * item
-        return added(s, k, row + at, load(g + at, left, aligned), left, aligned)
+        return product(s, k, row + at, g + at, left, aligned)
 
     @p.device
     def pairs(a, b):

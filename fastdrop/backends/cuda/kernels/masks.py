@@ -18,7 +18,7 @@ from fastdrop.backends.cuda.kernels.words import U32, U64, words
 @cache
 def packed(where: str) -> SimpleNamespace:
     """``one(given, b)``: bit b of packed bits, 0 or 1; ``sixteen(given, b)``: those from it on;
-    ``put(saved, i, k, n)``: 16 from the i-th on, a multiple of 16, and 0 from the n-th on.
+    ``put(saved, group, k, n)``: a group's bits, and 0 from the n-th of all on.
     """
     t, ones = target(where), words(where).ones
     load_u8, store_u16, bit = t.load_u8, t.store_u16, words(where).bit
@@ -35,9 +35,9 @@ def packed(where: str) -> SimpleNamespace:
         return U32(U32(k) >> (U32(b) & U32(7)))
 
     @t.device
-    def put(saved, i, k, n):
-        left = n - i
-        store_u16(saved + (i >> 3), U32(k & ones(left)) if left < U64(16) else k)
+    def put(saved, group, k, n):
+        left = n - (group << 4)
+        store_u16(saved + (group << 1), U32(k & ones(left)) if left < U64(16) else k)
 
     return SimpleNamespace(one=one, sixteen=sixteen, put=put)
 
@@ -53,10 +53,10 @@ def draw_kernel(where: str, dtype: str, source: str, shifted: bool, axes: int, s
 
     def draw_bits(saved, run, layout, draw):
         n, start = run
-        i, ahead = first() << 4, step() << 4
-        while i < n:
-            put(saved, i, keep16(i, n, start, layout, draw), n)
-            i += ahead
+        group, groups = first(), n + U64(15) >> 4
+        while group < groups:
+            put(saved, group, keep16(group << 4, n, start, layout, draw), n)
+            group += step()
 
     return p.kernel(draw_bits)
 
@@ -132,10 +132,10 @@ def spread_kernel(where: str, dtype: str, axes: int, small: bool) -> Any:
         return U32(k & U32(0xFFFF))
 
     def spread(given, saved, n, layout):
-        i, ahead = first() << 4, step() << 4
-        while i < n:
-            put(saved, i, bits16(given, i, n, layout), n)
-            i += ahead
+        group, groups = first(), n + U64(15) >> 4
+        while group < groups:
+            put(saved, group, bits16(given, group << 4, n, layout), n)
+            group += step()
 
     return p.kernel(spread)
 
@@ -152,19 +152,19 @@ def unpack_kernel(where: str, dtype: str) -> Any:
         return U32((k & U32(15)) * U32(0x00204081) & U32(0x01010101))
 
     def unpack(given, y, n):
-        i, ahead = first() << 4, step() << 4
-        while i < n:
-            k = load_u16(given + (i >> 3))
+        group, groups = first(), n + U64(15) >> 4
+        while group < groups:
+            i = group << 4
+            k = load_u16(given + (group << 1))
             if n - i >= U64(16):
                 a, b = bytes_of(k), bytes_of(k >> 4)
                 c, d = bytes_of(k >> 8), bytes_of(k >> 12)
                 store16(y + i, a, b, c, d)
             else:
-                at = i
-                while at < n:
-                    store_u8(y + at, U32(k & U32(1)))
+                while i < n:
+                    store_u8(y + i, U32(k & U32(1)))
                     k = U32(k >> 1)
-                    at += U64(1)
-            i += ahead
+                    i += U64(1)
+            group += step()
 
     return p.kernel(unpack)
