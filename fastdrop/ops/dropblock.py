@@ -176,8 +176,8 @@ def drop_block(
     ----------
     x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64
         Shape (batch, channels, height, width), or (batch, height, width, channels). There may be
-        one spatial axis instead of two; squares are intervals then. The squares of a map are the same
-        in both layouts.
+        one spatial axis instead of two; squares are intervals then. The squares of a map are the
+        same in both layouts.
     p : float
         About what part of the elements is dropped, in [0, 1]. It is less where squares overlap: of
         maps of 56 x 56 with k = 7, 0.095 at p = 0.1 and 0.38 at p = 0.5. At p = 1 all are dropped.
@@ -216,8 +216,8 @@ def drop_block(
 
     which is at most p; gamma = 1 at p = 1. These draws form an array of shape (batch, channels,
     height - k + 1, width - k + 1) in both layouts (one channel unless `per_channel`), and their
-    C-order positions in it are their indices in the keystream. So an element that c squares may cover
-    is kept with chance (1 - gamma)**c; c is k**2, less near the border of the map.
+    C-order positions in it are their indices in the keystream. So an element that c squares may
+    cover is kept with chance (1 - gamma)**c; c is k**2, less near the border of the map.
 
     The paper and timm rescale by the sum over the batch. Here the scale is that of the example, so
     that it depends neither on what else is in the batch nor on how the batch is cut into shards.

@@ -66,7 +66,7 @@ def embedding_gradient(
 def drop_path(
     x: npt.NDArray, p: float, seed: int, call: int, mode: str = "row", scale_by_keep: bool = True
 ) -> npt.NDArray:
-    """Example n is kept as element n of the keystream is; with mode "batch", all as element 0 is."""
+    """Example n is kept as element n of the keystream is; in mode "batch", all as element 0 is."""
     kind = compute_type(x.dtype).type
     factor = kind(scale(p) if scale_by_keep else 1.0)
     y = np.zeros(x.shape, x.dtype)
