@@ -6,7 +6,7 @@ stream's definition in its plainest form and what the compiled kernels are compa
 versioned and never changes silently: a saved (seed, call) gives the same mask in every later
 release.
 
-A *block* is the output of one Philox4x32 evaluation with 7 rounds: four 32-bit words,
+A *Philox block* is the output of one Philox4x32 evaluation with 7 rounds: four 32-bit words,
 little-endian, 16 bytes. Its key is the seed, its counter is (block number, domain, call). The
 blocks of one *domain*, laid end to end, are that domain's *keystream*.
 
@@ -62,7 +62,7 @@ def philox4x32(
     key : array_like of uint32, shape (..., 2)
         Broadcasts against `counter` over the leading axes.
     rounds : int
-        The stream uses 7; Random123 publishes known answers for 7 and 10.
+        The keystream has 7; Random123 publishes known answers for 7 and 10.
 
     Returns
     -------

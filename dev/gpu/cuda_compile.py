@@ -23,7 +23,7 @@ from unittest import mock
 from fastdrop import rng
 from fastdrop._core import PARTS
 from fastdrop.backends.cuda import table as kernels
-from fastdrop.backends.cuda.kernels import targets as cuda_targets
+from fastdrop.base import dtypes
 from fastdrop.reference import noise
 
 __all__ = ["Compiled", "compile_ptx", "sources", "variants"]
@@ -97,11 +97,13 @@ def compile_ptx(
 
 def sources() -> dict[str, str]:
     """What kernels are compiled from: the texts of modules, by their paths in the package."""
-    texts = {}
-    for module in (kernels, *kernels.MODULES, cuda_targets, rng, noise):
-        path = module.__name__.partition(".")[2].replace(".", "/") + ".py"
-        texts[path] = Path(str(module.__file__)).read_text("utf-8")
-    return texts
+    table = Path(str(kernels.__file__))
+    files = {f"backends/cuda/{table.name}": table}
+    for file in sorted(table.parent.glob("kernels/**/*.py")):
+        files[f"backends/cuda/{file.relative_to(table.parent).as_posix()}"] = file
+    others = {"rng.py": rng, "reference/noise.py": noise, "base/dtypes.py": dtypes}
+    files |= {path: Path(str(module.__file__)) for path, module in others.items()}
+    return {path: file.read_text("utf-8") for path, file in files.items()}
 
 
 @cache
@@ -119,19 +121,21 @@ def _compiled(
 
         where = "cuda" if cc >= (8, 0) else "turing"
         kernel = kernels.kernel(where, kernel_name, dtype, **options)
-        arguments: list[Any] = []
+        taken = kernels.parameters(kernel_name, dtype, options)
         parameters: list[tuple[str, str]] = []
-        for name, kind, length in kernels.parameters(kernel_name, dtype, options):
-            one = getattr(types, {"u": "uint", "f": "float"}[kind[0]] + kind[1:])
-            if length is None:
-                arguments.append(one)
-                parameters.append((name, kind))
-            else:
-                arguments.append(types.UniTuple(one, length))
-                parameters += [(f"{name}[{k}]", kind) for k in range(length)]
+        for p in kernels.flattened(taken):
+            names = [p.name] if p.length is None else [f"{p.name}[{k}]" for k in range(p.length)]
+            parameters += [(name, p.kind) for name in names]
+
+        def type_of(p: Any) -> Any:
+            if isinstance(p, tuple):
+                return types.BaseTuple.from_types(tuple(map(type_of, p)))
+            one = getattr(types, {"u": "uint", "f": "float"}[p.kind[0]] + p.kind[1:])
+            return one if p.length is None else types.UniTuple(one, p.length)
+
         with _device(cc):
             ptx, _ = cuda.compile(
-                kernel.py_func, types.void(*arguments), device=False, abi="numba", cc=cc
+                kernel.py_func, types.void(*map(type_of, taken)), device=False, abi="numba", cc=cc
             )
     # Nothing refers to these, whose names tell how many functions were compiled before.
     ptx = re.sub(r"^\.common \.global .*\bu64 _ZN08NumbaEnv\w+;\n", "", ptx, flags=re.M)

@@ -23,6 +23,8 @@ from pathlib import Path
 import cuda_build
 import cuda_compile
 
+from fastdrop.base.dtypes import ITEMSIZE
+
 
 @cache
 def tool(name: str) -> Path | None:
@@ -172,9 +174,6 @@ class Reading:
     loop: float  # instructions an element: all
     usual: float  # without elements one by one
     shortest: float
-
-
-ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 
 
 def cases() -> list[Case]:

@@ -175,23 +175,23 @@ def drop_block(
     out: npt.NDArray[Any] | None = None,
     save: str = "bits",
 ) -> tuple[npt.NDArray[Any], DropBlockContext]:
-    """Drop square blocks of feature maps; scale each example by its elements / kept elements.
+    """Drop squares of feature maps; scale each example by its elements / kept elements.
 
     Parameters
     ----------
     x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64
         Shape (batch, channels, height, width), or (batch, height, width, channels). There may be
-        one spatial axis instead of two; blocks are intervals then. The blocks of a map are the same
-        in both layouts.
+        one spatial axis instead of two; squares are intervals then. The squares of a map are the
+        same in both layouts.
     p : float
-        About what part of the elements is dropped, in [0, 1]. It is less where blocks overlap: of
+        About what part of the elements is dropped, in [0, 1]. It is less where squares overlap: of
         maps of 56 x 56 with k = 7, 0.095 at p = 0.1 and 0.38 at p = 0.5. At p = 1 all are dropped.
     block_size : int
-        Side k of a block; the smallest spatial length of x if that is less (as in torchvision and
+        Side k of a square; the smallest spatial length of x if that is less (as in torchvision and
         timm).
     channels_last : bool
     per_channel : bool
-        Whether each channel has blocks of its own (Algorithm 1), or all channels the same.
+        Whether each channel has squares of its own (Algorithm 1), or all channels the same.
     rng, training, out, save
         As in `fastdrop.dropout`.
     region : (start, global_shape), optional
@@ -214,15 +214,15 @@ def drop_block(
 
     Notes
     -----
-    A block begins at each element of a map that has a whole block right of and below it, with
+    A square begins at each element of a map that has a whole square right of and below it, with
     chance (equation 1)
 
         gamma = p * height * width / (k**2 * (height - k + 1) * (width - k + 1))
 
     which is at most p; gamma = 1 at p = 1. These draws form an array of shape (batch, channels,
     height - k + 1, width - k + 1) in both layouts (one channel unless `per_channel`), and their
-    C-order positions in it are their indices in the stream. So an element that c blocks may cover
-    is kept with chance (1 - gamma)**c; c is k**2, less near the border of the map.
+    C-order positions in it are their indices in the keystream. So an element that c squares may
+    cover is kept with chance (1 - gamma)**c; c is k**2, less near the border of the map.
 
     The paper and timm rescale by the sum over the batch. Here the scale is that of the example, so
     that it depends neither on what else is in the batch nor on how the batch is cut into shards.

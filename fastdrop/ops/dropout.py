@@ -116,8 +116,8 @@ def dropout(
         Axes along which one draw is shared: ``(0,)`` for one mask for the whole batch, ``(2, 3)``
         for whole feature maps of an (N, C, H, W) array.
     region : (start, global_shape), optional
-        x is the block that begins at index tuple `start` of an array of shape `global_shape`, and
-        gets that block of the larger array's mask. So the result does not depend on how a tensor
+        x is the part that begins at index tuple `start` of an array of shape `global_shape`, and
+        gets that part of the larger array's mask. So the result does not depend on how a tensor
         is cut into shards or chunks.
     out : ndarray, optional
         Where to write y: shape and dtype of x. May be x itself.

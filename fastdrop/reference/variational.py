@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ __all__ = ["sparse_variational_gradients", "sparse_variational_kl", "sparse_vari
 Floats = npt.NDArray[np.float64]
 
 
-def _noise(batch: int, outputs: int, draw: tuple[int, int]) -> Floats:
-    return normals(np.arange(batch * outputs).reshape(batch, outputs), *draw).astype(np.float64)
+def _noise(shape: tuple[int, ...], draw: tuple[int, int]) -> Floats:
+    return normals(np.arange(prod(shape)).reshape(shape), *draw).astype(np.float64)
 
 
 def sparse_variational_linear(
@@ -35,7 +36,7 @@ def sparse_variational_linear(
                 y[b, j] = np.sum(x[b] * weight[:, j] * kept)
             else:
                 variance = np.sum(x[b] ** 2 * np.exp(log_variance[:, j])) + 1e-8
-                noise = _noise(len(x), weight.shape[1], draw)[b, j]
+                noise = _noise(y.shape, draw)[b, j]
                 y[b, j] = np.sum(x[b] * weight[:, j]) + np.sqrt(variance) * noise
     return y if bias is None else y + np.asarray(bias, np.float64)
 
@@ -50,7 +51,7 @@ def sparse_variational_gradients(
     """Of x, weight, log_variance and bias, term by term in float64."""
     x, weight, v, dy = (np.asarray(a, np.float64) for a in (x, weight, log_variance, dy))
     dx, dweight, dv = np.zeros_like(x), np.zeros_like(weight), np.zeros_like(weight)
-    noise = _noise(*dy.shape, draw)
+    noise = _noise(dy.shape, draw)
     for b in range(dy.shape[0]):
         for j in range(dy.shape[1]):
             deviation = np.sqrt(np.sum(x[b] ** 2 * np.exp(v[:, j])) + 1e-8)

@@ -107,7 +107,7 @@ cdef class Place:
             s, w = length_of(start[d], "region", given), length_of(whole[d], "region", given)
             n = self.of[d]
             if s < 0 or s > w - n:
-                raise ValueError(f"region must contain the block of shape {self.of}, got {given!r}")
+                raise ValueError(f"region must contain a part of shape {self.of}, got {given!r}")
             if w and size > MAX_INDEX // w:
                 raise ValueError(
                     f"region must have a global size of at most 2**62, got {given!r}"

@@ -59,13 +59,13 @@ static void sum_parts(const void *job, uint64_t first, uint64_t last)
     const fd_task *t = &s->task;
     const size_t size = fd_itemsize[t->dtype];
     const uint64_t rows = t->n / s->row;
-    const size_t block = s->row < FD_TILE ? FD_TILE / s->row : 1; /* rows that stay in the cache */
+    const size_t most = s->row < FD_TILE ? FD_TILE / s->row : 1; /* rows that stay in the cache */
     for (; first < last; first++) {
         double *sum = s->sums + first * s->row;
         memset(sum, 0, s->row * sizeof *sum);
         const uint64_t end = rows * (first + 1) / FD_PARTS;
         for (uint64_t r = rows * first / FD_PARTS, m; r < end; r += m) {
-            m = min_size(end - r, block);
+            m = min_size(end - r, most);
             if (s->bits)
                 apply_at(t, r * s->row, s->bits, r * s->row, m * s->row);
             for (uint64_t i = r; i < r + m; i++)

@@ -165,7 +165,7 @@ static int merge(fd_axis *axis, int axes)
     return last + 1;
 }
 
-/* Bit j of row[i] to bit i of row[j], 32 x 32: swap ever smaller blocks beside the diagonal. */
+/* Bit j of row[i] to bit i of row[j], 32 x 32: swap ever smaller squares beside the diagonal. */
 static void transpose32(uint32_t row[32])
 {
     uint32_t mask = 0x0000ffff;

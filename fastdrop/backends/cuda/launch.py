@@ -7,8 +7,6 @@ from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from fastdrop.backends.cuda import prebuilt
 from fastdrop.backends.cuda.arrays import DeviceArray
 
@@ -93,15 +91,6 @@ def _kernel(target: str, name: str, dtype: str, options: tuple[Any, ...]) -> Any
     return table.kernel(target, name, dtype, **dict(options))
 
 
-@cache
-def _parameters(name: str, dtype: str, options: tuple[Any, ...]) -> list[Any]:
-    from fastdrop.backends.cuda import table
-
-    kinds = {"u32": np.uint32, "u64": np.uint64, "f32": np.float32, "f64": np.float64}
-    parameters = table.parameters(name, table.dtype_of(name, dtype), dict(options))
-    return [(n, kinds[kind], length) for n, kind, length in parameters]
-
-
 def launch(
     name: str, like: DeviceArray, threads: int, options: dict[str, Any], **arguments: Any
 ) -> None:
@@ -109,16 +98,11 @@ def launch(
 
     threads: how many have something to do. Arguments that are not given are 0.
     """
+    from fastdrop.backends.cuda import table
+
     target, key = where(), (name, like.dtype, tuple(sorted(options.items())))
-    values = []
-    for n, kind, length in _parameters(*key):
-        value = arguments.get(n, 0)
-        if isinstance(value, DeviceArray):
-            value = value.address
-        if length is None:
-            values.append(kind(value))
-        else:
-            values.append(tuple(map(kind, value or (0,) * length)))
+    given = {n: v.address if isinstance(v, DeviceArray) else v for n, v in arguments.items()}
+    values = table.values(*key, given)
     if target == "njit":
         _kernel(target, *key)(*values)
         return
@@ -126,7 +110,7 @@ def launch(
     stream, number = like.stream, like.kind.device(like.held)
     if target == "prebuilt":
         if kernel := _kernel(target, *key):
-            flat = [v for value in values for v in (value if type(value) is tuple else (value,))]
+            flat = list(table.flattened(values))
             prebuilt.start(kernel, blocks, THREADS, stream, number, flat)
             return
         if reason := _route("numba"):

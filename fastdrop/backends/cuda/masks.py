@@ -141,7 +141,7 @@ def _source(p: float) -> str:
 
 def keys(seed: int) -> tuple[Any, ...]:
     """Philox's round keys."""
-    from fastdrop.backends.cuda.kernels.all import round_keys
+    from fastdrop.backends.cuda.kernels.philox import round_keys
 
     return round_keys(seed)
 

@@ -89,7 +89,7 @@ def _apply(
     g: DeviceArray | None = None,
 ) -> None:
     """A noise kernel on arrays in C order."""
-    from fastdrop.backends.cuda.table import NOISE_AXES
+    from fastdrop.backends.cuda.kernels.noise import NOISE_AXES
 
     place, n = draw.place, x.size
     if not n:

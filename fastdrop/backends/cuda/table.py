@@ -2,119 +2,143 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
-from fastdrop.backends.cuda.kernels import all as cuda_kernels
-from fastdrop.backends.cuda.kernels import blocks as cuda_blocks
-from fastdrop.backends.cuda.kernels import connect as cuda_connect
-from fastdrop.backends.cuda.kernels import rows as cuda_rows
-from fastdrop.backends.cuda.kernels.all import (
-    ITEMSIZE,
-    OPS,
-    copy_kernel,
-    draw_kernel,
-    dropout_kernel,
-    noise_kernel,
-    spread_kernel,
-    sums_kernel,
-    total_kernel,
-    unpack_kernel,
-    weighted_kernel,
+import numpy as np
+
+from fastdrop.backends.cuda.kernels import (
+    blocks,
+    chunks,
+    connect,
+    dropout,
+    elements,
+    layout,
+    masks,
+    noise,
+    operations,
+    philox,
+    rows,
+    sums,
+    variates,
+    words,
+)
+from fastdrop.base.dtypes import ITEMSIZE
+
+# Where kernels are, in the order of their imports.
+MODULES = (
+    *(words, philox, elements, layout, masks, operations, chunks, dropout, variates, noise),
+    *(sums, rows, blocks, connect),
 )
 
-# A variate takes so long that divisions by the lengths of axes that are not there do not count: one
-# noise kernel serves for up to so many.
-NOISE_AXES = 4
-
-MODULES = cuda_kernels, cuda_rows, cuda_blocks, cuda_connect  # where they are
-
-# Parameters of the kernels: name, type, and length where it is a tuple. "real" is the compute type,
-# "axes" the number of axes, at least one. Addresses are of global memory.
-_KEYS = [("keys", "u32", 14), ("call", "u64", None)]
-_RATE = [("t", "u32", None), ("f", "u32", None)]
-_AXES = [("shape", "u64", "axes"), ("strides", "u64", "axes")]
+KINDS = {"u32": np.uint32, "u64": np.uint64, "f32": np.float32, "f64": np.float64}
 
 
-def _each(kind: str, names: str) -> list[Any]:
-    return [(name, kind, None) for name in names.split()]
+@dataclass(frozen=True)
+class Parameter:
+    """A number, or a tuple of `length` numbers, that a kernel takes.
+
+    kind: one of `KINDS`, or "real", the compute type. length: None for a number; "axes": the number
+    of axes, at least one.
+    """
+
+    name: str
+    kind: str
+    length: int | str | None = None
 
 
-# Each kernel's function, its options' defaults, and its parameters.
-KERNELS: dict[str, tuple[Any, dict[str, Any], list[Any]]] = {
+def _u64(names: str) -> tuple[Parameter, ...]:
+    return tuple(Parameter(name, "u64") for name in names.split())
+
+
+def _real(names: str) -> tuple[Parameter, ...]:
+    return tuple(Parameter(name, "real") for name in names.split())
+
+
+_RUN = _u64("n start")
+_SHAPE, _STRIDES, _TO = (Parameter(name, "u64", "axes") for name in ("shape", "strides", "to"))
+_LAYOUT = _SHAPE, _STRIDES
+_KEYS = Parameter("keys", "u32", 14), Parameter("call", "u64")
+_DRAW = *_KEYS, Parameter("t", "u32"), Parameter("f", "u32")
+
+# Each kernel's function, its options' defaults, and what it takes: parameters, or tuples of them
+# that are one parameter. Addresses are of global memory.
+KERNELS: dict[str, tuple[Any, dict[str, Any], tuple[Any, ...]]] = {
     "dropout": (
-        dropout_kernel,
+        dropout.dropout_kernel,
         {"op": "dropout", "source": "bytes", "shifted": False},
-        [
-            *_each("u64", "x residual bias y given saved own n row words start"),
-            *_KEYS,
-            *_RATE,
-            *_each("real", "scale shift dropped"),
-        ],
+        (
+            *(_u64("x residual bias y"), _u64("given saved"), _u64("own row words"), _RUN),
+            *(_DRAW, _real("scale shift dropped")),
+        ),
     ),
     "draw": (
-        draw_kernel,
+        masks.draw_kernel,
         {"source": "bytes", "shifted": False, "axes": 0, "small": True},
-        [*_each("u64", "saved n start"), *_AXES, *_KEYS, *_RATE],
+        (*_u64("saved"), _RUN, _LAYOUT, _DRAW),
     ),
     "spread": (
-        spread_kernel,
+        masks.spread_kernel,
         {"axes": 1, "small": True},
-        [*_each("u64", "given saved n"), *_AXES],
+        (*_u64("given saved n"), _LAYOUT),
     ),
     "copy": (
-        copy_kernel,
+        layout.copy_kernel,
         {"axes": 1, "small": True},
-        [*_each("u64", "x y n"), *_AXES, ("to", "u64", "axes")],
+        (*_u64("x y n"), _SHAPE, _STRIDES, _TO),
     ),
-    "unpack": (unpack_kernel, {}, _each("u64", "given y n")),
+    "unpack": (masks.unpack_kernel, {}, _u64("given y n")),
     "noise": (
-        noise_kernel,
+        noise.noise_kernel,
         {"op": "scale", "axes": 0, "small": True},
-        [
-            *_each("u64", "x g y sigmas n row start"),
-            *_AXES,
-            *_KEYS,
-            *_each("real", "sigma logit rate inverse scale"),
-        ],
+        (
+            *(_u64("x g y"), _u64("sigmas row"), _RUN, _LAYOUT, _KEYS),
+            *(*_real("sigma"), _real("logit rate inverse scale")),
+        ),
     ),
-    "weighted": (weighted_kernel, {}, _each("u64", "weights x y n wide")),
-    "sums": (sums_kernel, {"by": "rows"}, _each("u64", "x sums n row")),
-    "total": (total_kernel, {"single": False}, _each("u64", "sums y row")),
-    "ids": (cuda_rows.ids_kernel, {"axes": 1}, [*_each("u64", "x y n width signed words"), *_AXES]),
+    "weighted": (sums.weighted_kernel, {}, _u64("weights x y n wide")),
+    "sums": (sums.sums_kernel, {"by": "rows"}, _u64("x sums n row")),
+    "total": (sums.total_kernel, {"single": False}, _u64("sums y row")),
+    "ids": (
+        rows.ids_kernel,
+        {"axes": 1},
+        (*_u64("x y n"), _u64("width signed"), *_u64("words"), _LAYOUT),
+    ),
     "place": (
-        cuda_blocks.place_kernel,
+        blocks.place_kernel,
         {},
-        _each("u64", "given saved n row size rows columns height width"),
+        (*_u64("given saved n"), _u64("row size"), _u64("rows columns"), _u64("height width")),
     ),
-    "widen": (cuda_blocks.widen_kernel, {}, _each("u64", "given saved n row size far k keep")),
-    "count": (cuda_blocks.count_kernel, {}, _each("u64", "given sums n row")),
-    "scale": (cuda_blocks.scale_kernel, {}, _each("u64", "sums y n size")),
-    "connect": (
-        cuda_connect.connect_kernel,
+    "widen": (
+        blocks.widen_kernel,
         {},
-        [
-            *_each("u64", "x m y rows terms columns start bits_i bits_j x_i x_j more"),
-            *_KEYS,
-            *_RATE,
-            ("scale", "real", None),
-        ],
+        (*_u64("given saved n"), _u64("row size"), *_u64("far k keep")),
+    ),
+    "count": (blocks.count_kernel, {}, _u64("given sums n row")),
+    "scale": (blocks.scale_kernel, {}, _u64("sums y n size")),
+    "connect": (
+        connect.connect_kernel,
+        {},
+        (
+            *(_u64("x m y"), _u64("rows terms columns"), _u64("start bits_i bits_j")),
+            *(_u64("x_i x_j"), *_u64("more"), _DRAW, *_real("scale")),
+        ),
     ),
     "connect_back": (
-        cuda_connect.connect_back_kernel,
+        connect.connect_back_kernel,
         {},
-        [
-            *_each("u64", "m g y rows terms columns start bits_i"),
-            *_KEYS,
-            *_RATE,
-            ("scale", "real", None),
-        ],
+        (
+            *(_u64("m g y"), _u64("rows terms columns"), _u64("start bits_i"), _DRAW),
+            *_real("scale"),
+        ),
     ),
-    "sort": (cuda_rows.sort_kernel, {}, _each("u64", "x y n run")),
+    "sort": (rows.sort_kernel, {}, _u64("x y n run")),
     "add_rows": (
-        cuda_rows.add_rows_kernel,
+        rows.add_rows_kernel,
         {},
-        [*_each("u64", "order x given y n row words"), ("scale", "f64", None)],
+        (*_u64("order x given y n row words"), Parameter("scale", "f64")),
     ),
 }
 
@@ -123,7 +147,7 @@ _DRAWN = ("bytes", "bits")
 _SOURCES = (*_DRAWN, "given", "same", "rows", "examples")
 _OF_RUNS = ("scales", "slope")  # noise ops that take no region
 _CHOICES: dict[str, dict[str, Sequence[Any]]] = {
-    "dropout": {"op": (*OPS, "mean"), "source": _SOURCES},
+    "dropout": {"op": (*operations.OPS, "mean"), "source": _SOURCES},
     "draw": {"source": _DRAWN},
     "noise": {"op": ("scale", "add", "concrete", "gradient", *_OF_RUNS)},
     "sums": {"by": ("rows", "tiles")},
@@ -146,7 +170,7 @@ def choices(name: str, axes: int) -> dict[str, Sequence[Any]]:
     """The values of a kernel's dtype and options, on arrays of up to so many axes."""
     least = KERNELS[name][1].get("axes", 0)  # 0 where there is a kernel for runs
     both = (False, True)
-    counts = (0, *range(NOISE_AXES, axes + 1)) if name == "noise" else range(least, axes + 1)
+    counts = (0, *range(noise.NOISE_AXES, axes + 1)) if name == "noise" else range(least, axes + 1)
     general = {"shifted": both, "small": both, "single": both, "axes": counts}
     dtypes = tuple(dict.fromkeys(dtype_of(name, dtype) for dtype in ITEMSIZE))
     return general | {"dtype": dtypes} | _CHOICES.get(name, {})
@@ -167,14 +191,53 @@ def is_launched(name: str, options: dict[str, Any]) -> bool:
     return source not in ("rows", "examples") or op == "dropout"
 
 
-def parameters(name: str, dtype: str, options: dict[str, Any]) -> list[tuple[str, str, int | None]]:
-    """What a kernel takes: name, type, and length of a tuple or None, of each."""
+def parameters(name: str, dtype: str, options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a kernel takes: a `Parameter`, of a kind of `KINDS` and a length that is known, or a
+    tuple of these, each.
+    """
     real = "f64" if dtype == "float64" else "f32"
     axes = max(options.get("axes", 0), 1)
-    return [
-        (n, real if kind == "real" else kind, axes if length == "axes" else length)
-        for n, kind, length in KERNELS[name][2]
-    ]
+
+    def resolved(p: Any) -> Any:
+        if isinstance(p, tuple):
+            return tuple(map(resolved, p))
+        kind, length = real if p.kind == "real" else p.kind, axes if p.length else None
+        return replace(p, kind=kind, length=length if p.length == "axes" else p.length)
+
+    return resolved(KERNELS[name][2])
+
+
+_parameters = cache(lambda name, dtype, options: parameters(name, dtype, dict(options)))
+
+
+def values(
+    name: str,
+    dtype: str,
+    options: tuple[tuple[str, Any], ...],
+    arguments: Mapping[str, Any],
+) -> tuple[Any, ...]:
+    """What a kernel is called with: NumPy's numbers, in tuples as `parameters` are; `flattened`,
+    what compiled code takes. Arguments that are not there are 0.
+    """
+
+    def value(p: Any) -> Any:
+        if isinstance(p, tuple):
+            return tuple(map(value, p))
+        given, kind = arguments.get(p.name, 0), KINDS[p.kind]
+        if p.length is None:
+            return kind(given)
+        return tuple(map(kind, given or (0,) * p.length))
+
+    return value(_parameters(name, dtype_of(name, dtype), options))
+
+
+def flattened(items: tuple[Any, ...]) -> Iterator[Any]:
+    """What is in a tuple of tuples, in order."""
+    for item in items:
+        if isinstance(item, tuple):
+            yield from flattened(item)
+        else:
+            yield item
 
 
 def kernel(where: str, name: str, dtype: str, **options: Any) -> Any:

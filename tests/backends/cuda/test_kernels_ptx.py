@@ -14,7 +14,6 @@ import fastdrop as fd
 from fastdrop import _core, rng
 from fastdrop._core import Draw
 from fastdrop.backends.cpu import CPU
-from fastdrop.backends.cuda import table
 from fastdrop.base import gate
 from fastdrop.base.dtypes import compute_type
 from fastdrop.ops.alpha import affine
@@ -23,7 +22,8 @@ pytest.importorskip("numba_cuda", reason="pip install 'fastdrop[test-cuda]'")
 
 from cuda_compile import compile_ptx
 
-from fastdrop.backends.cuda.kernels.all import round_keys
+from fastdrop.backends.cuda.kernels.noise import NOISE_AXES
+from fastdrop.backends.cuda.kernels.philox import round_keys
 
 SLOW = pytest.mark.slow
 CAPABILITIES = [pytest.param((8, 0), marks=SLOW), (9, 0), pytest.param((10, 0), marks=SLOW)]
@@ -519,10 +519,10 @@ def test_noise(dtype, op):
             _, expected = CPU.noise_gradients(code, x, dy, draw, constants, None)
         else:
             expected = CPU.noise(code, x, draw, constants)
-        more = table.NOISE_AXES - len(shape)
+        more = NOISE_AXES - len(shape)
         shapes = {"shape": (1,) * more + place.shape, "strides": (0,) * more + place.strides}
         numbers |= {"start": place.start} | ({} if place.is_run else shapes)
-        axes = 0 if place.is_run else table.NOISE_AXES
+        axes = 0 if place.is_run else NOISE_AXES
         kernel = compiled("noise", cc, dtype, op=op, axes=axes, small=True)
         arrays = {"x": x, "g": dy, "y": np.full_like(expected, 7)}
         after = run(kernel, arrays, n=x.size, **numbers)

@@ -1,5 +1,6 @@
 """Kernels that are wrong in one place: the executed PTX shows it."""
 
+import shutil
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -8,8 +9,6 @@ from types import ModuleType
 import pytest
 import test_kernels_ptx as checks
 from helpers.ptx import Fault
-
-import fastdrop
 
 pytest.importorskip("numba_cuda", reason="pip install 'fastdrop[test-cuda]'")
 
@@ -72,92 +71,92 @@ def sums():
 
 
 # Behind the head of the dropout kernel's loop, of which others have the same.
-THERE = "\n            i = U64(group << U64(4))\n            left"
+THERE = "\n            i = group << 4\n            left"
 
 # What is changed, into what, and the check that must fail.
 MUTATIONS = {
     "no refinement": (
-        "            keep = refined(keep, w0, w1, w2, w3, number, t, f, keys, call)\n",
+        "            keep = refined(keep, w, number, draw)\n",
         "            keep = keep\n",
         forward,
     ),
-    "refinement by 23 bits": ("if U32(w >> U32(8)) < f:", "if U32(w >> U32(9)) < f:", forward),
+    "refinement by 23 bits": ("keys, call) >> 8 < f:", "keys, call) >> 9 < f:", forward),
     "one tie a group": (
-        "ties = U32(ties ^ U32(U32(1) << bit))",
+        "ties = U32(ties ^ U32(1) << bit)",
         "ties = U32(0)",
         lambda: checks.test_two_ties_in_one_group(CC, "float32"),
     ),
     "tie at the wrong element": (
-        "U32(bit & U32(3)) << U32(2)) | U32(bit >> U32(3))",
-        "U32(bit & U32(3)) << U32(2)) | U32(bit >> U32(4))",
+        "at = U32((bit & U32(3)) << 2 | bit >> 3)",
+        "at = U32((bit & U32(3)) << 2 | bit >> 4)",
         forward,
     ),
     "wrong shift in the mask": (
-        "gathered(at_least(w2, low, under)), U32(4))",
-        "gathered(at_least(w2, low, under)), U32(5))",
+        "at_least(w[2], limit), nibble)",
+        "at_least(w[2], limit), U32(5))",
         forward,
     ),
     "threshold from 1/2 on": (
-        "under = U32(0) if half else U32(0xFFFFFFFF)",
-        "under = U32(0xFFFFFFFF)",
+        "U32(0 if half else 0xFFFFFFFF)",
+        "U32(0xFFFFFFFF)",
         lambda: forward(p=0.9),
     ),
     "wrong shift of the block number": (
-        "block(number, bytes_domain",
-        "block(U64(number >> U64(1)), bytes_domain",
+        "four(number, BYTES",
+        "four(number >> 1, BYTES",
         forward,
     ),
     "upper half of the index lost": (
-        "U32(U32(number >> U64(32)) | domain)",
+        "U32(number >> 32 | domain)",
         "U32(domain)",
         lambda: forward(start=2**40),
     ),
     "one round key twice": ("keys[12], keys[13])", "keys[10], keys[13])", forward),
     "mask of the tail not cut": ("k = U32(k & missing)", "k = k", forward),
     "tail one element too long": (
-        "missing = U32(U32(U32(1) << U32(left)) - U32(1))",
-        "missing = U32(U32(U32(2) << U32(left)) - U32(1))",
+        "missing = ones(left)",
+        "missing = ones(left + U64(1))",
         forward,
     ),
     "tail left out": (
-        "while U64(group << U64(4)) < n:" + THERE,
-        "while U64(group << U64(4) | U64(15)) < n:" + THERE,
+        "while group << 4 < n:" + THERE,
+        "while group << 4 | U64(15) < n:" + THERE,
         forward,
     ),
     "tail not seen": ("and known and left >= U64(16):", "and known and left >= U64(15):", tail),
     "misaligned arrays not seen": (
-        "aligned = U64(U64(U64(x | y) | U64(residual | bias)) & U64(15)) == U64(0)",
-        "aligned = U64(U64(U64(x | y) | U64(residual | bias)) & U64(3)) == U64(0)",
+        "aligned = (x | y | residual | bias) & U64(15) == U64(0)",
+        "aligned = (x | y | residual | bias) & U64(3) == U64(0)",
         lambda: forward(offset=1),
     ),
     "one group too many": (
-        "while U64(group << U64(4)) < n:" + THERE,
-        "while U64(group << U64(4)) < U64(n + U64(16)):" + THERE,
+        "while group << 4 < n:" + THERE,
+        "while group << 4 < n + U64(16):" + THERE,
         forward,
     ),
     "every second turn left out": (
-        "group = U64(group + step())\n            if has_bias",
-        "group = U64(group + U64(step() + step()))\n            if has_bias",
+        "group += step()\n            if has_bias",
+        "group += step() + step()\n            if has_bias",
         forward,
     ),
     "two threads on one group": (
-        "group = first()\n        aligned = U64",
-        "group = U64(first() >> U64(1))\n        aligned = U64",
+        "group = first()\n        aligned = aligned_of",
+        "group = first() >> 1\n        aligned = aligned_of",
         forward,
     ),
     "store in the wrong place": (
-        "put(U64(y + at1), y1)",
-        "put(U64(y + U64(at1 >> U64(1))), y1)",
+        "put(arrays[3] + at1, y1)",
+        "put(arrays[3] + (at1 >> 1), y1)",
         forward,
     ),
     "bias goes on at the wrong column": (
-        "column = U32(column - U32(row)) if column >= U32(row) else column",
-        "column = U32(column - U32(row)) if column > U32(row) else column",
+        "column = U32(column - row) if column >= U32(row) else column",
+        "column = U32(column - row) if column > U32(row) else column",
         lambda: checks.test_bias("float32", 112),
     ),
     "of a chunk with a NaN nothing is done": (
-        "missing = U32(U32(bits0 if nan0 else none) | U32(bits1 if nan1 else none))",
-        "missing = U32(bits0 if nan0 else none)",
+        "missing = (bits0 if nan0 else NONE) | (bits1 if nan1 else NONE)",
+        "missing = bits0 if nan0 else NONE",
         forward,
     ),
     "NaN not looked for": ("return (a != a) | (b != b)", "return a != a", forward),
@@ -172,38 +171,42 @@ MUTATIONS = {
         lambda: checks.test_other_ops("float16", "zoneout"),
     ),
     "masks of two elements swapped": (
-        "signs = t.upper_signs if c else t.lower_signs",
-        "signs = t.lower_signs if c else t.upper_signs",
+        "(t.upper_signs if c else t.lower_signs)",
+        "(t.lower_signs if c else t.upper_signs)",
         lambda: forward("float16"),
     ),
     "mask alone, tail not cut": (
-        "k = U32(k & U32(U32(U32(1) << U32(n - i)) - U32(1)))",
-        "k = k",
+        "U32(k & ones(left)) if left < U64(16) else k",
+        "k",
         keep_mask,
     ),
     "a block of a row begins on the next": ("if w == width:", "if w > width:", blocks),
     "blocks begin in the last rows": ("if h < rows and", "if h <= rows and", blocks),
     "maps of an example miscounted": (
-        "U64(example * U64(size // each))",
-        "U64(example * U64(size // width))",
+        "number * (size // each)",
+        "number * (size // width)",
         blocks,
     ),
     "blocks one too narrow": ("while k > U64(0) and back", "while k > U64(1) and back", blocks),
     "blocks cut at an example's first words": (
-        "while k > U64(0) and back < U64(at + U64(16)):",
+        "while k > U64(0) and back < at + U64(16):",
         "while k > U64(0) and back <= at:",
         lambda: blocks((20, 39)),
     ),
-    "bits behind an example not cut": ("bits = U32(U32(~bits) & ones)", "bits = ~bits", blocks),
-    "ones counted twice": ("word = U64(word + parts)", "word = U64(word + U64(1))", examples),
+    "bits behind an example not cut": (
+        "bits = U32(~bits & ones(min(left, U64(16))))",
+        "bits = U32(~bits)",
+        blocks,
+    ),
+    "ones counted twice": ("word += EACH_PART", "word += U64(1)", examples),
     "scales of the next example": (
-        "scale = value(load_real(U64(own + U64(U64(i // row) * size))))",
-        "scale = value(load_real(U64(own + U64(U64(U64(i + U64(8)) // row) * size))))",
+        "scale = value(load_real(own + i // row * real_item))",
+        "scale = value(load_real(own + (i + U64(8)) // row * real_item))",
         examples,
     ),
     "a group across examples taken as one": (
-        "if rows or examples:\n            aligned",
-        "if rows:\n            aligned",
+        "if of_rows:\n            aligned",
+        'if source == "rows":\n            aligned',
         examples,
     ),
     "0 / 0 kept": (
@@ -227,13 +230,13 @@ MUTATIONS = {
         connect,
     ),
     "a dropped weight counted": (
-        "if U32(k & bit) != U32(0) else zero",
-        "if U32(k & bit) != U32(99) else zero",
+        "if k & bit != U32(0) else zero",
+        "if k & bit != U32(99) else zero",
         connect,
     ),
     "mask of the next row": (
-        "index = U64(index + bits_j)",
-        "index = U64(index + columns)",
+        "index += bits_j",
+        "index += columns",
         connect,
     ),
     "a tree of sums in another order": (
@@ -247,8 +250,8 @@ MUTATIONS = {
         lambda: connect_back((2, 2, 4160)),
     ),
     "mask of another weight": (
-        "U64(index + o), t, f",
-        "U64(index + U64(o >> U64(1))), t, f",
+        "keep16(index + o, draw)",
+        "keep16(index + (o >> 1), draw)",
         connect_back,
     ),
     "deviations of a row that do not end": (
@@ -256,15 +259,15 @@ MUTATIONS = {
         "return sigma, column",
         deviations,
     ),
-    "deviations from the first on": ("U64(i % row))", "U64(0))", deviations),
+    "deviations from the first on": ("i % deviations[1])", "U64(0))", deviations),
     "a slope without its noise": (
-        "inverse, scale):\n            return noise",
-        "inverse, scale):\n            return sigma",
+        "def slope(noise, sigma, relaxed):\n        return real(noise)",
+        "def slope(noise, sigma, relaxed):\n        return sigma",
         deviations,
     ),
     "a clipped gradient": (
-        "v = nothing if weight < nothing",
-        "v = v if weight < nothing",
+        "v = NOTHING if weight < NOTHING",
+        "v = v if weight < NOTHING",
         weighted,
     ),
     "rounded once": (
@@ -272,27 +275,27 @@ MUTATIONS = {
         "v = v",
         lambda: weighted("float64"),
     ),
-    "a row's number not multiplied": ("U64(number * row)", "number", rows),
+    "a row's number not multiplied": ("at = number * row", "at = number", rows),
     "of an unaligned table all rows kept": (
         "if known and given != U64(0):",
-        "if known and given != U64(0) and U64(row & U64(15)) == U64(0):",
+        "if known and given != U64(0) and row & U64(15) == U64(0):",
         lambda: rows(5),
     ),
     "a group across rows taken as one": (
-        "aligned = aligned and U64(row & U64(15)) == U64(0)",
-        "aligned = aligned and U64(row & U64(0)) == U64(0)",
+        "aligned = aligned and row & U64(15) == U64(0)",
+        "aligned = aligned and row & U64(0) == U64(0)",
         lambda: rows(5),
     ),
     "without dropout a NaN changed": (
-        "if rows and known and given == U64(0):",
-        "if rows and known and given == U64(1):",
+        "if rows_of and known and given == U64(0):",
+        "if rows_of and known and given == U64(1):",
         lambda: rows(p=0),
     ),
-    "last run not merged": ("while low < end:", "while U64(low + run) < end:", order),
+    "last run not merged": ("while low < end:", "while low + run < end:", order),
     "an id in front of itself": ("n, run) < v:", "n, run) <= v:", order),
     "order of equal ids lost": (
-        "return U64(U64(v * n) + i) if",
-        "return U64(U64(v * n) + U64(U64(n - U64(1)) - i)) if",
+        "return v * n + i if",
+        "return v * n + (n - U64(1) - i) if",
         order,
     ),
     "dropped words have gradients": (
@@ -301,8 +304,8 @@ MUTATIONS = {
         sums,
     ),
     "each row of a word begins anew": (
-        "key(order, U64(place - U64(1))) < low",
-        "key(order, U64(place - U64(1))) < key(order, place)",
+        "key(order, place - U64(1)) < low",
+        "key(order, place - U64(1)) < key(order, place)",
         sums,
     ),
 }
@@ -318,16 +321,20 @@ def fresh(monkeypatch):
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_wrong_kernel_is_found(monkeypatch, tmp_path, mutation):
     right, wrong, check = MUTATIONS[mutation]
+    folder = Path(cuda_table.__file__).parent
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.pyc"))
     found = 0
     for name in MODULES:
-        source = Path(import_module(name).__file__).read_text()
+        file = tmp_path / Path(import_module(name).__file__).relative_to(folder)
+        source = file.read_text()
         found += source.count(right)
+        file.write_text(source.replace(right, wrong))
         module = ModuleType(name)
-        module.__file__ = str(tmp_path / f"{name}.py")
-        Path(module.__file__).write_text(source.replace(right, wrong))
+        module.__file__ = str(file)
         monkeypatch.setitem(sys.modules, name, module)
-        monkeypatch.setattr(fastdrop, name.partition(".")[2], module)
-        exec(compile(source.replace(right, wrong), module.__file__, "exec"), module.__dict__)
+        package, _, last = name.rpartition(".")
+        monkeypatch.setattr(sys.modules[package], last, module)
+        exec(compile(file.read_text(), module.__file__, "exec"), module.__dict__)
     assert found == 1
     monkeypatch.setattr(cuda_compile, "kernels", module)
     with pytest.raises((AssertionError, Fault)):

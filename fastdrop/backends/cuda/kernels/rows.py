@@ -7,35 +7,39 @@ from typing import Any
 
 import numpy as np
 
-from fastdrop.backends.cuda.kernels.all import U32, U64, doubles, elements, packed, positions
+from fastdrop.backends.cuda.kernels.elements import doubles, elements
+from fastdrop.backends.cuda.kernels.layout import positions
+from fastdrop.backends.cuda.kernels.masks import packed
 from fastdrop.backends.cuda.kernels.targets import target
+from fastdrop.backends.cuda.kernels.words import U32, U64
 
 WAYS = 16  # runs that a pass of `sort_kernel` merges
 
 
 @cache
 def ids_kernel(where: str, dtype: str, axes: int) -> Any:
-    """Integers of any layout to n uint64: `width` bytes each, of which one beyond `words` becomes
-    `words`, a negative one, too. strides are in bytes; dtype is ignored.
+    """Integers of any layout to n uint64: of `width` bits each; one beyond `words`, or a negative
+    one, becomes `words`. strides are in bytes; dtype is ignored.
     """
     p = target(where)
     first, step, load_u8, store_u64 = p.first, p.step, p.load_u8, p.store_u64
     position, _ = positions(where, axes, False)
 
-    def ids(x, y, n, width, signed, words, shape, strides):
+    def ids(x, y, n, integer, words, layout):
+        width, signed = integer
         i = first()
         while i < n:
-            at = U64(x + position(i, shape, strides))
+            at = x + position(i, layout)
             number, bits = U64(0), U64(0)
             byte = U32(0)
             while bits < width:
-                byte = load_u8(U64(at + U64(bits >> U64(3))))
-                number = U64(number | U64(U64(byte) << bits))
-                bits = U64(bits + U64(8))
+                byte = load_u8(at + (bits >> 3))
+                number |= U64(byte) << bits
+                bits += U64(8)
             if signed != U64(0) and byte >= U32(128):
                 number = words
-            store_u64(U64(y + U64(i << U64(3))), number if number < words else words)
-            i = U64(i + step())
+            store_u64(y + (i << 3), min(number, words))
+            i += step()
 
     return p.kernel(ids)
 
@@ -50,35 +54,35 @@ def sort_kernel(where: str, dtype: str) -> Any:
 
     @p.device
     def key(x, i, n, run):
-        v = load_u64(U64(x + U64(i << U64(3))))
-        return U64(U64(v * n) + i) if run == U64(1) else v
+        v = load_u64(x + (i << 3))
+        return v * n + i if run == U64(1) else v
 
     @p.device
     def smaller(v, x, low, high, n, run):
         """How many of a run are."""
         begin = low
         while low < high:
-            middle = U64(U64(low + high) >> U64(1))
+            middle = low + high >> 1
             if key(x, middle, n, run) < v:
-                low = U64(middle + U64(1))
+                low = middle + U64(1)
             else:
                 high = middle
-        return U64(low - begin)
+        return low - begin
 
     def sort(x, y, n, run):
         i = first()
-        longer = U64(run * U64(WAYS))
+        longer = run * U64(WAYS)
         while i < n:
             v = key(x, i, n, run)
-            low = U64(i - U64(i % longer))
-            end = U64(low + longer) if U64(low + longer) < n else n
+            low = i - i % longer
+            end = min(low + longer, n)
             at = low
             while low < end:
-                high = U64(low + run) if U64(low + run) < end else end
-                at = U64(at + smaller(v, x, low, high, n, run))
+                high = min(low + run, end)
+                at += smaller(v, x, low, high, n, run)
                 low = high
-            store_u64(U64(y + U64(at << U64(3))), v)
-            i = U64(i + step())
+            store_u64(y + (at << 3), v)
+            i += step()
 
     return p.kernel(sort)
 
@@ -99,12 +103,12 @@ def add_rows_kernel(where: str, dtype: str) -> Any:
 
     @p.device
     def key(order, place):
-        return load_u64(U64(order + U64(place << U64(3))))
+        return load_u64(order + (place << 3))
 
     @p.device
     def begins(order, place, low):
         """Whether no row in front has a key from low on."""
-        return place == U64(0) or key(order, U64(place - U64(1))) < low
+        return place == U64(0) or key(order, place - U64(1)) < low
 
     @p.device
     def kept(given, word):
@@ -112,21 +116,20 @@ def add_rows_kernel(where: str, dtype: str) -> Any:
 
     def add_rows(order, x, given, y, n, row, words, scale):
         i = first()
-        while i < U64(n * row):
-            place = U64(i // row)
-            column = U64(i - U64(place * row))
+        while i < n * row:
+            place = i // row
+            column = i - place * row
             k = key(order, place)
-            word = U64(k // n)
-            low = U64(word * n)
+            word = k // n
+            low = word * n
             if word < words and begins(order, place, low) and kept(given, word):
                 total = nothing
-                while place < n and k < U64(low + n):
-                    at = U64(U64(U64(k - low) * row) + column)
-                    total = add(total, number(load(U64(x + U64(at * item)))))
-                    place = U64(place + U64(1))
+                while place < n and k < low + n:
+                    at = (k - low) * row + column
+                    total = add(total, number(load(x + at * item)))
+                    place += U64(1)
                     k = key(order, place) if place < n else k
-                at = U64(U64(word * row) + column)
-                store(U64(y + U64(at * item)), rounded(mul(total, scale)))
-            i = U64(i + step())
+                store(y + (word * row + column) * item, rounded(mul(total, scale)))
+            i += step()
 
     return p.kernel(add_rows)

@@ -1,0 +1,63 @@
+"""Arrays of any layout, and a copy from one to another.
+
+The group of parameters is ``layout = shape, strides``, two tuples of U64.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from fastdrop.backends.cuda.kernels.elements import elements
+from fastdrop.backends.cuda.kernels.targets import target
+from fastdrop.backends.cuda.kernels.words import U32, U64
+
+
+@cache
+def positions(where: str, axes: int, small: bool) -> Any:
+    """``f(i, layout)``, the dot product of element i's C-order coordinates and the strides, and
+    ``g(i, length)``, how many elements of its row of the last axis begin with it.
+
+    small: i and all lengths are below 2^32, so that the divisions are of 32 bits.
+    """
+    device = target(where).device
+
+    def behind(outer: Any, d: int) -> Any:
+        @device
+        def position(i, layout):
+            shape, strides = layout
+            q = U64(U32(i) // U32(shape[d])) if small else i // shape[d]
+            return outer(q, layout) + (i - q * shape[d]) * strides[d]
+
+        return position
+
+    @device
+    def outermost(i, layout):
+        return i * layout[1][0]
+
+    @device
+    def left(i, length):
+        if small:
+            return U64(U32(length) - U32(i) % U32(length))
+        return length - i % length
+
+    position = outermost
+    for d in range(1, axes):
+        position = behind(position, d)
+    return position, left
+
+
+@cache
+def copy_kernel(where: str, dtype: str, axes: int, small: bool) -> Any:
+    """n elements from any layout to any other; `strides` and `to` are in bytes."""
+    p, e = target(where), elements(where, dtype)
+    first, step, load, store = p.first, p.step, e.load, e.store
+    position, _ = positions(where, axes, small)
+
+    def copy(x, y, n, shape, strides, to):
+        i = first()
+        while i < n:
+            store(y + position(i, (shape, to)), load(x + position(i, (shape, strides))))
+            i += step()
+
+    return p.kernel(copy)

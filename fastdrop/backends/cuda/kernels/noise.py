@@ -1,0 +1,307 @@
+"""Noise ops: what the noise e of an element makes of it, and the kernel that draws and applies it.
+
+"scale", "scales": x (1 + sigma e); "add": x + sigma e; "concrete": x w; "gradient": what x, with dy
+in g, adds to the gradient of concrete dropout's logit; "slope": to that of sigma. See
+``fd_noise_op`` in src/fastdrop.h.
+
+Groups of parameters: ``arrays = x, g, y`` and ``relaxed = logit, rate, inverse, scale``, those of
+concrete dropout; e and s below are four noises and four sigmas.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from math import factorial
+from typing import Any
+
+import numpy as np
+
+from fastdrop.backends.cuda.kernels.elements import elements
+from fastdrop.backends.cuda.kernels.layout import positions
+from fastdrop.backends.cuda.kernels.targets import target
+from fastdrop.backends.cuda.kernels.variates import variates
+from fastdrop.backends.cuda.kernels.words import U32, U64, words
+from fastdrop.base.dtypes import ITEMSIZE
+
+# A variate takes so long that divisions by the lengths of axes that are not there do not count: one
+# noise kernel serves for up to so many.
+NOISE_AXES = 4
+
+GRADIENTS = ("gradient", "slope")  # ops that read g and write the compute type
+
+
+@cache
+def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool) -> Any:
+    """A noise op on n contiguous elements, whose indices are as in `draw_kernel`.
+
+    axes = 0: `start` is a multiple of 4. "scales" takes `sigmas`, of the compute type, which repeat
+    after `row` elements, for sigma.
+    """
+    p, e = target(where), elements(where, dtype)
+    first, step, item = p.first, p.step, e.item
+    kind = "logistic" if op in ("concrete", "gradient") else "normal"
+    variates4, together = getattr(variates(where), kind), _together(where, dtype, op)
+    one, four_sigmas = _one(where, dtype, op), _four_sigmas(where, dtype, op)
+    fourth, wide_stores = words(where).fourth, op not in GRADIENTS
+
+    if axes:
+        position, _ = positions(where, axes, small)
+
+        def noise(arrays, deviations, run, layout, draw, sigma, relaxed):
+            n, start = run
+            i = first()
+            while i < n:
+                index = start + position(i, layout)
+                own = fourth(variates4(index >> 2, draw), index)
+                one(i, arrays, own, sigma, relaxed)
+                i += step()
+
+    else:
+
+        def noise(arrays, deviations, run, layout, draw, sigma, relaxed):
+            x, _, y = arrays
+            n, start = run
+            group, groups = first(), n + U64(3) >> 2
+            aligned = wide_stores and (x | y) & U64(15) == U64(0)
+            while group < groups:
+                i = group << 2
+                e = variates4(start + i >> 2, draw)
+                left = n - i
+                s = four_sigmas(deviations, i, sigma)
+                if aligned and left >= U64(4):
+                    together(x + i * item, y + i * item, e, s, relaxed)
+                else:
+                    one(i, arrays, e[0], s[0], relaxed)
+                    if left > U64(1):
+                        one(i + U64(1), arrays, e[1], s[1], relaxed)
+                    if left > U64(2):
+                        one(i + U64(2), arrays, e[2], s[2], relaxed)
+                    if left > U64(3):
+                        one(i + U64(3), arrays, e[3], s[3], relaxed)
+                group += step()
+
+    return p.kernel(noise)
+
+
+def _one(where: str, dtype: str, op: str) -> Any:
+    """``f(i, arrays, noise, sigma, relaxed)``: element i."""
+    e = elements(where, dtype)
+    load, store, decode, encode, bits = e.load, e.store, e.decode, e.encode, e.bits
+    item, real_item, store_real, zero = e.item, e.real_item, e.store_real, e.zero
+    weight_of, applied = weight(where, dtype, op), _applied(where, dtype, op)
+    gradient = op in GRADIENTS
+
+    @target(where).device
+    def one(i, arrays, noise, sigma, relaxed):
+        x, g, y = arrays
+        at = i * item
+        w = weight_of(noise, sigma, relaxed)
+        dy = decode(load(g + at)) if gradient else zero
+        v = applied(decode(load(x + at)), dy, w)
+        if gradient:
+            store_real(y + i * real_item, bits(v))
+        else:
+            store(y + at, encode(v))
+
+    return one
+
+
+def _together(where: str, dtype: str, op: str) -> Any:
+    """``f(x, y, e, s, relaxed)``: four elements at these addresses, multiples of their size."""
+    p, el = target(where), elements(where, dtype)
+    device, decode, encode, encode2, zero = p.device, el.decode, el.encode, el.encode2, el.zero
+    load16, store16, load_u64, store_u64 = p.load16, p.store16, p.load_u64, p.store_u64
+    load16d, store16d, itemsize = p.load16d, p.store16d, ITEMSIZE[dtype]
+    weight_of, applied_to = weight(where, dtype, op), _applied(where, dtype, op)
+
+    @device
+    def applied(x, w):
+        return applied_to(decode(x), zero, w)
+
+    # Weights before loads: what is loaded would take registers while they are computed.
+    @device
+    def weights(e, s, relaxed):
+        return (
+            weight_of(e[0], s[0], relaxed),
+            weight_of(e[1], s[1], relaxed),
+            weight_of(e[2], s[2], relaxed),
+            weight_of(e[3], s[3], relaxed),
+        )
+
+    if itemsize == 4:
+
+        @device
+        def together(x, y, e, s, relaxed):
+            w = weights(e, s, relaxed)
+            a = load16(x)
+            v0, v1 = applied(a[0], w[0]), applied(a[1], w[1])
+            v2, v3 = applied(a[2], w[2]), applied(a[3], w[3])
+            store16(y, encode(v0), encode(v1), encode(v2), encode(v3))
+
+    elif itemsize == 2:
+
+        @device
+        def together(x, y, e, s, relaxed):
+            w = weights(e, s, relaxed)
+            a = load_u64(x)
+            low, high = U32(a), U32(a >> 32)
+            v0, v1 = applied(U32(low & U32(0xFFFF)), w[0]), applied(U32(low >> 16), w[1])
+            v2, v3 = applied(U32(high & U32(0xFFFF)), w[2]), applied(U32(high >> 16), w[3])
+            store_u64(y, U64(encode2(v0, v1)) | U64(encode2(v2, v3)) << 32)
+
+    else:
+
+        @device
+        def two(x, y, e, s, relaxed):
+            w0, w1 = weight_of(e[0], s[0], relaxed), weight_of(e[1], s[1], relaxed)
+            a = load16d(x)
+            store16d(y, encode(applied(a[0], w0)), encode(applied(a[1], w1)))
+
+        @device
+        def together(x, y, e, s, relaxed):
+            two(x, y, (e[0], e[1]), (s[0], s[1]), relaxed)
+            two(x + U64(16), y + U64(16), (e[2], e[3]), (s[2], s[3]), relaxed)
+
+    return together
+
+
+def _four_sigmas(where: str, dtype: str, op: str) -> Any:
+    """``f(deviations, i, sigma)``: of elements i ... i + 3; ``deviations = sigmas, row``."""
+    device, e = target(where).device, elements(where, dtype)
+    load_real, real_item, value = e.load_real, e.real_item, e.value
+
+    if op == "scales":
+
+        @device
+        def sigma_at(deviations, column):
+            """That of a column, and the next column."""
+            sigmas, row = deviations
+            sigma = value(load_real(sigmas + column * real_item))
+            column += U64(1)
+            return sigma, (column if column < row else U64(0))
+
+        @device
+        def four_sigmas(deviations, i, sigma):
+            s0, column = sigma_at(deviations, i % deviations[1])
+            s1, column = sigma_at(deviations, column)
+            s2, column = sigma_at(deviations, column)
+            s3, column = sigma_at(deviations, column)
+            return s0, s1, s2, s3
+
+    else:
+
+        @device
+        def four_sigmas(deviations, i, sigma):
+            return sigma, sigma, sigma, sigma
+
+    return four_sigmas
+
+
+@cache
+def weight(where: str, dtype: str, op: str) -> Any:
+    """``f(noise, sigma, relaxed)``, of a variate, which is a float32, in the compute type."""
+    t, exact = target(where), elements(where, dtype).exact
+    device, wide_of, odds_of = t.device, t.wide, _odds(where, dtype)
+    add, sub, mul, div = exact.add, exact.sub, exact.mul, exact.div
+    wide = dtype == "float64"
+    one = (np.float64 if wide else np.float32)(1)
+
+    @device
+    def real(noise):
+        return wide_of(noise) if wide else noise
+
+    @device
+    def scaled(noise, sigma, relaxed):
+        return add(one, mul(sigma, real(noise)))
+
+    @device
+    def added(noise, sigma, relaxed):
+        return mul(sigma, real(noise))
+
+    @device
+    def concrete(noise, sigma, relaxed):
+        logit, _, inverse, scale = relaxed
+        return div(scale, add(one, odds_of(real(noise), logit, inverse)))
+
+    @device
+    def gradient(noise, sigma, relaxed):
+        logit, rate, inverse, scale = relaxed
+        odds = odds_of(real(noise), logit, inverse)
+        total = add(one, odds)
+        w = div(scale, total)
+        return mul(w, sub(rate, mul(div(odds, total), inverse)))
+
+    @device
+    def slope(noise, sigma, relaxed):
+        return real(noise)
+
+    known = {"scale": scaled, "scales": scaled, "add": added, "concrete": concrete}
+    return (known | {"gradient": gradient, "slope": slope})[op]
+
+
+def _applied(where: str, dtype: str, op: str) -> Any:
+    """``f(x, g, weight)``."""
+    device, e = target(where).device, elements(where, dtype)
+    mul, with_weight = e.mul, e.add if op == "add" else e.mul
+    gradient = op in GRADIENTS
+
+    @device
+    def applied(x, g, weight):
+        return mul(mul(x, g), weight) if gradient else with_weight(x, weight)
+
+    return applied
+
+
+@cache
+def _odds(where: str, dtype: str) -> Any:
+    """``f(noise, logit, inverse)``: e^((logit + noise) * inverse), not beyond what has a
+    reciprocal.
+    """
+    device, e = target(where).device, elements(where, dtype)
+    add, sub, mul, bits, value = e.exact.add, e.exact.sub, e.exact.mul, e.bits, e.value
+    wide = dtype == "float64"
+    real, word, mantissa = (np.float64, U64, U64(52)) if wide else (np.float32, U32, U32(23))
+    one_bits = word(0x3FF0000000000000 if wide else 0x3F800000)
+    magic, most = real(1.5 * 2.0 ** int(mantissa)), real(700 if wide else 87)
+    high = real(0.69314718036912381649 if wide else 0.693145751953125)
+    low = real(1.90821492927058770002e-10 if wide else 1.4286068202862268e-06)
+    log2e = real(1 / np.log(2))
+    terms = tuple(real(1 / factorial(k)) for k in range(14 if wide else 8))
+
+    @device
+    def two_steps(v, x, c1, c0):
+        return add(mul(add(mul(v, x), c1), x), c0)
+
+    @device
+    def last_terms(v, x):
+        v = two_steps(two_steps(v, x, terms[5], terms[4]), x, terms[3], terms[2])
+        return two_steps(v, x, terms[1], terms[0])
+
+    if wide:
+
+        @device
+        def taylor(x):
+            v = two_steps(add(mul(terms[13], x), terms[12]), x, terms[11], terms[10])
+            v = two_steps(two_steps(v, x, terms[9], terms[8]), x, terms[7], terms[6])
+            return last_terms(v, x)
+
+    else:
+
+        @device
+        def taylor(x):
+            return last_terms(add(mul(terms[7], x), terms[6]), x)
+
+    @device
+    def exp(x):
+        shifted = add(mul(x, log2e), magic)
+        n = sub(shifted, magic)
+        r = sub(sub(x, mul(n, high)), mul(n, low))
+        return mul(taylor(r), value(word((bits(shifted) << mantissa) + one_bits)))
+
+    @device
+    def odds_of(noise, logit, inverse):
+        a = mul(add(logit, noise), inverse)
+        a = a if a > -most else -most
+        return exp(a if a < most else most)
+
+    return odds_of

@@ -1,0 +1,316 @@
+"""The primitives as Numba compiles them, for a GPU or, so that tests can run them, for this CPU.
+
+Each is an intrinsic of Numba: a function that gives its types and what writes its LLVM code.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+
+from fastdrop.backends.cuda.kernels.targets import REGISTERS
+
+U64 = np.uint64
+u32, u64, f32, f64 = types.uint32, types.uint64, types.float32, types.float64
+
+INTS = {bits: ir.IntType(bits) for bits in (8, 16, 32, 64)}
+i32 = INTS[32]
+FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
+
+
+def primitives(gpu: bool, packs: bool) -> SimpleNamespace:
+    """See `target`. packs: whether one instruction makes two 16-bit floats of two float32."""
+    if gpu:
+        try:  # numba-cuda has its own, the target in numba itself has not
+            from numba.cuda.extending import intrinsic
+        except ImportError:
+            from numba.extending import intrinsic
+    else:
+        from numba.extending import intrinsic
+
+    return SimpleNamespace(
+        **(_threads_of_a_gpu() if gpu else _one_thread()),
+        **_memory(intrinsic, space=1 if gpu else 0),
+        **_conversions(intrinsic),
+        **_packs(intrinsic, packs),
+        **_arithmetic(intrinsic, gpu),
+        **_bits(intrinsic, gpu),
+    )
+
+
+def _threads_of_a_gpu() -> dict[str, Any]:
+    from numba import cuda
+
+    device = cuda.jit(device=True, forceinline=True)
+
+    @device
+    def first():
+        return U64(cuda.grid(1))
+
+    @device
+    def step():
+        return U64(cuda.gridsize(1))
+
+    def kernel(f: Any, registers: int | None = REGISTERS) -> Any:
+        return cuda.jit(max_registers=registers)(f)
+
+    return {"device": device, "kernel": kernel, "first": first, "step": step}
+
+
+def _one_thread() -> dict[str, Any]:
+    from numba import njit
+
+    # Numba would spend a fifth of its time on how Python and C call these.
+    device = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+    @device
+    def first():
+        return U64(0)
+
+    @device
+    def step():
+        return U64(1)
+
+    def kernel(f: Any, registers: int | None = None) -> Any:
+        return njit(nogil=True, no_cfunc_wrapper=True)(f)
+
+    return {"device": device, "kernel": kernel, "first": first, "step": step}
+
+
+def _memory(intrinsic: Any, space: int) -> dict[str, Any]:
+    """space: LLVM's number of the memory, 1 for a GPU's global one."""
+
+    def pointer(builder: Any, address: Any, to: Any) -> Any:
+        return builder.inttoptr(address, ir.PointerType(to, space))
+
+    def vector(of: Any, bits: int, n: int) -> tuple[Any, Any]:
+        """Load and store of 16 bytes as n integers: one access, whatever they are used for."""
+        kind = ir.VectorType(INTS[bits], n)
+
+        @intrinsic
+        def load(typing, address):
+            signature = types.UniTuple(of, n)(u64)
+
+            def generate(context, builder, sig, args):
+                words = builder.load(pointer(builder, args[0], kind), align=16)
+                parts = [builder.extract_element(words, ir.Constant(i32, k)) for k in range(n)]
+                return context.make_tuple(builder, sig.return_type, parts)
+
+            return signature, generate
+
+        def store(context, builder, sig, args):
+            words = ir.Constant(kind, ir.Undefined)
+            for k in range(n):
+                words = builder.insert_element(words, args[1 + k], ir.Constant(i32, k))
+            builder.store(words, pointer(builder, args[0], kind), align=16)
+            return context.get_dummy_value()
+
+        return load, store
+
+    load16, store_words = vector(u32, 32, 4)
+    load16d, store_pair = vector(u64, 64, 2)
+
+    @intrinsic
+    def store16(typing, address, a, b, c, d):
+        return types.void(u64, u32, u32, u32, u32), store_words
+
+    @intrinsic
+    def store16d(typing, address, a, b):
+        return types.void(u64, u64, u64), store_pair
+
+    def one(bits: int) -> tuple[Any, Any]:
+        """Load and store of one integer, which is a uint32 if it has less bits."""
+        kind = u64 if bits == 64 else u32
+
+        @intrinsic
+        def load(typing, address):
+            def generate(context, builder, sig, args):
+                value = builder.load(pointer(builder, args[0], INTS[bits]), align=bits // 8)
+                return builder.zext(value, i32) if bits < 32 else value
+
+            return kind(u64), generate
+
+        @intrinsic
+        def store(typing, address, value):
+            def generate(context, builder, sig, args):
+                value = builder.trunc(args[1], INTS[bits]) if bits < 32 else args[1]
+                builder.store(value, pointer(builder, args[0], INTS[bits]), align=bits // 8)
+                return context.get_dummy_value()
+
+            return types.void(u64, kind), generate
+
+        return load, store
+
+    found = {"load16": load16, "store16": store16, "load16d": load16d, "store16d": store16d}
+    for bits in INTS:
+        found[f"load_u{bits}"], found[f"store_u{bits}"] = one(bits)
+    return found
+
+
+def _conversions(intrinsic: Any) -> dict[str, Any]:
+    def conversion(how: str, result: Any, argument: Any) -> Any:
+        """how: the instruction's name in llvmlite."""
+
+        @intrinsic
+        def convert(typing, value):
+            def generate(context, builder, sig, args):
+                return getattr(builder, how)(args[0], context.get_value_type(result))
+
+            return result(argument), generate
+
+        return convert
+
+    @intrinsic
+    def half(typing, bits):
+        def generate(context, builder, sig, args):
+            value = builder.bitcast(builder.trunc(args[0], INTS[16]), ir.HalfType())
+            return builder.fpext(value, FLOAT)
+
+        return f32(u32), generate
+
+    return {
+        "f32": conversion("bitcast", f32, u32),
+        "b32": conversion("bitcast", u32, f32),
+        "f64": conversion("bitcast", f64, u64),
+        "b64": conversion("bitcast", u64, f64),
+        "float_of": conversion("sitofp", f32, u32),
+        "wide": conversion("fpext", f64, f32),
+        "narrow": conversion("fptrunc", f32, f64),
+        "half": half,
+    }
+
+
+def _packs(intrinsic: Any, packs: bool) -> dict[str, Any]:
+    def packed(instruction: str, narrow: Any) -> Any:
+        """Two float32 to a word: one instruction where the GPU has it."""
+
+        @intrinsic
+        def pack(typing, low, high):
+            def generate(context, builder, sig, args):
+                if packs:
+                    kind = ir.FunctionType(i32, [FLOAT, FLOAT])
+                    return builder.asm(kind, instruction, "=r,f,f", (args[1], args[0]), False)
+                low, high = (narrow(builder, v) for v in args)
+                return builder.or_(low, builder.shl(high, ir.Constant(i32, 16)))
+
+            return u32(f32, f32), generate
+
+        return pack
+
+    def to_half(builder: Any, value: Any) -> Any:
+        value = builder.fptrunc(value, ir.HalfType())
+        return builder.zext(builder.bitcast(value, INTS[16]), i32)
+
+    def to_bfloat(builder: Any, value: Any) -> Any:
+        sixteen = ir.Constant(i32, 16)
+        u = builder.bitcast(value, i32)
+        odd = builder.and_(builder.lshr(u, sixteen), ir.Constant(i32, 1))
+        u = builder.add(builder.add(u, ir.Constant(i32, 0x7FFF)), odd)
+        return builder.lshr(u, sixteen)
+
+    return {
+        "halves": packed("cvt.rn.f16x2.f32 $0, $1, $2;", to_half),
+        "bfloats": packed("cvt.rn.bf16x2.f32 $0, $1, $2;", to_bfloat),
+    }
+
+
+def _called(builder: Any, name: str, result: Any, *args: Any) -> Any:
+    """The result of a function of libdevice, or of an intrinsic of LLVM."""
+    module = builder.module
+    kind = ir.FunctionType(result, [a.type for a in args])
+    function = module.globals.get(name) or ir.Function(module, kind, name)
+    return builder.call(function, args)
+
+
+def _arithmetic(intrinsic: Any, gpu: bool) -> dict[str, Any]:
+    def operation(name: str, kind: Any) -> Any:
+        """On the GPU libdevice's function that rounds to nearest, of which no compiler makes a
+        fused multiply-add; LLVM for CPUs fuses nothing unless asked."""
+
+        @intrinsic
+        def operation(typing, a, b):
+            def generate(context, builder, sig, args):
+                if not gpu:
+                    return getattr(builder, "f" + name)(*args)
+                letter = "f" if kind is f32 else "d"
+                return _called(builder, f"__nv_{letter}{name}_rn", args[0].type, *args)
+
+            return kind(kind, kind), generate
+
+        return operation
+
+    @intrinsic
+    def sqrt32(typing, value):
+        def generate(context, builder, sig, args):
+            return _called(builder, "__nv_fsqrt_rn" if gpu else "llvm.sqrt.f32", FLOAT, *args)
+
+        return f32(f32), generate
+
+    found = {"sqrt32": sqrt32}
+    for kind, suffix in ((f32, "32"), (f64, "64")):
+        for name in ("add", "sub", "mul", "div"):
+            found[name + suffix] = operation(name, kind)
+    return found
+
+
+def _bits(intrinsic: Any, gpu: bool) -> dict[str, Any]:
+    @intrinsic
+    def high(typing, a, b):
+        def generate(context, builder, sig, args):
+            if gpu:  # as a shift of a 64-bit product, LLVM would widen all around it
+                return _called(builder, "__nv_umulhi", i32, *args)
+            product = builder.mul(*(builder.zext(a, INTS[64]) for a in args))
+            return builder.trunc(builder.lshr(product, ir.Constant(INTS[64], 32)), i32)
+
+        return u32(u32, u32), generate
+
+    @intrinsic
+    def clz(typing, value):
+        def generate(context, builder, sig, args):
+            if gpu:
+                return _called(builder, "__nv_clz", i32, *args)
+            return builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))
+
+        return u32(u32), generate
+
+    @intrinsic
+    def funnel(typing, a, b, n):
+        def generate(context, builder, sig, args):
+            if gpu:
+                kind = ir.FunctionType(i32, [i32] * 3)
+                operands = args[1], args[0], args[2]
+                shift = "shf.l.wrap.b32 $0, $1, $2, $3;"
+                return builder.asm(kind, shift, "=r,r,r,r", operands, False)
+            left, right = args[2], builder.sub(ir.Constant(i32, 32), args[2])
+            return builder.or_(builder.shl(args[0], left), builder.lshr(args[1], right))
+
+        return u32(u32, u32, u32), generate
+
+    def signs(selector: str, bit: int) -> Any:
+        """A permutation of bytes can repeat their signs: one instruction on the GPU."""
+
+        @intrinsic
+        def halves_of(typing, word):
+            def generate(context, builder, sig, args):
+                if gpu:
+                    permute = f"prmt.b32 $0, $1, 0, {selector};"
+                    return builder.asm(ir.FunctionType(i32, [i32]), permute, "=r,r", args, False)
+                flags = builder.lshr(args[0], ir.Constant(i32, bit))
+                flags = builder.and_(flags, ir.Constant(i32, 0x00010001))
+                return builder.mul(flags, ir.Constant(i32, 0xFFFF))
+
+            return u32(u32), generate
+
+        return halves_of
+
+    return {
+        "high": high,
+        "clz": clz,
+        "funnel": funnel,
+        "lower_signs": signs("0xAA88", 7),
+        "upper_signs": signs("0xBB99", 15),
+    }
