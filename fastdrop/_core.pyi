@@ -1,13 +1,14 @@
 """Types of the compiled module; src/bindings/*.pxi document what each function does."""
 
 from collections.abc import Callable
-from typing import Any, Final, TypeVar, final
+from typing import Any, Final, Self, TypeVar, final
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import disjoint_base
 
-Array = npt.NDArray[Any]
-Kind = TypeVar("Kind", bound=Saved)
+_Array = npt.NDArray[Any]
+_Kind = TypeVar("_Kind", bound=Saved)
 
 BUILD: str
 BITS_PAD: int
@@ -31,6 +32,8 @@ CONCRETE: int
 _C_API: object  # capsules
 _XLA_DROPOUT: object
 
+__test__: dict[str, str]  # Cython's, empty
+
 # Values.
 
 @final
@@ -45,13 +48,13 @@ class Place:
     def shared_axes(self) -> tuple[int, ...]: ...
     @property
     def strides(self) -> tuple[int, ...]: ...
-    def __init__(
-        self,
+    def __new__(
+        cls,
         of: tuple[int, ...],
         shared_axes: tuple[int, ...] = (),
         region: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
         /,
-    ) -> None: ...
+    ) -> Self: ...
 
 @final
 class Draw:
@@ -59,14 +62,16 @@ class Draw:
     call: Final[int]
     p: Final[float]
     place: Final[Place]
-    def __init__(self, seed: int, call: int, p: float, place: Place, /) -> None: ...
+    def __new__(cls, seed: int, call: int, p: float, place: Place, /) -> Self: ...
 
+@disjoint_base
 class CallCounter:
     def __init__(self, seed: int, call: int, /) -> None: ...
     def take(self) -> tuple[int, int]: ...
     def draw(self, p: float, place: Place) -> Draw: ...
     def peek(self) -> tuple[int, int]: ...
 
+@disjoint_base
 class Saved:
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -87,8 +92,8 @@ class Saved:
     ) -> None: ...
 
 def saved(
-    kind: type[Kind], shape: tuple[int, ...], draw: Draw | None, scale: float, held: Any
-) -> Kind: ...
+    kind: type[_Kind], shape: tuple[int, ...], draw: Draw | None, scale: float, held: Any
+) -> _Kind: ...
 
 # Settings.
 
@@ -103,26 +108,26 @@ def use_bfloat16(num: int, /) -> None: ...
 
 # Arrays.
 
-def has_kernels(x: Array) -> bool: ...
-def overlaps_otherwise(x: Array, y: Array) -> bool: ...
-def empty_like(x: Array) -> Array: ...
+def has_kernels(x: _Array) -> bool: ...
+def overlaps_otherwise(x: _Array, y: _Array) -> bool: ...
+def empty_like(x: _Array) -> _Array: ...
 
 # Masks.
 
 def scale_of(p: float, /) -> float: ...
 def forward(
     op: int,
-    x: Array,
-    residual: Array | None,
-    bias: Array | None,
-    out: Array | None,
+    x: _Array,
+    residual: _Array | None,
+    bias: _Array | None,
+    out: _Array | None,
     draw: Draw,
     save: bool,
     constants: tuple[float, float, float],
-) -> tuple[Array, bytes | None]: ...
+) -> tuple[_Array, bytes | None]: ...
 def backward(
-    dy: Array, out: Array | None, draw: Draw, bits: bytes | None, scale: float
-) -> Array: ...
+    dy: _Array, out: _Array | None, draw: Draw, bits: bytes | None, scale: float
+) -> _Array: ...
 def draw_bits(draw: Draw, /) -> bytes: ...
 def common_call(
     op: int,
@@ -130,10 +135,10 @@ def common_call(
     p: object,
     how: tuple[Any, ...],
     constants: Callable[[float], tuple[float, float, float]] | None,
-    kind: type[Kind],
+    kind: type[_Kind],
     /,
-) -> tuple[Array, Kind] | None: ...
-def common_backward(ctx: Saved, dy: object, out: object, /) -> Array | None: ...
+) -> tuple[_Array, _Kind] | None: ...
+def common_backward(ctx: Saved, dy: object, out: object, /) -> _Array | None: ...
 def philox4x32(
     counters: npt.NDArray[np.uint32],
     key: npt.NDArray[np.uint32],
@@ -145,20 +150,20 @@ def philox4x32(
 # Rows.
 
 def backward_sums(
-    dy: Array, dx: Array, bits: bytes | None, scale: float, sums: npt.NDArray[np.float64], /
+    dy: _Array, dx: _Array, bits: bytes | None, scale: float, sums: npt.NDArray[np.float64], /
 ) -> None: ...
 def lookup(
-    table: Array, ids: npt.NDArray[np.int64], bits: bytes, y: Array, scale: float, /
+    table: _Array, ids: npt.NDArray[np.int64], bits: bytes, y: _Array, scale: float, /
 ) -> None: ...
-def add_rows(x: Array, ids: npt.NDArray[np.int64], sums: npt.NDArray[np.float64], /) -> None: ...
+def add_rows(x: _Array, ids: npt.NDArray[np.int64], sums: npt.NDArray[np.float64], /) -> None: ...
 
 # Continuous noise.
 
 def draw_noise(kind: int, draw: Draw, noise: npt.NDArray[np.float32], /) -> None: ...
 def noise_forward(
     op: int,
-    x: Array,
-    y: Array,
+    x: _Array,
+    y: _Array,
     draw: Draw,
     constants: Any,
     sigma_length: int,
@@ -167,7 +172,7 @@ def noise_forward(
 ) -> None: ...
 def noise_backward(
     op: int,
-    x: Array,
+    x: _Array,
     gradients: tuple[Any, ...],
     draw: Draw,
     constants: Any,
@@ -178,9 +183,9 @@ def noise_backward(
 
 # Linear layers.
 
-def connect(operands: tuple[Any, ...], y: Array, draw: Draw, first: int, /) -> None: ...
+def connect(operands: tuple[Any, ...], y: _Array, draw: Draw, first: int, /) -> None: ...
 def connect_back(
-    operands: tuple[Any, ...], dy: Array, gradients: tuple[Any, ...], draw: Draw, first: int, /
+    operands: tuple[Any, ...], dy: _Array, gradients: tuple[Any, ...], draw: Draw, first: int, /
 ) -> None: ...
 
 # DropBlock.
@@ -189,4 +194,4 @@ def bytes_of_examples(examples: int, bits: int, /) -> int: ...
 def drop_blocks(
     seeds: bytes, shape: tuple[int, ...], block_height: int, block_width: int, /
 ) -> bytes: ...
-def apply_examples(x: Array, y: Array, keep: bytes, per_channel: bool, /) -> None: ...
+def apply_examples(x: _Array, y: _Array, keep: bytes, per_channel: bool, /) -> None: ...
