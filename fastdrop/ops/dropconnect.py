@@ -22,8 +22,6 @@ from fastdrop.base import gate
 from fastdrop.ops import context
 from fastdrop.rng import Rng, RngLike, draw_call, draw_of, uint64
 
-__all__ = ["MODES", "DropConnectContext", "dropconnect", "dropconnect_inference"]
-
 Array = npt.NDArray[Any]
 Gradients = tuple[Any, Any, Any]  # of x, weight, masked bias
 

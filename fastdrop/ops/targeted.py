@@ -16,8 +16,6 @@ from fastdrop.base import gate
 from fastdrop.ops.dropout import Context
 from fastdrop.rng import RngLike, draw_of
 
-__all__ = ["MODES", "Ramp", "TargetedContext", "targeted_dropout", "targeted_prune"]
-
 MODES = ("weight", "unit", "unit_weight")
 
 
