@@ -9,8 +9,6 @@ from fastdrop.backends.cuda.backend import CUDA
 from fastdrop.backends.interface import Backend
 from fastdrop.base.devices import on_device
 
-__all__ = ["of"]
-
 
 def of(x: Any) -> Backend:
     """The backend of whatever an operation was called with.

@@ -26,8 +26,6 @@ from fastdrop.backends.interface import Constants, Squares
 from fastdrop.base import gate
 from fastdrop.base.dtypes import compute_type
 
-__all__ = ["CPU", "cpu_features", "get_num_threads", "host_bits", "set_num_threads"]
-
 Array = npt.NDArray[Any]
 _INVERTED = bytes(255 - byte for byte in range(256))
 

@@ -12,8 +12,6 @@ from typing import Any, Protocol
 
 from fastdrop._core import Draw
 
-__all__ = ["Backend", "Constants", "Squares"]
-
 Constants = tuple[float, float, float]  # scale, shift, and what stands for a dropped element
 
 

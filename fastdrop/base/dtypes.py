@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["ITEMSIZE", "compute_type"]
-
 ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 """The dtypes that there are kernels for, and their bytes per element."""
 

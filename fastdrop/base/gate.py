@@ -1,5 +1,7 @@
-"""The gate: every argument of a public function is checked here, once, before anything is drawn or
-written. An error names the argument, its value and the remedy; what is behind the gate cannot fail.
+"""The gate: how arguments of public functions are checked, before anything is drawn or written.
+
+An error names the argument, its value and the remedy. What depends on where arrays are, each backend
+checks with these functions (`array`, `floats`, `numbers`, `output`); what a place can be, `_core.Place`.
 """
 
 from __future__ import annotations

@@ -16,8 +16,6 @@ from fastdrop.base.dtypes import compute_type
 from fastdrop.ops.dropout import Context
 from fastdrop.rng import RngLike, draw_of
 
-__all__ = ["AdversarialContext", "adversarial_dropout", "kl_divergence", "squared_divergence"]
-
 
 class AdversarialContext(Context):
     """Context of `adversarial_dropout`.

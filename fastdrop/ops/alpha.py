@@ -13,8 +13,6 @@ from fastdrop.ops.dropout import Context, masked
 from fastdrop.ops.shared import map_axes
 from fastdrop.rng import RngLike
 
-__all__ = ["affine", "alpha_dropout", "feature_alpha_dropout"]
-
 # SELU of minus infinity: -lambda * alpha of Klambauer et al., equations 2 and 14.
 SATURATION = -1.7580993408473766
 

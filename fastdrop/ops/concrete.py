@@ -17,8 +17,6 @@ from fastdrop.base.gate import Region
 from fastdrop.ops import context
 from fastdrop.rng import RngLike, draw_of
 
-__all__ = ["ConcreteContext", "concrete_dropout", "concrete_regularizer", "sigmoid"]
-
 LOGIT_LIMIT = 40.0  # float32 can tell no more: beyond, exp of 87 is what it clips at
 Real = float | np.floating | npt.NDArray[np.floating]
 

@@ -18,8 +18,6 @@ from fastdrop._core import BITS_PAD, Draw, Saved
 from fastdrop.backends import fetched
 from fastdrop.base import gate
 
-__all__ = ["Context", "fields", "is_bits"]
-
 
 class Context(Saved):
     """What all contexts share.

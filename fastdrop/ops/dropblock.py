@@ -18,8 +18,6 @@ from fastdrop.base.gate import Region
 from fastdrop.ops import context
 from fastdrop.rng import RngLike, draw_of
 
-__all__ = ["DropBlockContext", "drop_block"]
-
 
 @dataclass(frozen=True)
 class Geometry:

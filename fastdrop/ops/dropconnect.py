@@ -22,8 +22,6 @@ from fastdrop.base import gate
 from fastdrop.ops import context
 from fastdrop.rng import Rng, RngLike, draw_call, draw_of, uint64
 
-__all__ = ["MODES", "DropConnectContext", "dropconnect", "dropconnect_inference"]
-
 Array = npt.NDArray[Any]
 Operands = tuple[Any, Any, Any]  # x, weight, masked bias or None
 Gradients = tuple[Any, Any, Any]  # of those

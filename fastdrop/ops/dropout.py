@@ -18,8 +18,6 @@ from fastdrop.base.gate import Region
 from fastdrop.ops import context
 from fastdrop.rng import RngLike, draw_of
 
-__all__ = ["Context", "How", "drawn", "dropout", "inverted", "keep_mask", "masked"]
-
 
 class Context(context.Context):
     """What one call of `dropout`, or of another op that drops elements, leaves for its backward

@@ -30,8 +30,6 @@ from fastdrop.ops.context import is_bits
 from fastdrop.ops.dropout import Context, How, inverted
 from fastdrop.rng import RngLike, draw_of
 
-__all__ = ["bias_dropout_add", "dropout_add", "relu_dropout"]
-
 
 class AddContext(Context):
     """Context of `dropout_add`."""

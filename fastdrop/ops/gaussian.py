@@ -16,8 +16,6 @@ from fastdrop.base.gate import Region
 from fastdrop.ops import context
 from fastdrop.rng import RngLike, draw_of
 
-__all__ = ["GaussianContext", "gaussian_dropout", "gaussian_noise"]
-
 
 class GaussianContext(context.Context):
     """Context of `gaussian_dropout` and `gaussian_noise`: holds nothing that grows with x.

@@ -21,16 +21,6 @@ from fastdrop.ops import context
 from fastdrop.ops.dropout import Context, inverted, masked
 from fastdrop.rng import RngLike, draw_of
 
-__all__ = [
-    "EmbeddingContext",
-    "drop_path",
-    "embedding_dropout",
-    "locked_dropout",
-    "map_axes",
-    "spatial_axes",
-    "spatial_dropout",
-]
-
 
 def spatial_axes(ndim: int, channels_last: bool) -> tuple[int, ...]:
     """The spatial axes of (batch, channels, ...) or (batch, ..., channels): 1 to 3 of them."""

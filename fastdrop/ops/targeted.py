@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -15,8 +14,6 @@ from fastdrop.backends.cpu import CPU
 from fastdrop.base import gate
 from fastdrop.ops.dropout import Context
 from fastdrop.rng import RngLike, draw_of
-
-__all__ = ["MODES", "Ramp", "TargetedContext", "targeted_dropout", "targeted_prune"]
 
 MODES = ("weight", "unit", "unit_weight")
 
@@ -147,48 +144,6 @@ def targeted_prune(
         Value or shape of an argument.
     """
     return targeted_dropout(weight, 1.0, targeted, mode=mode, rng=0)[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Ramp:
-    """From 0 up to a rate: a function of the step for the arguments of `TargetedDropout`.
-
-    It rises to ``share * final`` over the first `steps` steps, and on to `final` over as many.
-
-    Parameters
-    ----------
-    final : float
-        The rate in the end.
-    steps : int
-        Length of each of the two parts.
-    share : float
-        How much of `final` is reached after the first part; with 1 there is no second.
-
-    Examples
-    --------
-    The authors' "piecewise" schedule:
-
-    >>> from fastdrop.ops.targeted import Ramp
-    >>> p = Ramp(0.5, 40_000)
-    >>> targeted = Ramp(0.75, 20_000, 0.95)
-    >>> layer = fastdrop.layers.TargetedDropout(p, targeted, rng=1234)
-    """
-
-    final: float
-    steps: int
-    share: float = 1.0
-
-    def __post_init__(self) -> None:
-        gate.rate(self.final, "final")
-        gate.rate(self.share, "share")
-        gate.count(self.steps, "steps")
-
-    def __call__(self, step: int) -> float:
-        """The rate at this step."""
-        step = gate.count(step, "step", 0)
-        first = min(step / self.steps, 1.0)
-        second = min(max(step / self.steps - 1.0, 0.0), 1.0)
-        return self.final * (self.share * first + (1.0 - self.share) * second)
 
 
 def _targets(weight: npt.NDArray[Any], targeted: float, mode: str) -> npt.NDArray[np.bool_]:

@@ -16,16 +16,6 @@ from fastdrop.base.dtypes import compute_type
 from fastdrop.ops import context
 from fastdrop.rng import RngLike, draw_of
 
-__all__ = [
-    "SparseVariationalContext",
-    "VariationalContext",
-    "kept_weights",
-    "sparse_variational_kl",
-    "sparse_variational_linear",
-    "variational_dropout",
-    "variational_kl",
-]
-
 
 class VariationalContext(context.Context):
     """Context of `variational_dropout`: refers to x.

@@ -14,8 +14,6 @@ from fastdrop.ops import context
 from fastdrop.ops.dropout import Context
 from fastdrop.rng import RngLike, draw_of
 
-__all__ = ["ZoneoutContext", "ZoneoutMeanContext", "zoneout"]
-
 
 class ZoneoutContext(Context):
     """Context of `zoneout` in training; ``mask()`` is True where the new value was taken."""

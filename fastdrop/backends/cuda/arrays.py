@@ -15,17 +15,6 @@ from fastdrop.base import gate
 from fastdrop.base.devices import on_device
 from fastdrop.base.dtypes import ITEMSIZE
 
-__all__ = [
-    "DeviceArray",
-    "DeviceBits",
-    "array",
-    "collapsed",
-    "fetched",
-    "output",
-    "overlap",
-    "sent",
-]
-
 
 def itemsize(dtype: str) -> int:
     return ITEMSIZE.get(dtype) or np.dtype(dtype).itemsize

@@ -13,8 +13,6 @@ from fastdrop.backends.cuda import linear as layers
 from fastdrop.backends.cuda import noise as noises
 from fastdrop.backends.cuda.arrays import DeviceArray
 
-__all__ = ["CUDA"]
-
 
 def _delivers(function: Callable[..., Any]) -> Any:
     """The function, whose results are arrays of the caller's library."""

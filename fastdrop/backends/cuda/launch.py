@@ -10,8 +10,6 @@ from typing import Any
 from fastdrop.backends.cuda import prebuilt
 from fastdrop.backends.cuda.arrays import DeviceArray
 
-__all__ = ["launch", "routes", "where", "why_not"]
-
 THREADS = 128  # of a thread block
 MAX_BLOCKS = 8192  # of a grid: some for each multiprocessor; threads take several turns then
 

@@ -18,8 +18,6 @@ import numpy as np
 from fastdrop.backends.cuda import prebuilt
 from fastdrop.backends.cuda.prebuilt import c_strides
 
-__all__ = ["KINDS", "DLPack", "Library", "default_kind", "library_of"]
-
 
 class Library:
     """What makes, finds and reads the arrays of one library."""

@@ -11,8 +11,6 @@ from fastdrop.backends.cuda.arrays import DeviceArray, sent
 from fastdrop.backends.cuda.launch import launch
 from fastdrop.backends.cuda.masks import contiguous, keys, threshold
 
-__all__ = ["add_bias", "column_sums", "linear", "linear_gradients"]
-
 
 class _Masks:
     """Where each example's masks are: of the weights, then of the bias."""

@@ -12,8 +12,6 @@ from fastdrop.backends.cuda.launch import launch
 from fastdrop.backends.cuda.masks import contiguous, delivered, keys, place_to_write, select
 from fastdrop.base.dtypes import compute_type
 
-__all__ = ["chain", "noise", "noise_gradients", "select_and_sum", "summed"]
-
 OPS = {NOISE_SCALE: "scale", NOISE_ADD: "add", CONCRETE: "concrete"}
 
 

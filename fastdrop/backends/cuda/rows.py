@@ -12,8 +12,6 @@ from fastdrop.backends.cuda.masks import U64, contiguous, draw_bits, scaled
 from fastdrop.base import gate
 from fastdrop.base.devices import on_device
 
-__all__ = ["add_rows", "lookup", "numbers"]
-
 
 def numbers(ids: Any, weight: DeviceArray) -> Any:
     """Integers on the device, or in the host's memory, as int64 in C order. Nothing waits for those

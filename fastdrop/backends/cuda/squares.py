@@ -12,8 +12,6 @@ from fastdrop.backends.cuda.masks import copy, delivered, dense, draw_bits, plac
 from fastdrop.backends.interface import Squares
 from fastdrop.base.dtypes import compute_type
 
-__all__ = ["apply_squares", "keep_squares"]
-
 
 def _row(squares: Squares) -> int:
     """Keep bits of an example, which begins with a 64-bit word."""
