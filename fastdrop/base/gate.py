@@ -1,7 +1,8 @@
 """The gate: how arguments of public functions are checked, before anything is drawn or written.
 
-An error names the argument, its value and the remedy. What depends on where arrays are, each backend
-checks with these functions (`array`, `floats`, `numbers`, `output`); what a place can be, `_core.Place`.
+An error names the argument, its value and the remedy. What depends on where arrays are, each
+backend checks with these functions (`array`, `floats`, `numbers`, `output`); what a place can be,
+`_core.Place` does.
 """
 
 from __future__ import annotations
