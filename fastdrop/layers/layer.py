@@ -107,8 +107,7 @@ class Layer:
         """
         if self.ctx is None:
             raise RuntimeError("backward needs a forward call of the layer before it")
-        kind = type(self.ctx)
-        if out is not None and not _takes_out(kind):  # type: ignore[arg-type]  # a class can be hashed
+        if out is not None and not _takes_out(type(self.ctx)):  # type: ignore[arg-type]  # a class can be hashed
             raise TypeError(f"out is not taken by the backward pass of {type(self).__name__}")
         grads = self.ctx.backward(dy) if out is None else self.ctx.backward(dy, out)
         if not self.learned:
@@ -149,7 +148,7 @@ class OpLayer(Layer):
         kept = [p for p in own if p.name not in OF_A_CALL]
         cls.fields = tuple(p.name for p in kept)
         rng = Parameter("rng", Parameter.KEYWORD_ONLY, default=None)
-        cls.__signature__ = Signature([*kept, rng])  # type: ignore[attr-defined]
+        cls.__signature__ = Signature([*kept, rng])  # type: ignore[attr-defined]  # for inspect
         cls.__doc__ = _documented(op, cls.fields)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -107,7 +107,7 @@ class Masked(DropConnectContext):
     """What the modes share that draw."""
 
     __slots__ = ()
-    draw: Draw
+    draw: Draw  # always there, as seed and call are
     seed: int
     call: int
 

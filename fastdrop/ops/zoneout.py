@@ -19,7 +19,7 @@ class ZoneoutContext(Context):
     """Context of `zoneout` in training; ``mask()`` is True where the new value was taken."""
 
     __slots__ = ()
-    draw: Draw
+    draw: Draw  # always there
 
     def backward(self, dy: npt.ArrayLike) -> Any:  # type: ignore[override]  # no out for two
         """(dprevious, dnew): dy where that value was taken, else +0.

@@ -187,12 +187,12 @@ class SELU(Layer):
 class Dropout(fd.layers.Dropout):
     """fastdrop's, in place, and straight to the op."""
 
-    def __call__(self, x: Array) -> Array:  # type: ignore[override]
+    def __call__(self, x: Array) -> Array:  # type: ignore[override]  # no out
         if self.training:
             x, self.ctx = fd.dropout(x, self.rate(), rng=self.rng, out=x)
         return x
 
-    def backward(self, dy: Array) -> Array:  # type: ignore[override]
+    def backward(self, dy: Array) -> Array:  # type: ignore[override]  # no out
         return self.ctx.backward(dy, out=dy)
 
 
