@@ -68,7 +68,7 @@ def _code(x: Any, y: Any) -> Any:
 
 
 @overload(_code)
-def _code_of(x: Any, y: Any) -> Any:
+def _code_of(x, y):  # type: ignore[no-untyped-def]  # Numba wants the parameters of the lambda
     code = CODES.get(x.dtype)
     if code is None or y.dtype != x.dtype:
         raise TypingError(f"arrays must be both float32 or both float64, got {x} and {y}")
