@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdrop.backends.cuda.kernels.targets import target
-from fastdrop.backends.cuda.kernels.words import U32, U64
+from fastdrop.backends.cuda.kernels.targets import U32, U64, target
 
 ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 

@@ -5,16 +5,15 @@ Each is an intrinsic of Numba: a function that gives its types and what writes i
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 
-from fastdrop.backends.cuda.kernels.targets import REGISTERS
+from fastdrop.backends.cuda.kernels.targets.words import U64
 
-U64 = np.uint64
+REGISTERS = 40  # of a thread at most: 48 warps of a multiprocessor's 64 have room then
+
 u32, u64, f32, f64 = types.uint32, types.uint64, types.float32, types.float64
 
 INTS = {bits: ir.IntType(bits) for bits in (8, 16, 32, 64)}
@@ -22,7 +21,7 @@ i32 = INTS[32]
 FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
 
 
-def primitives(gpu: bool, packs: bool) -> SimpleNamespace:
+def primitives(gpu: bool, packs: bool) -> dict[str, Any]:
     """See `target`. packs: whether one instruction makes two 16-bit floats of two float32."""
     if gpu:
         try:  # numba-cuda has its own, the target in numba itself has not
@@ -32,14 +31,14 @@ def primitives(gpu: bool, packs: bool) -> SimpleNamespace:
     else:
         from numba.extending import intrinsic
 
-    return SimpleNamespace(
+    return {
         **(_threads_of_a_gpu() if gpu else _one_thread()),
         **_memory(intrinsic, space=1 if gpu else 0),
         **_conversions(intrinsic),
         **_packs(intrinsic, packs),
         **_arithmetic(intrinsic, gpu),
         **_bits(intrinsic, gpu),
-    )
+    }
 
 
 def _threads_of_a_gpu() -> dict[str, Any]:
@@ -89,38 +88,30 @@ def _memory(intrinsic: Any, space: int) -> dict[str, Any]:
 
     def vector(of: Any, bits: int, n: int) -> tuple[Any, Any]:
         """Load and store of 16 bytes as n integers: one access, whatever they are used for."""
-        kind = ir.VectorType(INTS[bits], n)
+        kind, taken = ir.VectorType(INTS[bits], n), types.UniTuple(of, n)
 
         @intrinsic
         def load(typing, address):
-            signature = types.UniTuple(of, n)(u64)
-
             def generate(context, builder, sig, args):
                 words = builder.load(pointer(builder, args[0], kind), align=16)
                 parts = [builder.extract_element(words, ir.Constant(i32, k)) for k in range(n)]
                 return context.make_tuple(builder, sig.return_type, parts)
 
-            return signature, generate
+            return taken(u64), generate
 
-        def store(context, builder, sig, args):
-            words = ir.Constant(kind, ir.Undefined)
-            for k in range(n):
-                words = builder.insert_element(words, args[1 + k], ir.Constant(i32, k))
-            builder.store(words, pointer(builder, args[0], kind), align=16)
-            return context.get_dummy_value()
+        @intrinsic
+        def store(typing, address, words):
+            def generate(context, builder, sig, args):
+                packed = ir.Constant(kind, ir.Undefined)
+                for k in range(n):
+                    word = builder.extract_value(args[1], k)
+                    packed = builder.insert_element(packed, word, ir.Constant(i32, k))
+                builder.store(packed, pointer(builder, args[0], kind), align=16)
+                return context.get_dummy_value()
+
+            return types.void(u64, taken), generate
 
         return load, store
-
-    load16, store_words = vector(u32, 32, 4)
-    load16d, store_pair = vector(u64, 64, 2)
-
-    @intrinsic
-    def store16(typing, address, a, b, c, d):
-        return types.void(u64, u32, u32, u32, u32), store_words
-
-    @intrinsic
-    def store16d(typing, address, a, b):
-        return types.void(u64, u64, u64), store_pair
 
     def one(bits: int) -> tuple[Any, Any]:
         """Load and store of one integer, which is a uint32 if it has less bits."""
@@ -145,7 +136,9 @@ def _memory(intrinsic: Any, space: int) -> dict[str, Any]:
 
         return load, store
 
-    found = {"load16": load16, "store16": store16, "load16d": load16d, "store16d": store16d}
+    found = {}
+    found["load16"], found["store16"] = vector(u32, 32, 4)
+    found["load16d"], found["store16d"] = vector(u64, 64, 2)
     for bits in INTS:
         found[f"load_u{bits}"], found[f"store_u{bits}"] = one(bits)
     return found
