@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 from typing import Any
 
@@ -48,14 +48,11 @@ class Parameter:
     length: int | str | None = None
 
 
-def _u64(names: str, kind: str = "u64") -> tuple[Parameter, ...]:
+def _each(kind: str, names: str) -> tuple[Parameter, ...]:
     return tuple(Parameter(name, kind) for name in names.split())
 
 
-def _real(names: str) -> tuple[Parameter, ...]:
-    return _u64(names, "real")
-
-
+_u64, _real = partial(_each, "u64"), partial(_each, "real")
 _RUN = _u64("n start")
 _LAYOUT = Parameter("shape", "u64", "axes"), Parameter("strides", "u64", "axes")
 _TO = Parameter("to", "u64", "axes")
@@ -183,7 +180,9 @@ def parameters(name: str, dtype: str, options: Mapping[str, Any]) -> tuple:
     return resolved(KERNELS[name][1])
 
 
-_parameters = cache(lambda name, dtype, options: parameters(name, dtype, dict(options)))
+@cache
+def _parameters(name: str, dtype: str, options: tuple[tuple[str, Any], ...]) -> tuple:
+    return parameters(name, dtype_of(name, dtype), dict(options))
 
 
 def values(
@@ -204,7 +203,7 @@ def values(
             return kind(given)
         return tuple(map(kind, given or (0,) * p.length))
 
-    return value(_parameters(name, dtype_of(name, dtype), options))
+    return value(_parameters(name, dtype, options))
 
 
 def flattened(items: tuple) -> Iterator[Any]:

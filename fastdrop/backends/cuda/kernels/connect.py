@@ -77,7 +77,8 @@ def quad(where: str, dtype: str, c: int) -> SimpleNamespace:
         raw = load16d(at) + load16d(at + far) if wide else load16(at)
         return decode(raw[0]), decode(raw[1]), decode(raw[2]), decode(raw[3])
 
-    def one(j: int) -> Any:
+    @p.four
+    def each(j: int) -> Any:
         number, offset = U32(4 * c + j), U64((4 * c + j) * ITEMSIZE[dtype])
 
         @device
@@ -86,7 +87,8 @@ def quad(where: str, dtype: str, c: int) -> SimpleNamespace:
 
         return load_one
 
-    def put(j: int) -> Any:
+    @p.four
+    def puts(j: int) -> Any:
         number, offset = U32(4 * c + j), U64((4 * c + j) * ITEMSIZE[dtype])
 
         @device
@@ -96,7 +98,8 @@ def quad(where: str, dtype: str, c: int) -> SimpleNamespace:
 
         return store_one
 
-    def plus(j: int) -> Any:
+    @p.four
+    def added(j: int) -> Any:
         bit = U32(1 << 4 * c + j)
 
         @device
@@ -106,14 +109,13 @@ def quad(where: str, dtype: str, c: int) -> SimpleNamespace:
 
         return add_one
 
-    def times(j: int) -> Any:
+    @p.four
+    def scaled(j: int) -> Any:
         @device
         def scale_one(s, scale):
             return mul(s[c][j], scale)
 
         return scale_one
-
-    each, puts = p.four(one), p.four(put)
 
     @device
     def load(at, left, aligned):
@@ -128,7 +130,7 @@ def quad(where: str, dtype: str, c: int) -> SimpleNamespace:
         else:
             puts(at, v[c], left)
 
-    return SimpleNamespace(load=load, store=store, added=p.four(plus), scaled=p.four(times))
+    return SimpleNamespace(load=load, store=store, added=added, scaled=scaled)
 
 
 @cache
@@ -141,27 +143,29 @@ def quads(where: str, dtype: str) -> SimpleNamespace:
     t = target(where)
     of = tuple(quad(where, dtype, c) for c in range(4))
 
-    def with_one(c: int) -> Any:
+    @t.four
+    def scaled_row(c: int) -> Any:
         load, added = of[c].load, of[c].added
 
         @t.device
-        def scaled_row(s, k, row, v, left, aligned):
+        def of_quad(s, k, row, v, left, aligned):
             return added(s, k, load(row, left, aligned), (v, v, v, v))
 
-        return scaled_row
+        return of_quad
 
-    def with_row(c: int) -> Any:
+    @t.four
+    def product(c: int) -> Any:
         load, added = of[c].load, of[c].added
 
         @t.device
-        def product(s, k, row, g, left, aligned):
+        def of_quad(s, k, row, g, left, aligned):
             return added(s, k, load(row, left, aligned), load(g, left, aligned))
 
-        return product
+        return of_quad
 
     names = "load", "store", "scaled"
     functions = {name: t.four(lambda c, name=name: getattr(of[c], name)) for name in names}
-    return SimpleNamespace(**functions, scaled_row=t.four(with_one), product=t.four(with_row))
+    return SimpleNamespace(**functions, scaled_row=scaled_row, product=product)
 
 
 @cache
