@@ -27,8 +27,8 @@ abi3 = not (sysconfig.get_config_var("Py_GIL_DISABLED") or trace)
 if sys.platform == "win32":
     compile_args, link_args = ["/O2", "/std:c11", "/fp:precise"], []
 else:
-    # A fused multiply-add would round once where the stream's definition rounds twice. -O3 makes
-    # the kernels half as large again, no faster.
+    # A fused multiply-add would round once where the stream's definition rounds twice. -O3 would
+    # make noise a tenth faster, and relu slower: 8 % with AVX2, 40 % in plain C.
     compile_args = ["-O2", "-fpeel-loops", "-std=gnu11", "-ffp-contract=off", "-fvisibility=hidden"]
     link_args = ["-pthread"]
     if sanitizer:
@@ -43,10 +43,15 @@ else:
 # What a wheel's archive says of the age of its files: nothing, so that each build is the same.
 os.environ.setdefault("SOURCE_DATE_EPOCH", "315532800")
 
+
+def found(folder, *patterns):
+    return sorted(str(path) for pattern in patterns for path in Path(folder).glob(pattern))
+
+
 core = Extension(
     "fastdrop._core",
-    sources=["src/_core.pyx", *sorted(map(str, Path("src").glob("*.c")))],
-    depends=sorted(map(str, [*Path("src").glob("*.h"), *Path(INCLUDE).glob("*.h")])),
+    sources=["src/bindings/_core.pyx", *found("src", "drivers/*.c", "runtime/*.c", "simd/*.c")],
+    depends=[*found("src", "**/*.h", "**/*.px[di]"), *found(INCLUDE, "*.h")],
     include_dirs=["src", INCLUDE, numpy.get_include()],
     define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")]
     + abi3 * [("Py_LIMITED_API", "0x030B0000")]
@@ -75,6 +80,7 @@ setup(
     ext_modules=cythonize(
         [core],
         build_dir="build/trace" if trace else "build",
+        include_path=["src/bindings"],
         compiler_directives={"linetrace": trace},
     ),
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if abi3 else {},

@@ -61,11 +61,11 @@ def against_the_fastest_copy(threads):
     parts = list(zip(np.array_split(x, threads), np.array_split(y, threads), strict=True))
     pool, rng = ThreadPoolExecutor(threads), fd.Rng(1)
 
-    def kernel(p, stream):
+    def kernel(p, least):
         """At a rate that rounds to 0, dropout is a copy by the same stores."""
-        before = _core.set_stream_bytes(stream)
+        before = _core.set_non_temporal_bytes(least)
         fd.dropout(x, p, rng=rng, out=y, save="seed")
-        _core.set_stream_bytes(before)
+        _core.set_non_temporal_bytes(before)
 
     functions = {
         "np.copyto": lambda: list(pool.map(lambda part: np.copyto(part[1], part[0]), parts)),

@@ -11,8 +11,7 @@ import numpy as np
 
 import fastdrop as fd
 from fastdrop._core import BUILD
-from fastdrop.backends.cuda import arrays as device
-from fastdrop.backends.cuda import prebuilt as cuda_prebuilt
+from fastdrop.backends.cuda import launch, prebuilt
 from fastdrop.studies import STUDIES
 
 
@@ -25,12 +24,12 @@ def info(args: argparse.Namespace) -> None:
     print(f"built           by {BUILD}")
     print(f"kernels         {features['isa']} (available: {', '.join(features['available'])})")
     print(f"threads         {fd.get_num_threads()}")
-    routes = device.routes()
+    routes = launch.routes()
     chosen = next((name for name, reason in routes.items() if reason is None), None)
     print(f"CUDA            {f'{chosen} kernels' if chosen else 'not available'}")
     for name, reason in routes.items():
         print(f"  {name:14}{reason or 'available'}")
-    if kernels := cuda_prebuilt.manifest():
+    if kernels := prebuilt.manifest():
         made_by = ", ".join(f"{name} {version}" for name, version in kernels["compilers"].items())
         print(f"  of {kernels['fastdrop']:11}{' '.join(kernels['code'])}; made by {made_by}")
         print(f"                of stream version {kernels['stream']}")

@@ -1,11 +1,13 @@
-"""Types of the compiled module; src/_core.pyx documents what each function does."""
+"""Types of the compiled module; src/bindings/*.pxi document what each function does."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final, TypeVar, final
 
 import numpy as np
 import numpy.typing as npt
 
-from fastdrop.base.place import Block
+Array = npt.NDArray[Any]
+Kind = TypeVar("Kind", bound=Saved)
 
 BUILD: str
 BITS_PAD: int
@@ -29,111 +31,109 @@ CONCRETE: int
 _C_API: object  # capsules
 _XLA_DROPOUT: object
 
+# Values.
+
+@final
+class Place:
+    of: Final[tuple[int, ...]]
+    shape: Final[tuple[int, ...]]
+    region: Final[tuple[tuple[int, ...], tuple[int, ...]] | None]
+    start: Final[int]
+    size: Final[int]
+    is_run: Final[bool]
+    @property
+    def shared_axes(self) -> tuple[int, ...]: ...
+    @property
+    def strides(self) -> tuple[int, ...]: ...
+    def __init__(
+        self,
+        of: tuple[int, ...],
+        shared_axes: tuple[int, ...] = (),
+        region: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
+        /,
+    ) -> None: ...
+
+@final
+class Draw:
+    seed: Final[int]
+    call: Final[int]
+    p: Final[float]
+    place: Final[Place]
+    def __init__(self, seed: int, call: int, p: float, place: Place, /) -> None: ...
+
+class CallCounter:
+    def __init__(self, seed: int, call: int, /) -> None: ...
+    def take(self) -> tuple[int, int]: ...
+    def draw(self, p: float, place: Place) -> Draw: ...
+    def peek(self) -> tuple[int, int]: ...
+
+class Saved:
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def draw(self) -> Draw | None: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def held(self) -> Any: ...
+    @property
+    def seed(self) -> int | None: ...
+    @property
+    def call(self) -> int | None: ...
+    @property
+    def p(self) -> Any: ...
+    def __init__(
+        self, shape: tuple[int, ...], draw: Draw | None, scale: float, held: Any, /
+    ) -> None: ...
+
+def saved(
+    kind: type[Kind], shape: tuple[int, ...], draw: Draw | None, scale: float, held: Any
+) -> Kind: ...
+
+# Settings.
+
 def available_isas() -> tuple[str, ...]: ...
 def get_isa() -> str: ...
 def set_isa(name: str, /) -> None: ...
 def get_threads() -> int: ...
 def set_threads(n: int, /) -> None: ...
 def set_piece(n: int, /) -> int: ...
-def set_stream_bytes(n: int, /) -> int: ...
+def set_non_temporal_bytes(n: int, /) -> int: ...
 def use_bfloat16(num: int, /) -> None: ...
-def has_kernels(x: npt.NDArray[Any], /) -> bool: ...
-def overlaps_otherwise(x: npt.NDArray[Any], y: npt.NDArray[Any], /) -> bool: ...
-def admits(x: object, p: object, out: object, /) -> bool: ...
-def empty_like(x: npt.NDArray[Any], /) -> npt.NDArray[Any]: ...
+
+# Arrays.
+
+def has_kernels(x: Array) -> bool: ...
+def overlaps_otherwise(x: Array, y: Array) -> bool: ...
+def empty_like(x: Array) -> Array: ...
+
+# Masks.
+
 def scale_of(p: float, /) -> float: ...
 def forward(
     op: int,
-    x: npt.NDArray[Any],
-    residual: npt.NDArray[Any] | None,
-    bias: npt.NDArray[Any] | None,
-    y: npt.NDArray[Any],
-    seed: Any,
-    call: Any,
-    p: float,
-    block: Block | None,
+    x: Array,
+    residual: Array | None,
+    bias: Array | None,
+    out: Array | None,
+    draw: Draw,
     save: bool,
-    scale: float = -1,
-    shift: float = 0,
-    dropped: float = 0,
-    /,
-) -> bytes | None: ...
-def draw(seed: Any, call: Any, p: float, block: Block | int, /) -> bytes: ...
+    constants: tuple[float, float, float],
+) -> tuple[Array, bytes | None]: ...
 def backward(
-    dy: npt.NDArray[Any],
-    dx: npt.NDArray[Any],
-    bits: bytes,
-    scale: float,
-    block: Block | None,
-    /,
-) -> None: ...
-def backward_sums(
-    dy: npt.NDArray[Any],
-    dx: npt.NDArray[Any],
-    bits: bytes | None,
-    scale: float,
-    sums: npt.NDArray[np.float64],
-    /,
-) -> None: ...
-def draw_noise(
-    kind: int, seed: int, call: int, block: Block, noise: npt.NDArray[np.float32], /
-) -> None: ...
-def noise_forward(
-    kind: int,
+    dy: Array, out: Array | None, draw: Draw, bits: bytes | None, scale: float
+) -> Array: ...
+def draw_bits(draw: Draw, /) -> bytes: ...
+def common_call(
     op: int,
-    x: npt.NDArray[Any],
-    y: npt.NDArray[Any],
-    sigma: npt.NDArray[Any] | None,
-    sigma_length: int,
-    noise: npt.NDArray[np.float32] | None,
-    relaxed: tuple[float, float, float, float] | None,
-    seed: int,
-    call: int,
-    start: int,
+    x: object,
+    p: object,
+    how: tuple[Any, ...],
+    constants: Callable[[float], tuple[float, float, float]] | None,
+    kind: type[Kind],
     /,
-) -> None: ...
-def noise_backward(
-    kind: int,
-    op: int,
-    x: npt.NDArray[Any],
-    dy: npt.NDArray[Any],
-    dx: npt.NDArray[Any] | None,
-    terms: npt.NDArray[Any] | None,
-    sums: npt.NDArray[np.float64] | None,
-    sigma: npt.NDArray[Any] | None,
-    sigma_length: int,
-    noise: npt.NDArray[np.float32] | None,
-    relaxed: tuple[float, float, float, float] | None,
-    seed: int,
-    call: int,
-    start: int,
-    /,
-) -> None: ...
-def connect(
-    x: npt.NDArray[Any],
-    weight: npt.NDArray[Any],
-    bias: npt.NDArray[Any] | None,
-    y: npt.NDArray[Any],
-    seed: Any,
-    call: Any,
-    p: float,
-    first: int,
-    /,
-) -> None: ...
-def connect_back(
-    x: npt.NDArray[Any],
-    weight: npt.NDArray[Any],
-    bias: npt.NDArray[Any] | None,
-    dy: npt.NDArray[Any],
-    dx: npt.NDArray[Any],
-    dweight: npt.NDArray[Any],
-    dbias: npt.NDArray[Any] | None,
-    seed: Any,
-    call: Any,
-    p: float,
-    first: int,
-    /,
-) -> None: ...
+) -> tuple[Array, Kind] | None: ...
+def common_backward(ctx: Saved, dy: object, out: object, /) -> Array | None: ...
 def philox4x32(
     counters: npt.NDArray[np.uint32],
     key: npt.NDArray[np.uint32],
@@ -142,27 +142,51 @@ def philox4x32(
     /,
 ) -> None: ...
 
-class CallCounter:
-    def __init__(self, seed: int, call: int, /) -> None: ...
-    def take(self) -> tuple[int, int]: ...
-    def peek(self) -> tuple[int, int]: ...
+# Rows.
 
-class Saved:
-    shape: tuple[int, ...]
-    p: float
-    scale: float
-    seed: Any  # int, or None where nothing was drawn
-    call: Any
-    _block: Block | None
-    _bits: bytes | None
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        p: float,
-        seed: int | None,
-        call: int | None,
-        block: Block | None,
-        bits: bytes | None,
-        scale: float = -1,
-        /,
-    ) -> None: ...
+def backward_sums(
+    dy: Array, dx: Array, bits: bytes | None, scale: float, sums: npt.NDArray[np.float64], /
+) -> None: ...
+def lookup(
+    table: Array, ids: npt.NDArray[np.int64], bits: bytes, y: Array, scale: float, /
+) -> None: ...
+def add_rows(x: Array, ids: npt.NDArray[np.int64], sums: npt.NDArray[np.float64], /) -> None: ...
+
+# Continuous noise.
+
+def draw_noise(kind: int, draw: Draw, noise: npt.NDArray[np.float32], /) -> None: ...
+def noise_forward(
+    op: int,
+    x: Array,
+    y: Array,
+    draw: Draw,
+    constants: Any,
+    sigma_length: int,
+    noise: npt.NDArray[np.float32] | None,
+    /,
+) -> None: ...
+def noise_backward(
+    op: int,
+    x: Array,
+    gradients: tuple[Any, ...],
+    draw: Draw,
+    constants: Any,
+    sigma_length: int,
+    noise: npt.NDArray[np.float32] | None,
+    /,
+) -> None: ...
+
+# Linear layers.
+
+def connect(operands: tuple[Any, ...], y: Array, draw: Draw, first: int, /) -> None: ...
+def connect_back(
+    operands: tuple[Any, ...], dy: Array, gradients: tuple[Any, ...], draw: Draw, first: int, /
+) -> None: ...
+
+# DropBlock.
+
+def bytes_of_examples(examples: int, bits: int, /) -> int: ...
+def drop_blocks(
+    seeds: bytes, shape: tuple[int, ...], block_height: int, block_width: int, /
+) -> bytes: ...
+def apply_examples(x: Array, y: Array, keep: bytes, per_channel: bool, /) -> None: ...

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdrop.base import gate
-from fastdrop.base.layer import Layer
+from fastdrop.layers import Layer
 from fastdrop.rng import Rng, RngLike, draw_call
 
 __all__ = [

@@ -6,7 +6,7 @@ stream's definition in its plainest form and what the compiled kernels are compa
 versioned and never changes silently: a saved (seed, call) gives the same mask in every later
 release.
 
-A *block* is the output of one Philox4x32 evaluation with 7 rounds: four 32-bit words,
+A *Philox block* is the output of one Philox4x32 evaluation with 7 rounds: four 32-bit words,
 little-endian, 16 bytes. Its key is the seed, its counter is (block number, domain, call). The
 blocks of one *domain*, laid end to end, are that domain's *keystream*.
 
@@ -25,10 +25,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fastdrop._core import CallCounter
+from fastdrop._core import CallCounter, Draw, Place
 from fastdrop.base import gate
 
-__all__ = ["STREAM_VERSION", "Rng", "RngLike", "draw_call", "keystream", "philox4x32", "words_at"]
+__all__ = [
+    "STREAM_VERSION",
+    "Rng",
+    "RngLike",
+    "draw_call",
+    "draw_of",
+    "keystream",
+    "philox4x32",
+    "words_at",
+]
 
 STREAM_VERSION = 1
 ROUNDS = 7
@@ -53,7 +62,7 @@ def philox4x32(
     key : array_like of uint32, shape (..., 2)
         Broadcasts against `counter` over the leading axes.
     rounds : int
-        The stream uses 7; Random123 publishes known answers for 7 and 10.
+        The keystream has 7; Random123 publishes known answers for 7 and 10.
 
     Returns
     -------
@@ -195,6 +204,13 @@ def draw_call(rng: RngLike) -> tuple[int, int]:
     if isinstance(rng, np.random.Generator):
         return int(rng.integers(0, 2**64, dtype=np.uint64)), 0
     return uint64(rng, "rng"), 0
+
+
+def draw_of(rng: RngLike, p: float, place: Place) -> Draw:
+    """What one operation draws; takes one call."""
+    if isinstance(rng, CallCounter):
+        return rng.draw(p, place)
+    return Draw(*draw_call(rng), p, place)
 
 
 def uint64(value: int, name: str) -> int:

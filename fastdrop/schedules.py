@@ -22,6 +22,7 @@ from typing import Any
 from fastdrop.base import gate
 
 __all__ = [
+    "Ramp",
     "Schedule",
     "anti_curriculum",
     "constant",
@@ -233,3 +234,45 @@ def _ramp(start: float, stop: float, steps: int) -> tuple[float, float, int]:
 def _between(start: float, stop: float, part: float) -> float:
     # Exact at both ends and never outside [0, 1], as start + (stop - start) * part may be.
     return (1.0 - part) * start + part * stop
+
+
+@dataclass(frozen=True, slots=True)
+class Ramp:
+    """From 0 up to a rate: a function of the step for the arguments of `TargetedDropout`.
+
+    It rises to ``share * final`` over the first `steps` steps, and on to `final` over as many.
+
+    Parameters
+    ----------
+    final : float
+        The rate in the end.
+    steps : int
+        Length of each of the two parts.
+    share : float
+        How much of `final` is reached after the first part; with 1 there is no second.
+
+    Examples
+    --------
+    The authors' "piecewise" schedule:
+
+    >>> from fastdrop.schedules import Ramp
+    >>> p = Ramp(0.5, 40_000)
+    >>> targeted = Ramp(0.75, 20_000, 0.95)
+    >>> layer = fastdrop.layers.TargetedDropout(p, targeted, rng=1234)
+    """
+
+    final: float
+    steps: int
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        gate.rate(self.final, "final")
+        gate.rate(self.share, "share")
+        gate.count(self.steps, "steps")
+
+    def __call__(self, step: int) -> float:
+        """The rate at this step."""
+        step = gate.count(step, "step", 0)
+        first = min(step / self.steps, 1.0)
+        second = min(max(step / self.steps - 1.0, 0.0), 1.0)
+        return self.final * (self.share * first + (1.0 - self.share) * second)

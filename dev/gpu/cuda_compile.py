@@ -23,6 +23,7 @@ from unittest import mock
 from fastdrop import rng
 from fastdrop._core import PARTS
 from fastdrop.backends.cuda import table as kernels
+from fastdrop.base import dtypes
 from fastdrop.reference import noise
 
 __all__ = ["Compiled", "compile_ptx", "sources", "variants"]
@@ -100,7 +101,8 @@ def sources() -> dict[str, str]:
     files = {f"backends/cuda/{table.name}": table}
     for file in sorted(table.parent.glob("kernels/**/*.py")):
         files[f"backends/cuda/{file.relative_to(table.parent).as_posix()}"] = file
-    files |= {"rng.py": Path(rng.__file__), "reference/noise.py": Path(noise.__file__)}
+    others = {"rng.py": rng, "reference/noise.py": noise, "base/dtypes.py": dtypes}
+    files |= {path: Path(str(module.__file__)) for path, module in others.items()}
     return {path: file.read_text("utf-8") for path, file in files.items()}
 
 

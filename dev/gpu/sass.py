@@ -23,7 +23,7 @@ from pathlib import Path
 import cuda_build
 import cuda_compile
 
-from fastdrop.backends.cuda.kernels.elements import ITEMSIZE
+from fastdrop.base.dtypes import ITEMSIZE
 
 
 @cache

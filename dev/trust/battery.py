@@ -12,7 +12,7 @@ import numpy as np
 from scipy import special, stats
 
 from fastdrop import _core, reference
-from fastdrop.base.place import Block
+from fastdrop._core import Draw, Place
 
 ALPHA = 1e-6
 LAGS = range(1, 65)
@@ -39,7 +39,7 @@ def chi_squared(observed, expected):
 
 def drawn(n, p, seed, call):
     """What dropout drops, as bytes of packed bits, and the rate that the stream realises."""
-    bits = np.frombuffer(_core.draw(seed, call, p, n), np.uint8)
+    bits = np.frombuffer(_core.draw_bits(Draw(seed, call, p, Place((n,)))), np.uint8)
     return ~bits[: n // 8], reference.threshold(p) / 2**32
 
 
@@ -199,7 +199,8 @@ kinds = {_core.NORMAL: "normal", _core.LOGISTIC: "logistic"}
 
 def variates(kind, n, seed, call, start=0):
     noise = np.empty(n, np.float32)
-    _core.draw_noise(kind, seed, call, Block((n,), (), ((start,), (start + n,))), noise)
+    place = Place((n,), (), ((start,), (start + n,)))
+    _core.draw_noise(kind, Draw(seed, call, 0.0, place), noise)
     return noise
 
 

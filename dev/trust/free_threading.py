@@ -141,7 +141,7 @@ class Shared:
         for k, isa in enumerate(_core.available_isas()):
             fd.set_num_threads(1 + (i + k) % 4)
             _core.set_isa(isa)
-            _core.set_stream_bytes(2**62 if k % 2 else 0)
+            _core.set_non_temporal_bytes(2**62 if k % 2 else 0)
             _core.set_piece(1 << (10 + i))
             self.see("threads", 1 <= fd.get_num_threads() <= 4)
             self.see("isa", fd.cpu_features()["isa"] in _core.available_isas())

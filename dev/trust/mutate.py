@@ -17,105 +17,142 @@ WORK = ROOT / "build" / "mutate"
 
 # File, what stands there, what is put in its place, tests that must fail.
 MUTATIONS = [
-    ("philox.h", "0xD2511F53", "0xD2511F51", "stream"),
-    ("philox.h", "0xBB67AE85u", "0xBB67AE87u", "stream"),
-    ("philox.h", "enum { ROUNDS = 7", "enum { ROUNDS = 6", "stream"),
-    ("philox.h", "(first >> 32) | (uint64_t)domain << 28", "(uint64_t)domain << 28", "stream"),
-    ("philox.h", "(UINT64_C(1) << 32) - (uint32_t)first", "UINT64_MAX", "stream"),
-    ("philox.h", "lanes_shr(i, 34)", "lanes_shr(i, 35)", "stream"),
-    ("draw.h", "(uint8_t)((t >> 24) - !f)", "(uint8_t)(t >> 24)", "stream"),
-    ("draw.h", "(w >> 8 >= f)", "(w >> 8 > f)", "stream"),
-    ("draw.h", "w >> 8 >= f", "w >= f", "stream"),
-    ("draw.h", "n += word != 0;", "", "stream"),
+    ("kernels/philox.h", "0xD2511F53", "0xD2511F51", "stream"),
+    ("kernels/philox.h", "0xBB67AE85u", "0xBB67AE87u", "stream"),
+    ("kernels/philox.h", "enum { ROUNDS = 7", "enum { ROUNDS = 6", "stream"),
     (
-        "draw.h",
+        "kernels/philox.h",
+        "(first >> 32) | (uint64_t)domain << 28",
+        "(uint64_t)domain << 28",
+        "stream",
+    ),
+    ("kernels/philox.h", "(UINT64_C(1) << 32) - (uint32_t)first", "UINT64_MAX", "stream"),
+    ("kernels/philox.h", "lanes_shr(i, 34)", "lanes_shr(i, 35)", "stream"),
+    ("kernels/draw.h", "(uint8_t)((t >> 24) - !f)", "(uint8_t)(t >> 24)", "stream"),
+    ("kernels/draw.h", "(word[l] >> 8 >= f)", "(word[l] >> 8 > f)", "stream"),
+    ("kernels/draw.h", "word[l] >> 8 >= f", "word[l] >= f", "stream"),
+    ("kernels/draw.h", "if (f) {\n        order_words(&keys);", "if (f) {", "stream"),
+    ("kernels/draw.h", "n += word != 0;", "", "stream"),
+    (
+        "kernels/draw.h",
         "word; word &= word - 1)\n            at[n++]",
         "0; )\n            at[n++]",
         "stream",
     ),
-    ("draw.h", "t == 0 ? 0xff : 0", "0xff", "stream"),
-    ("draw.h", "t == UINT64_C(1) << 31", "t == 0", "stream"),
-    ("bits.h", "BITS_CHUNK = 56", "BITS_CHUNK = 60", "place"),
-    ("bits.h", "w->word >>= w->held & ~7u;", "w->word >>= w->held & ~15u;", "place"),
-    ("bits.h", "(uint64_t)value << at % 8", "(uint64_t)value", "layouts"),
-    ("drivers.c", "nearbyint(ldexp(p, 32))", "ldexp(p, 32)", "stream"),
-    ("drivers.c", "p < 1.0 ? 1.0 / (1.0 - p) : 0.0", "1.0 / (1.0 - p)", "dropout"),
-    ("drivers.c", "start % FD_ALIGN;\n    if", "start % (FD_ALIGN / 2);\n    if", "place"),
-    ("drivers.c", "(size_t)(64 + done - i)", "(size_t)(63 + done - i)", "dropout"),
-    ("drivers.c", "memcpy(buffer, bits + FD_TILE / 8 - 8, 8);", "", "dropout"),
-    ("drivers.c", "f->start + i, m, bits", "f->start, m, bits", "dropout"),
-    ("drivers.c", "f->saved + i / 8, 0, 0}, bits, 0, m", "f->saved, 0, 0}, bits, 0, m", "dropout"),
-    ("drivers.c", "d->stride[a - 1] - d->n[a] * d->stride[a]", "d->stride[a - 1]", "place"),
-    ("drivers.c", "bit -= above.n * above.bit;", "", "place"),
-    ("drivers.c", "i % e->bias_length", "i % (e->bias_length + 1)", "fused"),
-    ("drivers.c", "first * FD_TILE, stop", "(first + 1) * FD_TILE, stop", "dropout"),
-    ("drivers.c", "a.bit == b.n * b.bit", "1", "place"),
-    ("drivers.c", "mask ^= mask << k", "mask ^= mask << 1", "layouts"),
+    ("kernels/draw.h", "t == 0 ? 0xff : 0", "0xff", "stream"),
+    ("kernels/draw.h", "t == UINT64_C(1) << 31", "t == 0", "stream"),
+    ("kernels/bits.h", "BITS_CHUNK = 56", "BITS_CHUNK = 60", "place"),
+    ("kernels/bits.h", "w->word >>= w->held & ~7u;", "w->word >>= w->held & ~15u;", "place"),
+    ("kernels/bits.h", "(uint64_t)value << at % 8", "(uint64_t)value", "layouts"),
+    ("drivers/draw.c", "nearbyint(ldexp(p, 32))", "ldexp(p, 32)", "stream"),
+    ("drivers/draw.c", "p < 1.0 ? 1.0 / (1.0 - p) : 0.0", "1.0 / (1.0 - p)", "dropout"),
+    ("drivers/flat.c", "start % FD_ALIGN;\n    if", "start % (FD_ALIGN / 2);\n    if", "place"),
+    ("drivers/flat.c", "(size_t)(64 + done - i)", "(size_t)(63 + done - i)", "dropout"),
+    ("drivers/flat.c", "memcpy(buffer, bits + FD_TILE / 8 - 8, 8);", "", "dropout"),
+    ("drivers/flat.c", "t->start + i, m, bits", "t->start, m, bits", "dropout"),
     (
-        "drivers.c",
+        "drivers/flat.c",
+        "f->saved + i / 8, 0, 0}, bits, 0, m",
+        "f->saved, 0, 0}, bits, 0, m",
+        "dropout",
+    ),
+    ("drivers/draw.c", "d->stride[a - 1] - d->n[a] * d->stride[a]", "d->stride[a - 1]", "place"),
+    ("drivers/walk.c", "bit -= above.n * above.bit;", "", "place"),
+    ("drivers/tiles.h", "i % t->bias_length", "i % (t->bias_length + 1)", "fused"),
+    ("drivers/flat.c", "first * FD_TILE, stop", "(first + 1) * FD_TILE, stop", "dropout"),
+    ("drivers/walk.c", "a.bit == b.n * b.bit", "1", "place"),
+    ("drivers/walk.c", "mask ^= mask << k", "mask ^= mask << 1", "layouts"),
+    (
+        "drivers/walk.c",
         "w->axis[d].bit;\n    }\n    const int gather",
         "0;\n    }\n    const int gather",
         "place",
     ),
-    ("drivers.c", "first * s->row;\n        memset", "0;\n        memset", "fused"),
-    ("drivers.c", "(size_t)ids[i] * row, row", "(size_t)i * row, row", "shared"),
-    ("drivers.c", "l->bits[id / 8] >> id % 8", "l->bits[first / 8] >> first % 8", "shared"),
-    ("pool.c", "left < job_chunk ? left : job_chunk", "job_chunk", "threads"),
-    ("pool.c", "while (pool.active)", "while (0)", "threads"),
-    ("pool.c", "|| pthread_mutex_trylock(&owner)", "", "threads"),
-    ("pool.c", "registered = !pthread_atfork(NULL, NULL, after_fork)", "registered = 1", "faults"),
-    ("pool.c", "sigfillset(&all);", "sigemptyset(&all);", "faults"),
-    ("pool.c", "pool_refused();\n", "", "faults"),
-    ("apply.h", "v = MUL(v, scale);", "", "dropout"),
-    ("apply.h", "shift + (i - first), n - i", "shift, n - i", "dropout"),
+    ("drivers/rows.c", "first * s->row;\n        memset", "0;\n        memset", "fused"),
+    ("drivers/rows.c", "(size_t)ids[i] * row, row", "(size_t)i * row, row", "shared"),
+    ("drivers/rows.c", "l->bits[id / 8] >> id % 8", "l->bits[first / 8] >> first % 8", "shared"),
+    ("runtime/pool.c", "left < job_chunk ? left : job_chunk", "job_chunk", "threads"),
+    ("runtime/pool.c", "while (pool.active)", "while (0)", "threads"),
+    ("runtime/pool.c", "|| pthread_mutex_trylock(&owner)", "", "threads"),
     (
-        "apply.h",
+        "runtime/pool.c",
+        "registered = !pthread_atfork(NULL, NULL, after_fork)",
+        "registered = 1",
+        "faults",
+    ),
+    ("runtime/pool.c", "sigfillset(&all);", "sigemptyset(&all);", "faults"),
+    ("runtime/pool.c", "pool_refused();\n", "", "faults"),
+    ("kernels/apply.h", "v = MUL(v, scale);", "", "dropout"),
+    ("kernels/apply.h", "shift + (i - first), n - i", "shift, n - i", "dropout"),
+    (
+        "kernels/apply.h",
         "memcpy(o->y + i * SIZE, x, n * SIZE);",
         "memcpy(o->y + i * SIZE, x, 64 * SIZE);",
         "threads",
     ),
-    ("apply.h", "SET(o->dropped), b, j", "SET(0), b, j", "alpha"),
-    ("apply.h", "o->bias + at", "o->bias", "fused"),
-    ("apply.h", "sum[i + j] += (double)value[j]", "sum[i + j] += (float)value[j] + 1e-9", "fused"),
-    ("noise.h", "words_set(31), e", "words_set(32), e", "noise"),
-    ("noise.h", "words_shl(*angle, 2)", "words_shl(*angle, 1)", "noise"),
-    ("noise.h", "words_shr(w, 9)", "words_shr(w, 8)", "noise"),
-    ("noise.h", "-0.16666655f", "-0.16666755f", "noise"),
+    ("kernels/apply.h", "SET(o->constants.dropped), b, j", "SET(0), b, j", "alpha"),
+    ("kernels/apply.h", "o->bias + at", "o->bias", "fused"),
     (
-        "connect.h",
+        "kernels/apply.h",
+        "sum[i + j] += (double)value[j]",
+        "sum[i + j] += (float)value[j] + 1e-9",
+        "fused",
+    ),
+    ("kernels/noise.h", "words_set(31), e", "words_set(32), e", "noise"),
+    ("kernels/noise.h", "words_shl(*angle, 2)", "words_shl(*angle, 1)", "noise"),
+    ("kernels/noise.h", "words_shr(w, 9)", "words_shr(w, 8)", "noise"),
+    ("kernels/noise.h", "-0.16666655f", "-0.16666755f", "noise"),
+    (
+        "kernels/connect.h",
         ", bit += w.row_bits) {\n        const BITS",
         ") {\n        const BITS",
         "dropconnect",
     ),
     (
-        "connect.h",
+        "kernels/connect.h",
         "if (dx)\n            ((SCALAR *)dx)[r] += lane[0]",
         "if (dx)\n            ((SCALAR *)dx)[r] += lane[WIDTH - 1]",
         "dropconnect",
     ),
-    ("drivers_connect.c", "i * c->length + t->row", "t->row", "dropconnect"),
-    ("drivers_connect.c", "start - skip, skip + n", "start, skip + n", "dropconnect"),
-    ("drivers_noise.c", "% FD_NOISE_BLOCK;\n    job", "% 2;\n    job", "noise"),
-    ("drivers_noise.c", "i % job->sigma_length", "i % (job->sigma_length + 1)", "variational"),
-    ("drivers_noise.c", "column = (i + j) % job->row", "column = j % job->row", "variational"),
-    ("drivers_blocks.c", "(63 - shift)", "(62 - shift)", "dropblock"),
-    ("drivers_blocks.c", "words[far] |= words[0] << shift;", ";", "dropblock"),
-    ("drivers_blocks.c", "if (at % 64 + m > 64)", "if (0)", "dropblock"),
-    ("drivers_blocks.c", "words[n - 1] |= UINT64_MAX << elements % 64;", ";", "dropblock"),
-    ("drivers_blocks.c", "first * s.maps * rows * columns", "first * s.maps * rows", "dropblock"),
+    ("drivers/connect.c", "i * c->length + t->row", "t->row", "dropconnect"),
+    ("drivers/connect.c", "start - skip, skip + n", "start, skip + n", "dropconnect"),
+    ("drivers/noise.c", "% FD_NOISE_BLOCK;\n    const", "% 2;\n    const", "noise"),
+    ("drivers/noise.c", "i % t->sigma_length", "i % (t->sigma_length + 1)", "variational"),
+    ("drivers/noise.c", "column = (i + j) % job->row", "column = j % job->row", "variational"),
+    ("drivers/dropblock.c", "(63 - shift)", "(62 - shift)", "dropblock"),
+    ("drivers/dropblock.c", "words[far] |= words[0] << shift;", ";", "dropblock"),
+    ("drivers/dropblock.c", "if (at % 64 + m > 64)", "if (0)", "dropblock"),
+    ("drivers/dropblock.c", "words[n - 1] |= UINT64_MAX << elements % 64;", ";", "dropblock"),
+    (
+        "drivers/dropblock.c",
+        "first * s.maps * rows * columns",
+        "first * s.maps * rows",
+        "dropblock",
+    ),
 ]
 
-# What has to be compiled again for a header: the kernels that the tests run, and who else reads it.
-READERS = {"bits.h": ["isa_avx2", "drivers", "drivers_blocks"]}
 FLAGS = ["-O1", "-std=gnu11", "-ffp-contract=off", "-fPIC", "-pthread", "-w"]
+CORE = "build/src/bindings/_core.c"
+SOURCES = [path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").glob("[!b]*/*.c")]
+KERNELS = ["simd/isa_avx2.c"]  # which the tests run
+DRIVERS = [name for name in SOURCES if name.startswith("drivers/")]
 
 
-def compile_(name, sources, to):
-    folders = sources, ROOT / "fastdrop/include", sysconfig.get_path("include"), numpy.get_include()
+def readers(file):
+    """What has to be compiled again."""
+    if file.endswith(".c"):
+        return [file]
+    return {"kernels/bits.h": KERNELS + DRIVERS, "drivers/tiles.h": DRIVERS}.get(file, KERNELS)
+
+
+def compile_(source, folder, to):
+    """A file of the folder `src`, or CORE, to an object."""
+    folders = folder, ROOT / "fastdrop/include", sysconfig.get_path("include"), numpy.get_include()
     include = [f"-I{folder}" for folder in folders]
-    source = ROOT / "build/src/_core.c" if name == "_core" else sources / f"{name}.c"
+    path = ROOT / CORE if source == CORE else folder / source
     command = ["gcc", *FLAGS, *include, "-DNPY_NO_DEPRECATED_API=NPY_2_0_API_VERSION"]
-    return subprocess.run([*command, "-c", source, "-o", to / f"{name}.o"]).returncode == 0
+    command += ["-c", path, "-o", to / f"{source.replace('/', '.')}.o"]
+    return subprocess.run(command).returncode == 0
 
 
 def prepare():
@@ -126,8 +163,8 @@ def prepare():
     rmtree(WORK, ignore_errors=True)
     (WORK / "objects").mkdir(parents=True)
     copytree(ROOT / "fastdrop", WORK / "fastdrop", ignore=ignore_patterns("*.so", "__pycache__"))
-    for name in ["_core", *sorted(path.stem for path in (ROOT / "src").glob("*.c"))]:
-        assert compile_(name, ROOT / "src", WORK / "objects"), name
+    for source in [CORE, *SOURCES]:
+        assert compile_(source, ROOT / "src", WORK / "objects"), source
 
 
 def survives(mutation):
@@ -137,10 +174,9 @@ def survives(mutation):
     assert text.count(before) == 1, f"{file}: {before!r} is there {text.count(before)} times"
     (WORK / "src" / file).write_text(text.replace(before, after))
     copytree(WORK / "objects", WORK / "mutated", dirs_exist_ok=True)
-    stem, kind = file.split(".")
-    for name in [stem] if kind == "c" else READERS.get(file, ["isa_avx2"]):
-        if not compile_(name, WORK / "src", WORK / "mutated"):
-            return f"{name} does not compile"
+    for source in readers(file):
+        if not compile_(source, WORK / "src", WORK / "mutated"):
+            return f"{source} does not compile"
     objects = sorted((WORK / "mutated").glob("*.o"))
     library = WORK / "fastdrop" / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
     subprocess.run(["gcc", "-shared", "-pthread", *objects, "-lm", "-o", library], check=True)

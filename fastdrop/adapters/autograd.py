@@ -33,7 +33,7 @@ import numpy.typing as npt
 from autograd.extend import defjvp, defvjp, primitive
 
 import fastdrop as fd
-from fastdrop.ops.dropout import Region
+from fastdrop.base.gate import Region
 from fastdrop.rng import RngLike
 
 __all__ = ["dropout"]

@@ -30,8 +30,8 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
-import fastdrop as fd
 from fastdrop.base import gate
+from fastdrop.ops import door
 from fastdrop.rng import RngLike, draw_call
 
 __all__ = ["DaskContext", "dropout"]
@@ -130,11 +130,5 @@ def floating(x: Any, name: str) -> da.Array:
 def drop(block: npt.NDArray, ctx: DaskContext, block_info: dict) -> npt.NDArray:
     """One chunk: dask tells where in the array it lies."""
     start = tuple(first for first, _ in block_info[0]["array-location"])
-    return fd.dropout(
-        block,
-        ctx.p,
-        rng=fd.Rng(ctx.seed, ctx.call),
-        shared_axes=ctx.shared_axes,
-        region=(start, ctx.shape),
-        save="seed",
-    )[0]
+    where = {"shared_axes": ctx.shared_axes, "region": (start, ctx.shape)}
+    return door.drop(block, ctx.p, (ctx.seed, ctx.call), door.inverted(ctx.p), **where)

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING
 
 import fastdrop as fd
 from fastdrop.base import gate
-from fastdrop.ops.dropout import Region
+from fastdrop.base.gate import Region
 from fastdrop.rng import RngLike, draw_call
 
 if TYPE_CHECKING:  # importing it for more than its types would start MPI

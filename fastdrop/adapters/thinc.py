@@ -46,6 +46,7 @@ from thinc.api import (
 from thinc.types import Shape
 
 import fastdrop as fd
+from fastdrop.ops import door
 from fastdrop.rng import RngLike, draw_call
 
 __all__ = ["Dropout", "DropoutMixin", "FastdropOps"]
@@ -79,8 +80,9 @@ class DropoutMixin:
         """float32: 0 with chance `drop`, else 1 / (1 - drop). All ones if `drop` is None or 0."""
         mask = self.xp.ones(shape, dtype="f")
         if drop is not None and drop > 0:
-            rng = thincs_seed() if self.rng is None else self.rng
-            fd.dropout(mask, min(drop, 1.0), rng=rng, out=mask, save="seed")
+            p = min(drop, 1.0)
+            draw = draw_call(thincs_seed() if self.rng is None else self.rng)
+            door.drop(mask, p, draw, door.inverted(p), out=mask)
         return mask
 
 

@@ -37,10 +37,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from fastdrop import _core
-from fastdrop._core import ALPHA_DROPOUT, DROPOUT
-from fastdrop.ops import alpha
-from fastdrop.ops.dropout import masked
+from fastdrop.backends.interface import Constants
+from fastdrop.ops.door import ALPHA_DROPOUT, DROPOUT, affine, drop, inverted
 from fastdrop.rng import Rng, uint64
 
 __all__ = [
@@ -61,28 +59,23 @@ def dropout(
     x: Tensor, draw: Tensor, p: float, shared_axes: list[int], scale: float | None = None
 ) -> Tensor:
     """x * scale where kept, else 0. draw: seed and call, int64. scale: 1 / (1 - p) if None."""
-    scale = _core.scale_of(p) if scale is None else scale
-    return _masked(DROPOUT, x, draw, p, shared_axes, (scale, 0.0, 0.0))
+    constants = inverted(p) if scale is None else (scale, 0.0, 0.0)
+    return _drop(DROPOUT, x, draw, p, shared_axes, constants)
 
 
 @torch.library.custom_op("fastdrop::alpha_dropout", mutates_args=())
 def alpha_dropout(x: Tensor, draw: Tensor, p: float, shared_axes: list[int]) -> Tensor:
     """As `fastdrop.alpha_dropout`; arguments as in `dropout`."""
-    return _masked(ALPHA_DROPOUT, x, draw, p, shared_axes, alpha.affine(p))
+    return _drop(ALPHA_DROPOUT, x, draw, p, shared_axes, affine(p))
 
 
-def _masked(
-    op: int,
-    x: Tensor,
-    draw: Tensor,
-    p: float,
-    shared_axes: list[int],
-    constants: tuple[float, float, float],
+def _drop(
+    op: int, x: Tensor, draw: Tensor, p: float, shared_axes: list[int], constants: Constants
 ) -> Tensor:
     y = torch.empty_like(x)
-    rng = Rng(*(number & U64 for number in draw.tolist()))
+    seed, call = (number & U64 for number in draw.tolist())
     axes = tuple(shared_axes)  # an empty one, unlike a list, is known to ask for nothing
-    masked(op, _array(x), p, rng, True, axes, None, _array(y), "seed", lambda p: constants)
+    drop(_array(x), p, (seed, call), constants, op=op, shared_axes=axes, out=_array(y))
     return y
 
 
@@ -126,7 +119,7 @@ def _differentiate(op: Any, scale: Any) -> None:
 
 
 _differentiate(dropout, lambda inputs: inputs[4])
-_differentiate(alpha_dropout, lambda inputs: alpha.affine(inputs[2])[0])
+_differentiate(alpha_dropout, lambda inputs: affine(inputs[2])[0])
 
 
 MEMORY = 1 << 16  # calls that a checkpoint can go back
@@ -275,7 +268,7 @@ class AlphaDropout(_Module, nn.AlphaDropout):
         return alpha_dropout(x, draw, self.p, shared_axes)
 
     def _slope(self) -> float:
-        return alpha.affine(self.p)[0]
+        return affine(self.p)[0]
 
 
 class FeatureAlphaDropout(AlphaDropout, nn.FeatureAlphaDropout):

@@ -3,14 +3,341 @@
 from __future__ import annotations
 
 import os
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from fastdrop import _core
+from fastdrop._core import (
+    ALPHA_DROPOUT,
+    BIAS_ROOM,
+    CONCRETE,
+    DROPOUT,
+    LOGISTIC,
+    NOISE_PAD,
+    NORMAL,
+    PARTS,
+    Draw,
+)
+from fastdrop.backends.cuda.arrays import fetched
+from fastdrop.backends.interface import Constants, Squares
 from fastdrop.base import gate
+from fastdrop.base.dtypes import compute_type
 
-# Documented in src/_core.pyx.
-forward, backward, draw = _core.forward, _core.backward, _core.draw
-connect, connect_back = _core.connect, _core.connect_back
-lookup, add_rows = _core.lookup, _core.add_rows
+Array = npt.NDArray[Any]
+_INVERTED = bytes(255 - byte for byte in range(256))
+
+
+class Cpu:
+    """`fastdrop.backends.interface.Backend` for NumPy arrays; results are what is computed with."""
+
+    # Gate.
+
+    array = staticmethod(gate.array)
+
+    @staticmethod
+    def floats(x: Any, name: str) -> Array:
+        x = gate.host(x, name)
+        native = x.dtype.newbyteorder("=")
+        if native not in (np.float32, np.float64):
+            raise TypeError(
+                f"{name} must be float32 or float64, got {x.dtype}; convert it with .astype"
+            )
+        return np.require(x, native, ("C", "A"))
+
+    @staticmethod
+    def numbers(ids: Any, weight: Array) -> npt.NDArray[np.int64]:
+        return gate.row_numbers(ids, len(weight))
+
+    @staticmethod
+    def output(out: Any, x: Array, *others: Any) -> tuple[Any, ...]:
+        if out is None:
+            return (None, x, *others)
+        if not isinstance(out, np.ndarray):
+            raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
+        gate.output(out, x, out.flags.writeable)
+        return (out, *(_apart(a, out) for a in (x, *others)))
+
+    @staticmethod
+    def bring(x: Any, like: Array) -> Any:
+        return fetched(x)
+
+    @staticmethod
+    def held(x: Array) -> Array:
+        return x
+
+    # Copies.
+
+    @staticmethod
+    def copy(x: Array, out: Array | None = None) -> Array:
+        y = _core.empty_like(x) if out is None else out
+        np.copyto(y, x)
+        return y
+
+    @staticmethod
+    def apart(x: Array, out: Any) -> Array:
+        overwritten = isinstance(out, np.ndarray) and np.may_share_memory(x, out)
+        return x.copy() if overwritten else x
+
+    @staticmethod
+    def zeros_like(x: Array, dtype: Any = None, shape: Any = None) -> Array:
+        return np.zeros(x.shape if shape is None else shape, dtype or x.dtype)
+
+    @staticmethod
+    def result(x: Array) -> Array:
+        return np.asarray(x)
+
+    # Masks.
+
+    @staticmethod
+    def forward(
+        op: int,
+        x: Array,
+        draw: Draw,
+        constants: Constants,
+        out: Array | None = None,
+        keep: bool = False,
+        residual: Array | None = None,
+        bias: Array | None = None,
+    ) -> tuple[Array, bytes | None]:
+        if op in (DROPOUT, ALPHA_DROPOUT):
+            return _core.forward(op, x, None, None, out, draw, keep, constants)
+        x = np.asarray(x, order="C")
+        residual = None if residual is None else np.asarray(residual, order="C")
+        bias = None if bias is None else _repeated(bias) if bias.size else None
+        own = out if out is not None and out.flags.c_contiguous else None
+        y, bits = _core.forward(op, x, residual, bias, own, draw, keep, constants)
+        return _delivered(y, out), bits
+
+    @staticmethod
+    def select(dy: Array, out: Array | None, draw: Draw, bits: Any, scale: float) -> Array:
+        return _core.backward(dy, out, draw, host_bits(bits), scale)
+
+    @staticmethod
+    def split(dy: Array, draw: Draw, bits: Any) -> tuple[Array, Array]:
+        bits = _core.draw_bits(draw) if bits is None else host_bits(bits)
+        dropped = _core.backward(dy, None, draw, bits.translate(_INVERTED), 1.0)
+        return dropped, _core.backward(dy, None, draw, bits, 1.0)
+
+    @staticmethod
+    def select_and_sum(
+        dy: Array, out: Array | None, draw: Draw, bits: Any, scale: float
+    ) -> tuple[Array, Array]:
+        bits, sums = host_bits(bits), np.zeros((PARTS, dy.shape[-1]))
+        if out is None and bits is not None and draw.place.is_run:
+            dy = np.asarray(dy, order="C")
+            dx = np.empty_like(dy)
+            _core.backward_sums(dy, dx, bits, scale, sums)
+        else:
+            dx = _core.backward(dy, out, draw, bits, scale)
+            flat = np.ascontiguousarray(dx)
+            _core.backward_sums(flat, flat, None, scale, sums)
+        return dx, sums[0].astype(dx.dtype)
+
+    @staticmethod
+    def blend(a: Array, b: Array, weight: float) -> Array:
+        if weight in (0.0, 1.0):
+            return (a if weight else b).copy()
+        kind, size = compute_type(b.dtype), 16384  # at a time: what is between stays in the cache
+        y = np.empty(b.shape, b.dtype)
+        a, b, out = (np.asarray(v, order="C").reshape(-1) for v in (a, b, y))
+        for i in range(0, out.size, size):
+            part = slice(i, i + size)
+            terms = np.multiply(a[part], kind(weight), dtype=kind)
+            terms += np.multiply(b[part], kind(1.0 - weight), dtype=kind)
+            out[part] = terms
+        return y
+
+    @staticmethod
+    def weighted(x: Array, weight: float) -> Array:
+        if not weight:
+            return np.zeros_like(x)
+        kind = compute_type(x.dtype)
+        return np.asarray(x.astype(kind, copy=False) * kind(weight), x.dtype)
+
+    # Continuous noise.
+
+    @staticmethod
+    def noise(op: int, x: Array, draw: Draw, constants: Any, out: Array | None = None) -> Array:
+        x = np.asarray(x, order="C")
+        y = out if out is not None and out.flags.c_contiguous else np.empty(x.shape, x.dtype)
+        _core.noise_forward(op, x, y, draw, *_noise_operands(op, x, draw, constants))
+        return _delivered(y, out)
+
+    @staticmethod
+    def noise_gradients(
+        op: int, x: Array, dy: Array, draw: Draw, constants: Any, group: int | None
+    ) -> tuple[Array, Array]:
+        x, dy = np.asarray(x, order="C"), np.asarray(dy, order="C")
+        dx, terms, sums = np.empty_like(dy), None, None
+        if group is None:
+            terms = np.empty(x.shape, compute_type(x.dtype))
+        else:  # a single sum is gathered in many columns, so that it is a vector operation
+            sums = np.zeros((PARTS, group if group > 1 else 512))
+        operands = _noise_operands(op, x, draw, constants)
+        _core.noise_backward(op, x, (dy, dx, terms, sums), draw, *operands)
+        if sums is None:
+            return dx, terms
+        return dx, sums[0] if group != 1 else sums[0].sum()
+
+    @staticmethod
+    def chain(weights: Array, slopes: Array, dtype: Any) -> Array:
+        return np.asarray(np.where(weights < 0, 0.0, weights * slopes), dtype)
+
+    # Rows of a table.
+
+    @staticmethod
+    def lookup(weight: Array, ids: Array, draw: Draw | None, scale: float) -> Array:
+        y = np.empty((*ids.shape, *weight.shape[1:]), weight.dtype)
+        if draw is None:
+            return np.take(weight, ids, axis=0, out=y, mode="clip")
+        _core.lookup(np.asarray(weight, order="C"), ids, _core.draw_bits(draw), y, scale)
+        return y
+
+    @staticmethod
+    def add_rows(
+        dy: Array, ids: Any, shape: tuple[int, ...], draw: Draw | None, scale: float
+    ) -> Array:
+        ids = gate.row_numbers(fetched(ids), shape[0])
+        words, ids = np.unique(ids, return_inverse=True)
+        sums = np.zeros((words.size, *shape[1:]))
+        _core.add_rows(np.asarray(dy, order="C"), np.ascontiguousarray(ids, np.int64), sums)
+        kept = np.ones(words.size, np.bool_)
+        if draw is not None:
+            kept = unpacked(_core.draw_bits(draw), draw)[words]
+        dweight = np.zeros(shape, dy.dtype)
+        dweight[words[kept]] = sums[kept] * scale
+        return dweight
+
+    # DropBlock.
+
+    @staticmethod
+    def keep_squares(draw: Draw, squares: Squares, like: Any = None) -> bytes:
+        return _core.drop_blocks(_core.draw_bits(draw), squares.drawn, *squares.sides)
+
+    @staticmethod
+    def apply_squares(x: Array, out: Array | None, bits: Any, squares: Squares) -> Array:
+        y = _core.empty_like(x) if out is None else out
+        _core.apply_examples(
+            maps_of(x, squares), maps_of(y, squares), host_bits(bits), squares.per_channel
+        )
+        return y
+
+    # Linear layers: without masks they are left to BLAS.
+
+    @staticmethod
+    def linear(x: Array, weight: Array, bias: Array | None, draw: Draw | None, first: int) -> Array:
+        rows = _rows(x)
+        if draw is None:
+            y = rows @ weight
+            if bias is not None:
+                y += bias
+        else:
+            y = np.empty((len(rows), weight.shape[1]), x.dtype)
+            _core.connect((rows, weight, bias), y, draw, first)
+            y *= _core.scale_of(draw.p)
+        return y.reshape(*x.shape[:-1], weight.shape[1])
+
+    @staticmethod
+    def linear_gradients(
+        x: Array, weight: Array, bias: Array | None, dy: Array, draw: Draw | None, first: int
+    ) -> tuple[Array, Array, Array | None]:
+        rows, dy = _rows(x), _rows(dy)
+        if draw is None:
+            dbias = None if bias is None else dy.sum(axis=0)
+            return (dy @ weight.T).reshape(x.shape), rows.T @ dy, dbias
+        gradients = np.zeros_like(rows), np.empty_like(weight), bias
+        if bias is not None:
+            gradients = *gradients[:2], np.empty_like(bias)
+        _core.connect_back((rows, weight, bias), dy, gradients, draw, first)
+        for gradient in gradients:
+            if gradient is not None:
+                gradient *= _core.scale_of(draw.p)
+        dx, dweight, dbias = gradients
+        return dx.reshape(x.shape), dweight, dbias
+
+    @staticmethod
+    def add_bias(y: Array, bias: Array) -> Array:
+        y += bias
+        return y
+
+    @staticmethod
+    def column_sums(dy: Array) -> Array:
+        return _rows(dy).sum(axis=0)
+
+
+CPU = Cpu()
+
+
+def host_bits(bits: Any) -> bytes | None:
+    """A packed mask in the host's memory; None if there is none."""
+    return bits if bits is None or type(bits) is bytes else bits.fetch()
+
+
+def unpacked(bits: bytes, draw: Draw) -> npt.NDArray[np.bool_]:
+    """The packed mask of a draw as bools of the shape that its place is of."""
+    place = draw.place
+    flat = np.unpackbits(np.frombuffer(bits, np.uint8), count=place.size, bitorder="little")
+    mask = flat.view(np.bool_).reshape(place.shape)
+    return mask if place.shape == place.of else np.broadcast_to(mask, place.of).copy()
+
+
+def normals(draw: Draw) -> npt.NDArray[np.float32]:
+    """Standard normal variates of a draw, in C order."""
+    noise = np.empty(draw.place.of, np.float32)
+    _core.draw_noise(NORMAL, draw, noise)
+    return noise
+
+
+def maps_of(x: Array, squares: Squares) -> Array:
+    """Feature maps in either layout as a view of shape (batch, channels, height, width)."""
+    if squares.channels_last:
+        x = x.transpose(0, x.ndim - 1, *range(1, x.ndim - 1))
+    return x if x.ndim == 4 else x[:, :, None]
+
+
+def _apart(x: Any, out: Array) -> Any:
+    """x, or a copy if writing to out would change it too early."""
+    return x.copy() if x is not None and x is not out and _core.overlaps_otherwise(x, out) else x
+
+
+def _delivered(y: Array, out: Array | None) -> Array:
+    """y where the caller wants it."""
+    if out is None or y is out:
+        return y
+    np.copyto(out, y)
+    return out
+
+
+def _repeated(operand: Array) -> Array:
+    """What repeats, longer than it is, so that a tile finds its part in one piece."""
+    return np.resize(operand, operand.size + BIAS_ROOM)
+
+
+def _rows(x: Array) -> Array:
+    """A row for each example."""
+    return x.reshape(prod(x.shape[:-1]), x.shape[-1])
+
+
+def _noise_operands(op: int, x: Array, draw: Draw, constants: Any) -> tuple[Any, int, Any]:
+    """sigma or the constants, sigma's length, and the noise if the kernel cannot draw it."""
+    length = 0
+    if op != CONCRETE:
+        sigma = np.asarray(constants, compute_type(x.dtype), order="C")
+        if sigma.ndim == 0:
+            constants = float(sigma)
+        else:
+            length = max(sigma.size, 1)
+            constants = sigma if sigma.shape == x.shape else _repeated(sigma)
+    noise = None
+    if not draw.place.is_run:
+        drawn = np.empty(draw.place.shape, np.float32)
+        _core.draw_noise(LOGISTIC if op == CONCRETE else NORMAL, draw, drawn)
+        noise = np.zeros(x.size + NOISE_PAD, np.float32)
+        noise[:-NOISE_PAD].reshape(x.shape)[...] = drawn
+    return constants, length, noise
 
 
 def cpu_features() -> dict[str, object]:

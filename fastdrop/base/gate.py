@@ -1,5 +1,8 @@
-"""The gate: every argument of a public function is checked here, once, before anything is drawn or
-written. An error names the argument, its value and the remedy; what is behind the gate cannot fail.
+"""The gate: how arguments of public functions are checked, before anything is drawn or written.
+
+An error names the argument, its value and the remedy. What depends on where arrays are, each
+backend checks with these functions (`array`, `floats`, `numbers`, `output`); what a place can be,
+`_core.Place` does.
 """
 
 from __future__ import annotations
@@ -16,10 +19,13 @@ import numpy.typing as npt
 from numpy.lib.array_utils import normalize_axis_tuple
 
 from fastdrop import _core
+from fastdrop._core import Place
 from fastdrop.base.devices import on_device
-from fastdrop.base.place import Block, Region
 
-MAX_INDEX = 2**62  # element indices the stream can address
+MAX_INDEX = 2**62  # element indices that the keystream can address
+NO_AXES: tuple[int, ...] = ()  # a tuple without items is always this one: `is` takes no time
+
+Region = tuple[Sequence[int], Sequence[int]]  # start, global shape
 
 
 def real(value: Any, name: str, low: float = -math.inf, high: float = math.inf) -> float:
@@ -35,7 +41,7 @@ def real(value: Any, name: str, low: float = -math.inf, high: float = math.inf) 
 
 def rate(p: Any, name: str = "p") -> float:
     """A drop rate as a float in [0, 1]."""
-    return real(p, name, 0.0, 1.0)
+    return p if type(p) is float and 0.0 <= p <= 1.0 else real(p, name, 0.0, 1.0)
 
 
 def positive(value: Any, name: str) -> float:
@@ -104,21 +110,24 @@ def array(x: Any, name: str = "x") -> npt.NDArray:
     return x.astype(native)
 
 
-def output(x: npt.NDArray, out: Any) -> tuple[npt.NDArray, npt.NDArray | None]:
-    """x, copied if writing to out would change it too early, and out."""
-    if out is None:
-        return x, None
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
+def output(out: Any, x: Any, writeable: bool) -> None:
+    """An array to write to: shape and dtype of x."""
     if out.shape != x.shape:
         raise ValueError(f"out must have shape {x.shape}, got {out.shape}")
     if out.dtype is not x.dtype and out.dtype != x.dtype:
         raise TypeError(f"out must have dtype {x.dtype}, got {out.dtype}")
-    if not out.flags.writeable:
+    if not writeable:
         raise ValueError("out is read-only; pass a writeable array or a copy")
-    if out is not x and _core.overlaps_otherwise(x, out):
-        x = x.copy()
-    return x, out
+
+
+def row_numbers(ids: Any, rows: int) -> npt.NDArray[np.int64]:
+    """Numbers of rows of a table of so many; a copy, as the caller's may change."""
+    ids = host(ids, "ids")
+    if ids.dtype.kind not in "iu" and ids.size:
+        raise TypeError(f"ids must be integers, got {ids.dtype}")
+    if ids.size and not 0 <= ids.min() <= ids.max() < rows:
+        raise IndexError(f"ids must be in 0 ... {rows - 1}, got {ids.min()} ... {ids.max()}")
+    return np.array(ids, np.int64, order="C")
 
 
 def like(
@@ -159,30 +168,22 @@ def axes(value: Any, ndim: int, name: str) -> tuple[int, ...]:
         raise TypeError(f"{name} must be an int or a tuple of ints, got {value!r}") from None
 
 
-def block(shape: tuple[int, ...], shared_axes: int | Sequence[int], region: Any = None) -> Block:
-    """The block of the mask array that belongs to x of this shape."""
+def place(
+    shape: tuple[int, ...], shared_axes: int | Sequence[int] = NO_AXES, region: Region | None = None
+) -> Place:
+    """The part of the mask array that belongs to x of this shape."""
+    if shared_axes is NO_AXES and region is None:
+        return Place(shape)
     shared = axes(shared_axes, len(shape), "shared_axes")
-    if region is not None:
-        region = _region(region, shape)
-    return Block(shape, shared, region)
-
-
-def _region(value: Any, block: tuple[int, ...]) -> Region:
-    """(start, global_shape) of a block of this shape inside a larger array."""
+    if region is None:
+        return Place(shape, shared)
     try:
-        start, whole = (tuple(operator.index(n) for n in part) for part in value)
+        start, whole = (tuple(operator.index(n) for n in part) for part in region)
     except (TypeError, ValueError):
         raise TypeError(
-            f"region must be (start, global_shape), two tuples of ints, got {value!r}"
+            f"region must be (start, global_shape), two tuples of ints, got {region!r}"
         ) from None
-    if len(start) != len(block) or len(whole) != len(block):
-        raise ValueError(f"region must have {len(block)} axes as x has, got {value!r}")
-    for s, n, w in zip(start, block, whole, strict=True):
-        if s < 0 or s + n > w:
-            raise ValueError(f"region must contain the block of shape {block}, got {value!r}")
-    if prod(whole) > MAX_INDEX:
-        raise ValueError(f"region must have a global size of at most 2**62, got {value!r}")
-    return start, whole
+    return Place(shape, shared, (start, whole))
 
 
 def choice(value: Any, options: tuple[str, ...], name: str) -> str:
@@ -190,3 +191,8 @@ def choice(value: Any, options: tuple[str, ...], name: str) -> str:
     if value not in options:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
     return value
+
+
+def keeps_bits(save: Any) -> bool:
+    """Whether a context is to hold the mask, or its seed alone."""
+    return save == "bits" or choice(save, ("bits", "seed"), "save") == "bits"

@@ -7,20 +7,13 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
+from fastdrop import _core
 from fastdrop._core import BITS_PAD
+from fastdrop.backends.cpu import CPU, unpacked
 from fastdrop.base import gate
-from fastdrop.base.layer import Layer, Rate
-from fastdrop.ops.dropout import Context, dropout, keep_mask
-from fastdrop.ops.noise import compute_type
-from fastdrop.rng import Rng, RngLike, draw_call
-
-__all__ = [
-    "AdversarialContext",
-    "AdversarialDropout",
-    "adversarial_dropout",
-    "kl_divergence",
-    "squared_divergence",
-]
+from fastdrop.base.dtypes import compute_type
+from fastdrop.ops.dropout import Context
+from fastdrop.rng import RngLike, draw_of
 
 
 class AdversarialContext(Context):
@@ -49,20 +42,24 @@ class AdversarialContext(Context):
 
     def backward(self, dy: npt.ArrayLike, out: npt.NDArray | None = None) -> npt.NDArray:
         """Gradient with respect to x, mask held constant; arguments as in `Context.backward`."""
-        dx = super().backward(dy, out)  # selects by the bits, and scales by 1
-        scale = self.scales.astype(compute_type(dx.dtype))
-        scale = scale.reshape(-1, *(1,) * (len(self.shape) - 1))
-        with np.errstate(over="ignore", under="ignore"):
-            return np.multiply(dx, scale, out=dx, casting="unsafe")  # to 16 bits, too
+        dy = gate.array(dy, "dy")
+        out, dy = CPU.output(out, dy)
+        self._check_shape(dy)
+        return _scaled(self, dy, out)
 
-    def __reduce__(self) -> tuple:
-        return *super().__reduce__(), (self.scales, self.changed)
-
-    def __setstate__(self, state: tuple[npt.NDArray, npt.NDArray]) -> None:
-        scales, changed = state  # which may come from anywhere
-        self.scales, self.changed = np.asarray(scales, np.float64), np.asarray(changed, np.intp)
+    def _check(self) -> None:
+        super()._check()
         gate.like(self.scales, "scales", self.shape[:1])
         gate.like(self.changed, "changed", self.shape[:1])
+
+
+def _scaled(ctx: AdversarialContext, dy: npt.NDArray, out: npt.NDArray | None) -> npt.NDArray:
+    """Selects by the bits, scaled by 1, and then by each example's scale."""
+    dx = CPU.copy(dy, out) if ctx.held is None else CPU.select(dy, out, ctx.draw, ctx.held, 1.0)
+    scale = ctx.scales.astype(compute_type(dx.dtype))
+    scale = scale.reshape(-1, *(1,) * (len(ctx.shape) - 1))
+    with np.errstate(over="ignore", under="ignore"):
+        return np.multiply(dx, scale, out=dx, casting="unsafe")  # to 16 bits, too
 
 
 def adversarial_dropout(
@@ -134,20 +131,30 @@ def adversarial_dropout(
     delta, p = gate.rate(delta, "delta"), gate.rate(p)
     examples, length = len(x), prod(x.shape[1:])
     if not training:
-        ctx = AdversarialContext(x.shape, 0.0, None, None, None, None, 1.0)
-        ctx.__setstate__((np.ones(examples), np.zeros(examples, np.intp)))
-        return ctx.backward(x), ctx
-    seed, call = draw_call(rng)
-    mask = keep_mask(x.shape, p, rng=Rng(seed, call)).reshape(examples, length)
+        ctx = AdversarialContext.made(
+            x.shape,
+            None,
+            1.0,
+            None,
+            scales=np.ones(examples),
+            changed=np.zeros(examples, np.intp),
+        )
+        return CPU.copy(x), ctx
+    draw = draw_of(rng, p, gate.place(x.shape))
+    mask = unpacked(_core.draw_bits(draw), draw).reshape(examples, length)
     limit = int(delta * length) if p < 1.0 else 0
     flipped = _flipped(x, gradient, mask, limit)
     mask ^= flipped
     kept = np.count_nonzero(mask, axis=1)
-    bits = np.packbits(mask, bitorder="little").tobytes() + bytes(BITS_PAD)
-    ctx = AdversarialContext(x.shape, p, seed, call, None, bits, 1.0)
-    scale = np.divide(length, kept, out=np.zeros(examples), where=kept > 0)
-    ctx.__setstate__((scale, np.count_nonzero(flipped, axis=1)))
-    return ctx.backward(x), ctx
+    ctx = AdversarialContext.made(
+        x.shape,
+        draw,
+        1.0,
+        np.packbits(mask, bitorder="little").tobytes() + bytes(BITS_PAD),
+        scales=np.divide(length, kept, out=np.zeros(examples), where=kept > 0),
+        changed=np.count_nonzero(flipped, axis=1),
+    )
+    return _scaled(ctx, x, None), ctx
 
 
 def _flipped(
@@ -254,76 +261,3 @@ def _log_softmax(logits: npt.NDArray, dtype: np.dtype) -> npt.NDArray:
     z -= z.max(axis=-1, keepdims=True)
     z -= np.log(np.exp(z).sum(axis=-1, keepdims=True))
     return z
-
-
-class AdversarialDropout(Layer):
-    """`adversarial_dropout` as a layer: a pass with the base mask, then one with the adversarial.
-
-    ``layer(x)`` is ``dropout(x, p)``. ``layer.search(gradient)`` then gives `adversarial_dropout`
-    of the same x, near the same mask. ``layer.backward(dy)`` is of whichever was called last. The
-    layer keeps x, not a copy: it must not change in between.
-
-    Parameters
-    ----------
-    delta : float
-        As in `adversarial_dropout`.
-    p : float or callable
-        Rate of the base mask, or a function of the step; see `Layer`.
-    rng : Rng, int, None, SeedSequence, Generator or BitGenerator
-        An int seeds an `Rng` of the layer's own.
-
-    Examples
-    --------
-    Training a network of two layers, virtual form: labels where they are known, and a network that
-    says the same without dropout and with the mask that disturbs it most.
-
-    >>> from fastdrop import kl_divergence
-    >>> layer = fastdrop.layers.AdversarialDropout(0.05, p=0.5, rng=1234)
-    >>> for x, labels in batches:
-    ...     h = np.maximum(x @ W1, 0)
-    ...     y = layer(h)                                          # base mask
-    ...     logits = y @ W2
-    ...     loss, dlogits = kl_divergence(labels, logits)         # cross-entropy
-    ...     dh, dW2 = layer.backward(dlogits @ W2.T), y.T @ dlogits
-    ...     clean = h @ W2
-    ...     _, dlogits = kl_divergence(clean, logits)
-    ...     y = layer.search(dlogits @ W2.T)                      # adversarial mask
-    ...     D, dlogits = kl_divergence(clean, y @ W2)
-    ...     dh += strength * layer.backward(dlogits @ W2.T)
-    ...     dW2 += strength * (y.T @ dlogits)
-    ...     W1 -= rate * (x.T @ (dh * (h > 0)))
-    ...     W2 -= rate * dW2
-
-    In the supervised form, `labels` stand for `clean`: the search takes the gradient that the loss
-    has given already, ``y = layer.search(dlogits @ W2.T)``, and p may be 0.
-    """
-
-    def __init__(self, delta: float = 0.05, p: Rate = 0.0, *, rng: RngLike = None) -> None:
-        super().__init__(rng, p)
-        self.delta = gate.rate(delta, "delta")
-        self._base: tuple[npt.NDArray, Context] | None = None
-
-    def __call__(self, x: npt.ArrayLike) -> npt.NDArray:
-        """y with the base mask."""
-        x = gate.array(x)
-        y, self.ctx = dropout(x, self.rate(), rng=self.rng, training=self.training)
-        self._base = x, self.ctx
-        return y
-
-    def search(self, gradient: npt.ArrayLike) -> npt.NDArray:
-        """y with the adversarial mask; gradient: of D with respect to y of the base mask.
-
-        Takes no random call. In evaluation mode, y is a copy of x.
-        """
-        if self._base is None:
-            raise RuntimeError("search needs a forward call of the layer before it")
-        x, base = self._base
-        training = base.seed is not None
-        rng = Rng(base.seed, base.call) if training else None
-        y, self._ctx = adversarial_dropout(  # not ctx: that would count another step
-            x, gradient, self.delta, base.p, rng=rng, training=training
-        )
-        return y
-
-    def __repr__(self) -> str:
-        return f"AdversarialDropout(delta={self.delta}, p={self.p})"

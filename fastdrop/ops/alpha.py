@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
 
 import numpy.typing as npt
 
 from fastdrop._core import ALPHA_DROPOUT
-from fastdrop.base import gate
-from fastdrop.base.devices import on_device
-from fastdrop.base.layer import OpLayer, Rate
-from fastdrop.ops.dropout import Context, Region, masked
-from fastdrop.ops.shared import spatial_axes
+from fastdrop.base.gate import Region
+from fastdrop.ops.dropout import Context, masked
+from fastdrop.ops.shared import map_axes
 from fastdrop.rng import RngLike
-
-__all__ = ["AlphaDropout", "FeatureAlphaDropout", "alpha_dropout", "feature_alpha_dropout"]
 
 # SELU of minus infinity: -lambda * alpha of Klambauer et al., equations 2 and 14.
 SATURATION = -1.7580993408473766
@@ -74,7 +69,8 @@ def alpha_dropout(
     G. Klambauer, T. Unterthiner, A. Mayr, S. Hochreiter: Self-normalizing neural networks. NeurIPS
     2017, "New dropout technique".
     """
-    return masked(ALPHA_DROPOUT, x, p, rng, training, shared_axes, region, out, save, affine)
+    how = rng, training, shared_axes, region, out, save
+    return masked(ALPHA_DROPOUT, x, p, how, affine)
 
 
 def feature_alpha_dropout(
@@ -114,52 +110,5 @@ def feature_alpha_dropout(
     ValueError
         x has no spatial axis, or more than 3.
     """
-    x = x if on_device(x) else gate.array(x)
-    further = gate.axes(shared_axes, x.ndim, "shared_axes")
-    axes = tuple({*spatial_axes(x.ndim, channels_last), *further})
-    return alpha_dropout(
-        x, p, rng=rng, training=training, shared_axes=axes, region=region, out=out, save=save
-    )
-
-
-@dataclass(eq=False)
-class AlphaDropout(OpLayer):
-    """`alpha_dropout` as a layer.
-
-    Parameters
-    ----------
-    p : float or callable
-        Drop rate in [0, 1], or a function of the step; see `Layer`.
-    rng, shared_axes, save
-        As in `Dropout`.
-    """
-
-    op = alpha_dropout
-
-    p: Rate = 0.5
-    _: KW_ONLY
-    shared_axes: int | Sequence[int] = ()
-    save: str = "bits"
-
-
-@dataclass(eq=False)
-class FeatureAlphaDropout(OpLayer):
-    """`feature_alpha_dropout` as a layer.
-
-    Parameters
-    ----------
-    p : float or callable
-        Drop rate in [0, 1], or a function of the step; see `Layer`.
-    channels_last, shared_axes, save
-        As in `feature_alpha_dropout`.
-    rng
-        As in `Dropout`.
-    """
-
-    op = feature_alpha_dropout
-
-    p: Rate = 0.5
-    _: KW_ONLY
-    channels_last: bool = False
-    shared_axes: int | Sequence[int] = ()
-    save: str = "bits"
+    how = rng, training, shared_axes, region, out, save
+    return masked(ALPHA_DROPOUT, x, p, how, affine, map_axes(channels_last))

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from math import exp, log, log1p
+from math import exp, log1p
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastdrop._core import CONCRETE
-from fastdrop.backends.cuda.arrays import cuda, fetched
+from fastdrop.backends import of
 from fastdrop.base import gate
-from fastdrop.base.devices import on_device
-from fastdrop.base.layer import Layer
-from fastdrop.ops.dropout import Region
-from fastdrop.ops.noise import Draw, NoiseContext, compute_type, forward
-from fastdrop.rng import RngLike, draw_call
-
-__all__ = ["ConcreteContext", "ConcreteDropout", "concrete_dropout", "concrete_regularizer"]
+from fastdrop.base.dtypes import compute_type
+from fastdrop.base.gate import Region
+from fastdrop.ops import context
+from fastdrop.rng import RngLike, draw_of
 
 LOGIT_LIMIT = 40.0  # float32 can tell no more: beyond, exp of 87 is what it clips at
 Real = float | np.floating | npt.NDArray[np.floating]
@@ -29,42 +26,45 @@ def sigmoid(logit: float) -> float:
     return 1.0 / (1.0 + exp(-logit))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ConcreteContext(NoiseContext):
-    """Context of `concrete_dropout`: refers to x, which the rate's gradient needs."""
+class ConcreteContext(context.Context):
+    """Context of `concrete_dropout`: refers to x, which the rate's gradient needs.
 
-    ops = (CONCRETE,)
-    x: npt.NDArray
-    p: float
-    draw: Draw | None
+    Attributes
+    ----------
+    x : ndarray
+    relaxed : tuple of float or None
+        logit, p, 1 / temperature and 1 / (1 - p); None in evaluation.
+    """
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of x."""
-        return tuple(self.x.shape)
+    __slots__ = ("relaxed", "x")
 
     @property
     def nbytes(self) -> int:
-        """What is held for the backward pass, in bytes: x itself, or nothing in eval mode."""
+        """What is held for the backward pass, in bytes: x itself, or nothing in evaluation."""
         return self.x.nbytes if self.draw is not None else 0
 
-    def backward(self, dy: npt.ArrayLike) -> tuple[npt.NDArray, npt.NDArray[np.float64]]:
+    def backward(self, dy: npt.ArrayLike) -> Any:
         """(dx, dlogit): gradients with respect to x and, float64 and 0-d, the rate's logit.
 
         Parameters
         ----------
         dy : array_like, shape and dtype of x
         """
-        if on_device(dy):
-            return cuda().backward_concrete(self, dy)
-        if on_device(self.x):
-            return replace(self, x=fetched(self.x)).backward(dy)
-        dy = gate.array(dy, "dy")
-        gate.like(dy, "dy", self.x.shape, self.x.dtype)
+        backend = of(dy)
+        dy = backend.array(dy, "dy")
+        x = backend.bring(self.x, dy)
+        gate.like(dy, "dy", x.shape, x.dtype)
         if self.draw is None:
-            return dy.copy(), np.zeros(())
-        dx, dlogit = self.draw.backward(self.x, np.asarray(dy, order="C"), 1)
-        return dx, np.asarray(dlogit)
+            return backend.copy(dy), backend.zeros_like(dy, "float64", ())
+        dx, dlogit = backend.noise_gradients(CONCRETE, x, dy, self.draw, self.relaxed, 1)
+        return dx, backend.result(dlogit)
+
+    def _check(self) -> None:
+        self._check_place()
+        if tuple(self.x.shape) != self.shape or self.held is not None:
+            raise ValueError(f"x must have shape {self.shape}, got {self.x.shape}")
+        if (self.draw is None) != (self.relaxed is None) or len(self.relaxed or range(4)) != 4:
+            raise ValueError(f"relaxed must be four numbers for a draw, got {self.relaxed}")
 
 
 def concrete_dropout(
@@ -113,18 +113,20 @@ def concrete_dropout(
     Y. Gal, J. Hron, A. Kendall: Concrete dropout. NeurIPS 2017, equation 5. The authors' code adds
     1e-7 inside the logarithms; here u is never 0 or 1.
     """
-    there = on_device(x)
-    x = x if there else np.asarray(gate.array(x), order="C")
-    shape = cuda().described(x, None)[0] if there else x.shape
+    backend = of(x)
+    x = backend.array(x)
     logit = gate.real(logit, "logit", -LOGIT_LIMIT, LOGIT_LIMIT)
     temperature = gate.positive(temperature, "temperature")
-    block = gate.block(shape, shared_axes, region)
+    place = gate.place(x.shape, shared_axes, region)
     if not training:
-        return forward(None, x, None), ConcreteContext(x, 0.0, None)
+        ctx = ConcreteContext.made(x.shape, None, 1.0, None, x=backend.held(x), relaxed=None)
+        return backend.copy(x), ctx
     p = sigmoid(logit)
     relaxed = logit, p, 1.0 / temperature, 1.0 + exp(logit)
-    draw = Draw(CONCRETE, *draw_call(rng), block, relaxed=relaxed)
-    return forward(draw, x, None), ConcreteContext(x, p, draw)
+    draw = draw_of(rng, p, place)
+    y = backend.noise(CONCRETE, x, draw, relaxed)
+    held = backend.held(x)
+    return y, ConcreteContext.made(x.shape, draw, relaxed[3], None, x=held, relaxed=relaxed)
 
 
 def concrete_regularizer(
@@ -179,88 +181,3 @@ def concrete_regularizer(
     value = norm + d * (p * (log_q + logit) + q * log_q)
     dweight = weight * compute_type(weight.dtype)(2.0 * w / q)
     return value, norm * p + d * p * q * logit, dweight.astype(weight.dtype)
-
-
-class ConcreteDropout(Layer):
-    """`concrete_dropout` as a layer; learns ``layer.logit``.
-
-    Parameters
-    ----------
-    p : float
-        Rate to begin with, strictly between 0 and 1; ``layer.p`` is the present one.
-    temperature : float
-    rng, shared_axes
-        As in `Dropout`.
-    weight_regularizer, dropout_regularizer : float
-        As in `concrete_regularizer`.
-
-    Examples
-    --------
-    >>> layer = fastdrop.layers.ConcreteDropout(0.1)
-    >>> y = layer(x)
-    >>> dx = layer.backward(dy)
-    >>> value, dweight = layer.regularize(weight, features=x.shape[1])
-    >>> layer.logit -= rate * layer.gradients["logit"]
-    """
-
-    learned = ("logit",)
-
-    def __init__(
-        self,
-        p: float = 0.1,
-        temperature: float = 0.1,
-        *,
-        rng: RngLike = None,
-        shared_axes: int | Sequence[int] = (),
-        weight_regularizer: float = 1e-6,
-        dropout_regularizer: float = 1e-5,
-    ) -> None:
-        super().__init__(rng)
-        p = gate.rate(p)
-        if p in (0.0, 1.0):
-            raise ValueError(f"p must be strictly between 0 and 1 to be learned, got {p}")
-        self.logit = np.asarray(log(p) - log1p(-p))
-        self.temperature = gate.positive(temperature, "temperature")
-        self.shared_axes = shared_axes
-        self.weight_regularizer = gate.real(weight_regularizer, "weight_regularizer", 0.0)
-        self.dropout_regularizer = gate.real(dropout_regularizer, "dropout_regularizer", 0.0)
-
-    @property
-    def p(self) -> float:  # type: ignore[override]
-        """The rate that has been learned so far."""
-        return sigmoid(float(np.clip(self.logit, -LOGIT_LIMIT, LOGIT_LIMIT)))
-
-    def __call__(self, x: npt.ArrayLike) -> npt.NDArray:
-        """y, an array like x."""
-        y, self.ctx = concrete_dropout(
-            x,
-            self.logit,
-            self.temperature,
-            rng=self.rng,
-            training=self.training,
-            shared_axes=self.shared_axes,
-        )
-        return y
-
-    def regularize(self, weight: npt.NDArray, features: int) -> tuple[float, npt.NDArray]:
-        """Add the regularizer's gradient to that of the logit, after `backward`.
-
-        Returns
-        -------
-        value : float
-        dweight : ndarray
-        """
-        value, dlogit, dweight = concrete_regularizer(
-            self.logit,
-            weight,
-            features,
-            weight_regularizer=self.weight_regularizer,
-            dropout_regularizer=self.dropout_regularizer,
-        )
-        if "logit" not in self.gradients:
-            raise RuntimeError("regularize needs a backward call of the layer before it")
-        self.gradients["logit"] = self.gradients["logit"] + dlogit
-        return value, dweight
-
-    def __repr__(self) -> str:
-        return f"ConcreteDropout(p={self.p:.6g}, temperature={self.temperature})"

@@ -2,29 +2,65 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 import numpy.typing as npt
 
 from fastdrop import _core
-from fastdrop._core import BITS_PAD
-from fastdrop.backends import cpu
-from fastdrop.backends.cuda.arrays import DeviceBits, cuda, fetched
+from fastdrop._core import BITS_PAD, Draw, Place
+from fastdrop.backends import of
+from fastdrop.backends.cpu import CPU, host_bits, maps_of
 from fastdrop.base import gate
-from fastdrop.base.devices import on_device
-from fastdrop.base.layer import OpLayer, Rate
-from fastdrop.base.place import Block
-from fastdrop.base.restore import Restored
-from fastdrop.ops.dropout import Region
-from fastdrop.rng import RngLike, draw_call
-
-__all__ = ["DropBlock", "DropBlockContext", "drop_block"]
+from fastdrop.base.gate import Region
+from fastdrop.ops import context
+from fastdrop.rng import RngLike, draw_of
 
 
-@dataclass(frozen=True, slots=True)
-class DropBlockContext(Restored):
+@dataclass(frozen=True)
+class Geometry:
+    """How squares lie in feature maps: what `fastdrop.backends.interface.Squares` asks for."""
+
+    shape: tuple[int, ...]
+    block_size: int
+    channels_last: bool
+    per_channel: bool
+
+    @property
+    def drawn(self) -> tuple[int, int, int, int]:
+        """Shape of the keep bits: (batch, channels or 1, height, width), in either layout."""
+        batch, *rest = self.shape
+        channels = rest.pop(-1 if self.channels_last else 0)
+        height, width = rest if len(rest) == 2 else (1, *rest)
+        return batch, channels if self.per_channel else 1, height, width
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of a square."""
+        *_, height, width = self.drawn
+        side = min(self.block_size, width, height if len(self.shape) == 4 else width)
+        return min(side, height), side
+
+    def seeds(self, draw: Draw) -> Draw:
+        """Where squares begin, from the draw that a context names: dropped elements of an array of
+        shape (batch, maps, height - side + 1, width - side + 1), at the rate that the paper calls
+        gamma. Of a region the batch alone counts.
+        """
+        (batch, maps, height, width), (k_height, k_width) = self.drawn, self.sides
+        rows, columns = height - k_height + 1, width - k_width + 1
+        gamma = draw.p * (height * width) / (k_height * k_width * rows * columns)
+        begins, first = (batch, maps, rows, columns), first_of(draw)
+        region = None if not first else ((first, 0, 0, 0), (first + batch, *begins[1:]))
+        return Draw(draw.seed, draw.call, gamma if draw.p < 1.0 else 1.0, Place(begins, (), region))
+
+
+def first_of(draw: Draw | None) -> int:
+    """Index of the first example in the whole batch."""
+    return 0 if draw is None or draw.place.region is None else draw.place.region[0][0]
+
+
+class DropBlockContext(context.Context):
     """Context of `drop_block`.
 
     Attributes
@@ -34,38 +70,20 @@ class DropBlockContext(Restored):
     p : float
         The rate; 0 if ``training=False``.
     seed, call : int or None
-        Name the draw: ``Rng(seed, call)`` draws the same blocks again. None if nothing was drawn.
+        Name the draw: ``Rng(seed, call)`` draws the same squares again. None if nothing was drawn.
     block_size, channels_last, per_channel
         As given to `drop_block`.
     first : int
         Index of the first example in the whole batch.
-    bits : bytes, DeviceBits or None
+    held : object
         Packed keep mask, for which each example begins with a 64-bit word; None: drawn again.
     """
 
-    shape: tuple[int, ...]
-    p: float
-    seed: int | None
-    call: int | None
-    block_size: int
-    channels_last: bool
-    per_channel: bool
-    first: int = 0
-    bits: bytes | DeviceBits | None = field(default=None, repr=False)
-
-    def check(self) -> None:
-        Restored.check(self)
-        _maps_of(self.shape)
-        held = _core.bytes_of_examples(self._drawn[0], prod(self._drawn[1:]))
-        if type(self.bits) is bytes and len(self.bits) != held:
-            raise ValueError(f"bits must be {held} bytes, got {len(self.bits)}")
+    __slots__ = ("block_size", "channels_last", "per_channel")
 
     @property
-    def nbytes(self) -> int:
-        """What is held for the backward pass, in bytes."""
-        if type(self.bits) is bytes:
-            return len(self.bits) - BITS_PAD
-        return 0 if self.bits is None else self.bits.nbytes
+    def first(self) -> int:
+        return first_of(self.draw)
 
     @property
     def scales(self) -> npt.NDArray[np.float64]:
@@ -83,10 +101,14 @@ class DropBlockContext(Restored):
         """The keep mask: bool array of x's shape, True where the element was kept."""
         mask = np.ones(self.shape, np.bool_)
         if self._drops:
-            batch, *drawn = self._drawn
-            words = np.frombuffer(self._keep_bits(), np.uint8)[:-BITS_PAD].reshape(batch, -1)
+            squares = self._squares
+            batch, *drawn = squares.drawn
+            bits = CPU.keep_squares(squares.seeds(self.draw), squares)
+            if self.held is not None:
+                bits = host_bits(self.held)
+            words = np.frombuffer(bits, np.uint8)[:-BITS_PAD].reshape(batch, -1)
             kept = np.unpackbits(words, axis=1, count=prod(drawn), bitorder="little")
-            self._maps(mask)[...] = kept.reshape(self._drawn)
+            maps_of(mask, squares)[...] = kept.reshape(squares.drawn)
         return mask
 
     def backward(self, dy: npt.ArrayLike, out: npt.NDArray | None = None) -> npt.NDArray:
@@ -103,56 +125,34 @@ class DropBlockContext(Restored):
         ndarray
             dy times the scale of its example where the element was kept, else +0; dtype of `dy`.
         """
-        if on_device(dy):
-            return cuda().backward_blocks(self, dy, out)
-        dy = gate.array(dy, "dy")
+        backend = of(dy)
+        dy = backend.array(dy, "dy")
         gate.like(dy, "dy", self.shape)
-        dy, out = gate.output(dy, out)
-        dx = _core.empty_like(dy) if out is None else out
-        if self._drops:
-            maps = self._maps(dy), self._maps(dx)
-            _core.apply_examples(*maps, self._keep_bits(), self.per_channel)
-        else:
-            np.copyto(dx, dy)
-        return dx
+        out, dy = backend.output(out, dy)
+        if not self._drops:
+            return backend.copy(dy, out)
+        squares, bits = self._squares, self.held
+        if bits is None:
+            bits = backend.keep_squares(squares.seeds(self.draw), squares, dy)
+        return backend.apply_squares(dy, out, bits, squares)
 
     @property
     def _drops(self) -> bool:
         return self.p > 0.0 and 0 not in self.shape
 
     @property
-    def _drawn(self) -> tuple[int, int, int, int]:
-        """Shape of the keep bits: (batch, channels or 1, height, width), in either layout."""
-        batch, *rest = self.shape
-        channels = rest.pop(-1 if self.channels_last else 0)
-        height, width = rest if len(rest) == 2 else (1, *rest)
-        return batch, channels if self.per_channel else 1, height, width
+    def _squares(self) -> Geometry:
+        return Geometry(self.shape, self.block_size, self.channels_last, self.per_channel)
 
-    def _maps(self, x: npt.NDArray) -> npt.NDArray:
-        """A view of shape (batch, channels, height, width)."""
-        if self.channels_last:
-            x = x.transpose(0, x.ndim - 1, *range(1, x.ndim - 1))
-        return x if x.ndim == 4 else x[:, :, None]
-
-    def _keep_bits(self) -> bytes:
-        """Those of all examples."""
-        if self.bits is not None:
-            return fetched(self.bits)
-        gamma, begins, k_height, k_width = self._seeds
-        bits = cpu.draw(self.seed, self.call, gamma, begins)
-        return _core.drop_blocks(bits, self._drawn, k_height, k_width)
-
-    @property
-    def _seeds(self) -> tuple[float, Block, int, int]:
-        """The rate of what is drawn, which the paper calls gamma, where, and sides of a block."""
-        batch, maps, height, width = self._drawn
-        k_width = min(self.block_size, width, height if len(self.shape) == 4 else width)
-        k_height = min(k_width, height)
-        rows, columns = height - k_height + 1, width - k_width + 1
-        gamma = self.p * (height * width) / (k_height * k_width * rows * columns)
-        seeds = batch, maps, rows, columns
-        region = (self.first, 0, 0, 0), (self.first + batch, *seeds[1:])
-        return gamma if self.p < 1.0 else 1.0, Block(seeds, (), region), k_height, k_width
+    def _check(self) -> None:
+        _maps_of(self.shape)
+        self._check_place()
+        if self.draw is not None:
+            _only_the_batch(self.draw.place)
+        batch, *drawn = self._squares.drawn
+        length = _core.bytes_of_examples(batch, prod(drawn))
+        if self.held is not None and (type(self.held) is not bytes or len(self.held) != length):
+            raise ValueError(f"bits must be {length} bytes, got {self.held!r:.40}")
 
 
 def drop_block(
@@ -168,23 +168,23 @@ def drop_block(
     out: npt.NDArray | None = None,
     save: str = "bits",
 ) -> tuple[npt.NDArray, DropBlockContext]:
-    """Drop square blocks of feature maps; scale each example by its elements / kept elements.
+    """Drop squares of feature maps; scale each example by its elements / kept elements.
 
     Parameters
     ----------
     x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64
         Shape (batch, channels, height, width), or (batch, height, width, channels). There may be
-        one spatial axis instead of two; blocks are intervals then. The blocks of a map are the same
-        in both layouts.
+        one spatial axis instead of two; squares are intervals then. The squares of a map are the
+        same in both layouts.
     p : float
-        About what part of the elements is dropped, in [0, 1]. It is less where blocks overlap: of
+        About what part of the elements is dropped, in [0, 1]. It is less where squares overlap: of
         maps of 56 x 56 with k = 7, 0.095 at p = 0.1 and 0.38 at p = 0.5. At p = 1 all are dropped.
     block_size : int
-        Side k of a block; the smallest spatial length of x if that is less (as in torchvision and
+        Side k of a square; the smallest spatial length of x if that is less (as in torchvision and
         timm).
     channels_last : bool
     per_channel : bool
-        Whether each channel has blocks of its own (Algorithm 1), or all channels the same.
+        Whether each channel has squares of its own (Algorithm 1), or all channels the same.
     rng, training, out, save
         As in `fastdrop.dropout`.
     region : (start, global_shape), optional
@@ -207,15 +207,15 @@ def drop_block(
 
     Notes
     -----
-    A block begins at each element of a map that has a whole block right of and below it, with
+    A square begins at each element of a map that has a whole square right of and below it, with
     chance (equation 1)
 
         gamma = p * height * width / (k**2 * (height - k + 1) * (width - k + 1))
 
     which is at most p; gamma = 1 at p = 1. These draws form an array of shape (batch, channels,
     height - k + 1, width - k + 1) in both layouts (one channel unless `per_channel`), and their
-    C-order positions in it are their indices in the stream. So an element that c blocks may cover
-    is kept with chance (1 - gamma)**c; c is k**2, less near the border of the map.
+    C-order positions in it are their indices in the keystream. So an element that c squares may
+    cover is kept with chance (1 - gamma)**c; c is k**2, less near the border of the map.
 
     The paper and timm rescale by the sum over the batch. Here the scale is that of the example, so
     that it depends neither on what else is in the batch nor on how the batch is cut into shards.
@@ -230,19 +230,32 @@ def drop_block(
     >>> y, ctx = fastdrop.drop_block(x, 0.1, 7, rng=rng)
     >>> dx = ctx.backward(dy)
     """
-    gate.choice(save, ("bits", "seed"), "save")
-    there = on_device(x)
-    shape = cuda().described(x, out)[0] if there else (x := gate.array(x)).shape
+    keep = gate.keeps_bits(save)
+    backend = of(x)
+    x = backend.array(x)
     p, block_size = gate.rate(p), gate.count(block_size, "block_size")
-    _maps_of(shape)
-    x, out = (x, out) if there else gate.output(x, out)
-    first = 0 if region is None else _first(shape, region)
-    seed, call = draw_call(rng) if training else (None, None)
-    geometry = block_size, bool(channels_last), bool(per_channel), first
-    ctx = held = DropBlockContext(shape, p if training else 0.0, seed, call, *geometry)
-    if ctx._drops:
-        held = replace(ctx, bits=cuda().keep_blocks(ctx, x) if there else ctx._keep_bits())
-    return held.backward(x, out), held if save == "bits" else ctx
+    _maps_of(x.shape)
+    place = gate.place(x.shape, gate.NO_AXES, region)
+    _only_the_batch(place)
+    out, x = backend.output(out, x)
+    draw = draw_of(rng, p, place) if training else None
+    squares = Geometry(x.shape, block_size, bool(channels_last), bool(per_channel))
+    bits = None
+    if draw is None or p == 0.0 or not x.size:
+        y = backend.copy(x, out)
+    else:
+        bits = backend.keep_squares(squares.seeds(draw), squares, x)
+        y = backend.apply_squares(x, out, bits, squares)
+    ctx = DropBlockContext.made(
+        x.shape,
+        draw,
+        1.0,
+        bits if keep else None,
+        block_size=block_size,
+        channels_last=squares.channels_last,
+        per_channel=squares.per_channel,
+    )
+    return y, ctx
 
 
 def _maps_of(shape: tuple[int, ...]) -> None:
@@ -254,40 +267,13 @@ def _maps_of(shape: tuple[int, ...]) -> None:
         )
 
 
-def _first(shape: tuple[int, ...], region: Region) -> int:
-    """Index of the first example in a batch of which x is a part."""
-    start, whole = gate.block(shape, (), region).region
-    if any(start[1:]) or whole[1:] != shape[1:]:
+def _only_the_batch(place: Place) -> None:
+    """Checks that a region cuts no other axis."""
+    if place.region is None:
+        return
+    start, whole = place.region
+    if any(start[1:]) or whole[1:] != place.of[1:]:
         raise ValueError(
-            f"region must cut the batch axis only, as a scale needs a whole example, got {region!r}"
+            "region must cut the batch axis only, as a scale needs a whole example, "
+            f"got {place.region!r}"
         )
-    return start[0]
-
-
-@dataclass(eq=False)
-class DropBlock(OpLayer):
-    """`drop_block` as a layer.
-
-    Parameters
-    ----------
-    p : float or callable
-        Drop rate in [0, 1], or a function of the step; see `Layer`. The paper raises it linearly
-        from 0.
-    block_size, channels_last, per_channel, save
-        As in `drop_block`.
-    rng
-        As in `Dropout`.
-    """
-
-    op = drop_block
-
-    p: Rate = 0.1
-    block_size: int = 7
-    _: KW_ONLY
-    channels_last: bool = False
-    per_channel: bool = True
-    save: str = "bits"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        gate.count(self.block_size, "block_size")

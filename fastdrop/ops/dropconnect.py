@@ -1,38 +1,32 @@
 """DropConnect: a linear layer that drops weights instead of activations.
 
 A mask for each example exists only a few thousand bits at a time, inside the kernel
-(`src/drivers_connect.c`); forward and backward both draw it.
+(`src/drivers/connect.c`); forward and backward both draw it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastdrop import _core
-from fastdrop._core import DROPOUT
-from fastdrop.backends import cpu
-from fastdrop.backends.cuda.arrays import cuda, fetched
+from fastdrop._core import DROPOUT, Draw, Place
+from fastdrop.backends import of
+from fastdrop.backends.cpu import CPU, normals
+from fastdrop.backends.interface import Backend
 from fastdrop.base import gate
-from fastdrop.base.devices import on_device
-from fastdrop.base.layer import Layer, Rate
-from fastdrop.base.place import Block
-from fastdrop.base.restore import Restored
-from fastdrop.ops.noise import normals
-from fastdrop.rng import Rng, RngLike, draw_call, uint64
+from fastdrop.ops import context
+from fastdrop.rng import Rng, RngLike, draw_call, draw_of, uint64
 
-__all__ = ["DropConnect", "DropConnectContext", "dropconnect", "dropconnect_inference"]
-
-Array = npt.NDArray
-Gradients = tuple[Array, Array, Array | None]  # of x, weight, masked bias
+Array = npt.NDArray[Any]
+Gradients = tuple[Any, Any, Any]  # of x, weight, masked bias
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class DropConnectContext(Restored):
+class DropConnectContext(context.Context):
     """What one call of `dropconnect` leaves for its backward pass. Can be pickled.
 
     It refers to x, weight and bias: change them in place only after `backward`.
@@ -43,41 +37,19 @@ class DropConnectContext(Restored):
         bias may be None.
     p : float
         The rate; 0 if ``training=False``.
+    scale : float
+        What kept weights are multiplied by: 1 / (1 - p), and 0 at p = 1.
     seed, call : int or None
         Name the draw; None if nothing was drawn (``training=False``).
     mask_bias, first
         As in `dropconnect`.
+    nbytes : int
+        Bytes held for the backward pass beside x, weight and bias: always 0.
     """
 
-    x: Array
-    weight: Array
-    bias: Array | None
-    p: float
-    seed: int | None
-    call: int | None
-    mask_bias: bool
-    first: int
+    __slots__ = ("bias", "first", "mask_bias", "weight", "x")
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of x."""
-        return tuple(self.x.shape)
-
-    @property
-    def scale(self) -> float:
-        """What kept weights are multiplied by: 1 / (1 - p), and 0 at p = 1."""
-        return _core.scale_of(self.p)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held for the backward pass beside x, weight and bias: always 0."""
-        return 0
-
-    def check(self) -> None:
-        Restored.check(self)
-        _operands(self.x, self.weight, self.bias, cuda().floats if on_device(self.x) else _floats)
-
-    def backward(self, dy: npt.ArrayLike) -> tuple[Array, ...]:
+    def backward(self, dy: npt.ArrayLike) -> tuple[Any, ...]:
         """Gradients with respect to x, weight and, if there is one, bias.
 
         Parameters
@@ -89,32 +61,34 @@ class DropConnectContext(Restored):
         tuple of ndarray
             (dx, dweight), or (dx, dweight, dbias).
         """
-        if on_device(dy):
-            return cuda().backward_connect(self, dy)
-        if on_device(self.x):
-            here = {name: fetched(getattr(self, name)) for name in ("x", "weight", "bias")}
-            return replace(self, **here).backward(dy)
-        dy = _floats(dy, "dy")
-        gate.like(dy, "dy", (*self.shape[:-1], self.weight.shape[1]), self.x.dtype)
-        dy = _rows(dy)
-        dx, dweight, dbias = self._gradients(_rows(self.x), dy)
-        dx = dx.reshape(self.shape)
-        if self.bias is None:
+        backend = of(dy)
+        dy = backend.floats(dy, "dy")
+        x, weight, bias = (backend.bring(a, dy) for a in (self.x, self.weight, self.bias))
+        gate.like(dy, "dy", (*self.shape[:-1], weight.shape[1]), x.dtype)
+        operands = x, weight, bias if self.mask_bias else None
+        dx, dweight, dbias = self._gradients(backend, operands, dy)
+        if bias is None:
             return dx, dweight
-        return dx, dweight, dbias if self.mask_bias else dy.sum(axis=0)
+        return dx, dweight, dbias if self.mask_bias else backend.column_sums(dy)
 
-    @property
-    def _masked_bias(self) -> Array | None:
-        return self.bias if self.mask_bias else None
+    # What follows is the layer that drops nothing; each mode has its own. A bias that is not masked
+    # is left out.
 
-    # What follows is the layer of which nothing is dropped; each mode has its own. x and dy have a
-    # row for each example, and a bias that is not masked is left out.
+    def _forward(self, backend: Backend, operands: tuple) -> Any:
+        return backend.linear(*operands, None, 0)
 
-    def _forward(self, x: Array) -> Array:
-        return _affine(x, self.weight, self._masked_bias)
+    def _gradients(self, backend: Backend, operands: tuple, dy: Any) -> Gradients:
+        return backend.linear_gradients(*operands, dy, None, 0)
 
-    def _gradients(self, x: Array, dy: Array) -> Gradients:
-        return dy @ self.weight.T, x.T @ dy, dy.sum(axis=0)
+    def _check(self) -> None:
+        backend = of(self.x)
+        x, weight, _ = _operands(backend, self.x, self.weight, self.bias)
+        _check_first(self.first, x, weight)
+        if x.shape != self.shape or self.held is not None:
+            raise ValueError(f"x must have shape {self.shape}, got {x.shape}")
+        outputs = prod(x.shape[:-1]), weight.shape[1]
+        if self.draw is not None and self.draw.place.of != outputs:
+            raise ValueError(f"draw must be for shape {outputs}, got {self.draw.place.of}")
 
     def __repr__(self) -> str:
         return (
@@ -123,80 +97,95 @@ class DropConnectContext(Restored):
         )
 
 
-class NothingKept(DropConnectContext):
+class Masked(DropConnectContext):
+    """What the modes share that draw."""
+
+    __slots__ = ()
+
+    def _check(self) -> None:
+        super()._check()
+        if self.draw is None:
+            raise ValueError("draw must be there, as this mode draws")
+
+
+class NothingKept(Masked):
     """p = 1: zeros, whatever x is."""
 
     __slots__ = ()
 
-    def _forward(self, x: Array) -> Array:
-        return np.zeros((len(x), self.weight.shape[1]), x.dtype)
+    def _forward(self, backend: Backend, operands: tuple) -> Any:
+        x, weight, _ = operands
+        return backend.zeros_like(x, shape=(*x.shape[:-1], weight.shape[1]))
 
-    def _gradients(self, x: Array, dy: Array) -> Gradients:
-        return np.zeros_like(x), np.zeros_like(self.weight), np.zeros(dy.shape[1], dy.dtype)
+    def _gradients(self, backend: Backend, operands: tuple, dy: Any) -> Gradients:
+        x, weight, bias = operands
+        dbias = None if bias is None else backend.zeros_like(bias)
+        return backend.zeros_like(x), backend.zeros_like(weight), dbias
 
 
-class PerExample(DropConnectContext):
+class PerExample(Masked):
     """A mask for each example."""
 
     __slots__ = ()
 
-    def _forward(self, x: Array) -> Array:
-        y = np.empty((len(x), self.weight.shape[1]), x.dtype)
-        draw = self.seed, self.call, self.p, self.first
-        cpu.connect(x, self.weight, self._masked_bias, y, *draw)
-        y *= self.scale
-        return y
+    def _forward(self, backend: Backend, operands: tuple) -> Any:
+        return backend.linear(*operands, self.draw, self.first)
 
-    def _gradients(self, x: Array, dy: Array) -> Gradients:
-        bias = self._masked_bias
-        dx, dweight = np.zeros_like(x), np.empty_like(self.weight)
-        dbias = None if bias is None else np.empty_like(bias)
-        draw = self.seed, self.call, self.p, self.first
-        cpu.connect_back(x, self.weight, bias, dy, dx, dweight, dbias, *draw)
-        for gradient in (dx, dweight, dbias):
-            if gradient is not None:
-                gradient *= self.scale
-        return dx, dweight, dbias
+    def _gradients(self, backend: Backend, operands: tuple, dy: Any) -> Gradients:
+        return backend.linear_gradients(*operands, dy, self.draw, self.first)
 
 
-class PerBatch(DropConnectContext):
+class PerBatch(Masked):
     """One mask for all examples: that of the first."""
 
     __slots__ = ()
 
-    def _forward(self, x: Array) -> Array:
-        return _affine(x, self._kept(self.weight), self._kept(self._masked_bias))
+    def _forward(self, backend: Backend, operands: tuple) -> Any:
+        return backend.linear(*self._kept_operands(backend, operands), None, 0)
 
-    def _gradients(self, x: Array, dy: Array) -> Gradients:
-        dbias = None if self._masked_bias is None else self._kept(dy.sum(axis=0))
-        return dy @ self._kept(self.weight).T, self._kept(x.T @ dy), dbias
+    def _gradients(self, backend: Backend, operands: tuple, dy: Any) -> Gradients:
+        kept = self._kept_operands(backend, operands)
+        dx, *rest = backend.linear_gradients(*kept, dy, None, 0)
+        start, gradients = 0, []
+        for gradient, parameter in zip(rest, operands[1:], strict=True):
+            if parameter is not None:
+                gradient = self._kept(backend, backend.bring(gradient, dy), start)
+                start += parameter.size
+            gradients.append(gradient)
+        return dx, *gradients
 
-    def _kept(self, parameter: Array | None) -> Array | None:
+    def _kept_operands(self, backend: Backend, operands: tuple) -> tuple:
+        """The bits of the bias are behind those of the weights."""
+        x, weight, bias = operands
+        kept = backend.bring(self._kept(backend, weight, 0), x)
+        if bias is not None:
+            bias = backend.bring(self._kept(backend, bias, weight.size), x)
+        return x, kept, bias
+
+    def _kept(self, backend: Backend, parameter: Any, start: int) -> Any:
         """`dropout` of the weights, of the bias, or of the gradient of one of them."""
-        if parameter is None:
-            return None
-        block = None
-        if parameter.ndim == 1:  # the bits of the bias are behind those of the weights
-            start = self.weight.size
-            block = Block(parameter.shape, (), ((start,), (start + parameter.size,)))
-        parameter = np.ascontiguousarray(parameter)
-        kept = np.empty_like(parameter)
-        draw = self.seed, self.call, self.p, block
-        cpu.forward(DROPOUT, parameter, None, None, kept, *draw, False, self.scale)
-        return kept
+        place = Place(parameter.shape)
+        if parameter.ndim == 1:
+            place = Place(parameter.shape, (), ((start,), (start + parameter.size,)))
+        draw = Draw(self.seed, self.call, self.p, place)
+        constants = self.scale, 0.0, 0.0
+        return backend.forward(DROPOUT, parameter, draw, constants)[0]
 
 
-class Gaussian(DropConnectContext):
+class Gaussian(Masked):
     """Normal variates with the mean and the variance of what masks would make."""
 
     __slots__ = ()
 
-    def _forward(self, x: Array) -> Array:
-        mean, sigma = _moments(x, self.weight, self._masked_bias, self.p)
-        return mean + sigma * self._noise(mean)
+    def _forward(self, backend: Backend, operands: tuple) -> Any:
+        x, weight, bias = operands
+        mean, sigma = _moments(_rows(x), weight, bias, self.p)
+        y = mean + sigma * self._noise(mean)
+        return y.reshape(*x.shape[:-1], weight.shape[1])
 
-    def _gradients(self, x: Array, dy: Array) -> Gradients:
-        weight, bias = self.weight, self._masked_bias
+    def _gradients(self, backend: Backend, operands: tuple, dy: Any) -> Gradients:
+        x, weight, bias = operands
+        shape, x, dy = x.shape, _rows(x), _rows(dy)
         mean, sigma = _moments(x, weight, bias, self.p)
         h = np.zeros_like(mean)  # the variance's gradient; where that is 0, none
         np.divide(dy * self._noise(mean), 2.0 * sigma, out=h, where=sigma > 0.0)
@@ -204,10 +193,13 @@ class Gaussian(DropConnectContext):
         dx = dy @ weight.T + x * (h @ (weight * weight).T)
         dweight = x.T @ dy + weight * ((x * x).T @ h)
         dbias = None if bias is None else dy.sum(axis=0) + bias * h.sum(axis=0)
-        return dx, dweight, dbias
+        return dx.reshape(shape), dweight, dbias
 
     def _noise(self, mean: Array) -> Array:
-        return normals(mean.shape, self.seed, self.call, self.first).astype(mean.dtype, copy=False)
+        whole = self.first + len(mean), mean.shape[1]
+        place = Place(mean.shape, (), ((self.first, 0), whole))
+        noise = normals(Draw(self.seed, self.call, self.p, place))
+        return noise.astype(mean.dtype, copy=False)
 
 
 MODES = {"example": PerExample, "batch": PerBatch, "gaussian": Gaussian}
@@ -287,28 +279,24 @@ def dropconnect(
     >>> dx, dweight, dbias = ctx.backward(dy)
     """
     gate.choice(mode, tuple(MODES), "mode")
-    there = on_device(x)
-    x, weight, bias = _operands(x, weight, bias, cuda().floats if there else _floats)
     p, first = gate.rate(p), uint64(first, "first")
-    if (first + prod(x.shape[:-1])) * (weight.size + weight.shape[1]) > gate.MAX_INDEX:
-        raise ValueError(f"first must leave room for masks of 2**62 bits in all, got {first}")
-    kind = {0.0: DropConnectContext, 1.0: NothingKept}.get(p, MODES[mode])
-    if there:
-        x, weight, bias = (a and a.array for a in (x, weight, bias))
-        if training and kind is Gaussian:
-            raise TypeError(
-                'x is a CUDA array, for which mode "gaussian" has no kernels; copy it to the host'
-            )
-    if training:
-        ctx = kind(x, weight, bias, p, *draw_call(rng), bool(mask_bias), first)
-    else:
-        ctx = DropConnectContext(x, weight, bias, 0.0, None, None, bool(mask_bias), first)
-    if there:
-        return cuda().connect(ctx), ctx
-    y = ctx._forward(_rows(x))
-    if bias is not None and not mask_bias:
-        y += bias
-    return y.reshape(*x.shape[:-1], weight.shape[1]), ctx
+    kind: type[DropConnectContext] = MODES[mode]
+    if not training or p == 0.0:
+        kind = DropConnectContext
+    elif p == 1.0:
+        kind = NothingKept
+    backend = CPU if kind is Gaussian else of(x)
+    x, weight, bias = _operands(backend, x, weight, bias)
+    _check_first(first, x, weight)
+    outputs = prod(x.shape[:-1]), weight.shape[1]
+    draw = draw_of(rng, p, Place(outputs)) if training else None
+    held = (None if a is None else backend.held(a) for a in (x, weight, bias))
+    operands = dict(zip(("x", "weight", "bias"), held, strict=True))
+    mask_bias, scale = bool(mask_bias), _core.scale_of(p if training else 0.0)
+    ctx = kind.made(x.shape, draw, scale, None, mask_bias=mask_bias, first=first, **operands)
+    if bias is None or mask_bias:
+        return ctx._forward(backend, (x, weight, bias)), ctx
+    return backend.add_bias(ctx._forward(backend, (x, weight, None)), bias), ctx
 
 
 def dropconnect_inference(
@@ -353,7 +341,7 @@ def dropconnect_inference(
     L. Wan et al.: Regularization of neural networks using DropConnect. ICML 2013, section 3.2 and
     algorithm 2.
     """
-    x, weight, bias = _operands(x, weight, bias)
+    x, weight, bias = _operands(CPU, x, weight, bias)
     p, samples = gate.rate(p), gate.count(samples, "samples")
     examples = _rows(x)
     if p < 1.0:
@@ -365,105 +353,16 @@ def dropconnect_inference(
     shape = *x.shape[:-1], weight.shape[1]
     total = 0.0
     for own in Rng(*draw_call(rng)).spawn(samples):
-        u = normals(mean.shape, *own.take()).astype(mean.dtype, copy=False)
+        u = normals(own.draw(0.0, Place(mean.shape))).astype(mean.dtype, copy=False)
         total += activation((mean + sigma * u).reshape(shape))
     return total / samples
 
 
-class DropConnect(Layer):
-    """`dropconnect` as a layer, with weights and bias that are learned.
-
-    Parameters
-    ----------
-    inputs, outputs : int
-    p : float or callable
-        Drop rate in [0, 1], or a function of the step; see `Layer`.
-    rng : Rng, int, None, SeedSequence, Generator or BitGenerator
-        An int seeds an `Rng` of the layer's own. Its first call draws the weights.
-    bias : bool
-        Whether there is one.
-    mode, mask_bias
-        As in `fastdrop.dropconnect`.
-    dtype : float32 or float64
-
-    Attributes
-    ----------
-    weight : ndarray, shape (inputs, outputs)
-        Begins as normal variates of variance 2 / inputs (He et al. 2015).
-    bias : ndarray, shape (outputs,), or None
-        Begins as zeros.
-    """
-
-    learned = ("weight", "bias")
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        p: Rate = 0.5,
-        *,
-        rng: RngLike = None,
-        bias: bool = True,
-        mode: str = "example",
-        mask_bias: bool = True,
-        dtype: npt.DTypeLike = np.float32,
-    ) -> None:
-        super().__init__(rng, p)
-        self.mode = gate.choice(mode, tuple(MODES), "mode")
-        self.mask_bias = bool(mask_bias)
-        shape = gate.count(inputs, "inputs"), gate.count(outputs, "outputs")
-        gate.choice(np.dtype(dtype).name, ("float32", "float64"), "dtype")
-        self.bias = np.zeros(shape[1], dtype) if bias else None
-        if not bias:
-            self.learned = ("weight",)
-        init = np.random.default_rng(draw_call(self.rng))
-        self.weight = (init.standard_normal(shape) * np.sqrt(2.0 / inputs)).astype(dtype)
-
-    def share_batch(self) -> None:
-        """One mask for the whole batch; see `Layer.share_batch`."""
-        self.mode = "batch"
-
-    def __call__(self, x: npt.ArrayLike) -> Array:
-        """y, shape (..., outputs)."""
-        y, self.ctx = dropconnect(
-            x,
-            self.weight,
-            self.bias,
-            self.rate(),
-            rng=self.rng,
-            training=self.training,
-            mode=self.mode,
-            mask_bias=self.mask_bias,
-        )
-        return y
-
-    def __repr__(self) -> str:
-        inputs, outputs = self.weight.shape
-        return (
-            f"DropConnect({inputs}, {outputs}, p={self.p}, bias={self.bias is not None}, "
-            f"mode={self.mode!r}, mask_bias={self.mask_bias})"
-        )
-
-
-def _floats(value: npt.ArrayLike, name: str) -> Array:
-    """C-contiguous float32 or float64."""
-    value = gate.host(value, name)
-    native = value.dtype.newbyteorder("=")
-    if native not in (np.float32, np.float64):
-        raise TypeError(
-            f"{name} must be float32 or float64, got {value.dtype}; convert it with .astype"
-        )
-    return np.require(value, native, ("C", "A"))
-
-
 def _operands(
-    x: npt.ArrayLike,
-    weight: npt.ArrayLike,
-    bias: npt.ArrayLike | None,
-    floats: Callable = _floats,
-) -> tuple[Array, Array, Array | None]:
-    """x, weight and bias, checked; `floats`: what makes them arrays."""
-    x, weight = floats(x, "x"), floats(weight, "weight")
+    backend: Backend, x: npt.ArrayLike, weight: npt.ArrayLike, bias: npt.ArrayLike | None
+) -> tuple[Any, Any, Any]:
+    """x, weight and bias, checked."""
+    x, weight = backend.floats(x, "x"), backend.floats(weight, "weight")
     if not x.ndim:
         raise ValueError("x must have at least one axis, that of the inputs, got 0-d")
     if weight.ndim != 2 or weight.shape[0] != x.shape[-1]:
@@ -473,9 +372,14 @@ def _operands(
         )
     gate.like(weight, "weight", weight.shape, x.dtype)
     if bias is not None:
-        bias = floats(bias, "bias")
+        bias = backend.floats(bias, "bias")
         gate.like(bias, "bias", weight.shape[1:], x.dtype)
     return x, weight, bias
+
+
+def _check_first(first: int, x: Any, weight: Any) -> None:
+    if (first + prod(x.shape[:-1])) * (weight.size + weight.shape[1]) > gate.MAX_INDEX:
+        raise ValueError(f"first must leave room for masks of 2**62 bits in all, got {first}")
 
 
 def _rows(x: Array) -> Array:

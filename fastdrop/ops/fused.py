@@ -8,22 +8,27 @@ once, at the end.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastdrop import _core
-from fastdrop._core import BIAS_DROPOUT_ADD, BIAS_ROOM, DROPOUT_ADD, PARTS, RELU_DROPOUT
-from fastdrop.backends import cpu
-from fastdrop.backends.cuda.arrays import cuda
+from fastdrop._core import (
+    BIAS_DROPOUT_ADD,
+    DROPOUT_ADD,
+    RELU_DROPOUT,
+    Draw,
+    Place,
+    saved,
+)
+from fastdrop.backends import of
+from fastdrop.backends.cpu import host_bits, unpacked
 from fastdrop.base import gate
-from fastdrop.base.devices import on_device
-from fastdrop.base.place import NO_AXES
-from fastdrop.ops.dropout import Context, Region
-from fastdrop.rng import RngLike, draw_call
-
-__all__ = ["bias_dropout_add", "dropout_add", "relu_dropout"]
+from fastdrop.base.gate import Region
+from fastdrop.ops.context import is_bits
+from fastdrop.ops.dropout import Context, How, inverted
+from fastdrop.rng import RngLike, draw_of
 
 
 class AddContext(Context):
@@ -31,14 +36,16 @@ class AddContext(Context):
 
     __slots__ = ()
 
-    def backward(  # type: ignore[override]
-        self, dy: npt.ArrayLike, out: npt.NDArray | None = None
-    ) -> tuple[npt.NDArray, npt.NDArray]:
+    def backward(self, dy: npt.ArrayLike, out: npt.NDArray | None = None) -> Any:
         """(dx, dresidual); dx goes to `out` if given, dresidual is dy itself."""
-        if on_device(dy):
-            return cuda().backward_add(self, dy, out)
-        dy = _own(dy, out)
-        return super().backward(dy, out), dy
+        backend = of(dy)
+        dy = backend.array(dy, "dy")
+        dresidual = backend.apart(dy, out)
+        out, dy = backend.output(out, dy)
+        self._check_shape(dy)
+        if self._keeps_all:
+            return backend.copy(dy, out), dresidual
+        return backend.select(dy, out, self.draw, self.held, self.scale), dresidual
 
 
 class BiasAddContext(Context):
@@ -46,35 +53,42 @@ class BiasAddContext(Context):
 
     __slots__ = ()
 
-    def backward(  # type: ignore[override]
-        self, dy: npt.ArrayLike, out: npt.NDArray | None = None
-    ) -> tuple[npt.NDArray, npt.NDArray, npt.NDArray]:
+    def backward(self, dy: npt.ArrayLike, out: npt.NDArray | None = None) -> Any:
         """(dx, dbias, dresidual); dx goes to `out` if given, dresidual is dy itself.
 
         dbias is summed in float64 in an order that does not depend on the number of threads.
         """
-        if on_device(dy):
-            return cuda().backward_bias(self, dy, out)
-        dy = _own(dy, out)
-        row = self.shape[-1]
-        sums = np.zeros((PARTS, row))
-        one_bit_each = self._bits is not None and (self._block is None or self._block.is_run)
-        if out is None and one_bit_each and dy.shape == self.shape:
-            dy = np.ascontiguousarray(gate.array(dy, "dy"))
-            dx = np.empty_like(dy)
-            _core.backward_sums(dy, dx, self._bits, self.scale, sums)
-        else:
-            dx = super().backward(dy, out)
-            flat = np.ascontiguousarray(dx)
-            _core.backward_sums(flat, flat, None, self.scale, sums)
-        return dx, sums[0].astype(dx.dtype), dy
+        backend = of(dy)
+        dy = backend.array(dy, "dy")
+        dresidual = backend.apart(dy, out)
+        out, dy = backend.output(out, dy)
+        self._check_shape(dy)
+        draw = self.draw or _nothing(self.shape)
+        dx, dbias = backend.select_and_sum(dy, out, draw, self.held, self.scale)
+        return dx, dbias, dresidual
 
 
-def _own(dy: npt.ArrayLike, out: npt.NDArray | None) -> npt.NDArray:
-    """dy as an array that writing dx to out leaves as it is."""
-    dy = np.asarray(dy)
-    overwritten = isinstance(out, np.ndarray) and np.may_share_memory(dy, out)
-    return dy.copy() if overwritten else dy
+class ReluContext(Context):
+    """Context of `relu_dropout`: holds a bit per element, whatever shares a draw."""
+
+    __slots__ = ()
+
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """Which elements have a gradient: kept, and not x <= 0."""
+        return unpacked(host_bits(self.held), _nothing(self.shape))
+
+    def backward(self, dy: npt.ArrayLike, out: npt.NDArray | None = None) -> Any:
+        """dx; arguments as in `Context.backward`."""
+        backend = of(dy)
+        dy = backend.array(dy, "dy")
+        out, dy = backend.output(out, dy)
+        self._check_shape(dy)
+        return backend.select(dy, out, _nothing(self.shape), self.held, self.scale)
+
+    def _check(self) -> None:
+        self._check_place()
+        if not is_bits(self.held, prod(self.shape)):
+            raise ValueError("bits must hold one for each element of x")
 
 
 def dropout_add(
@@ -114,9 +128,8 @@ def dropout_add(
     ValueError
         Value or shape of an argument.
     """
-    gate.choice(save, ("bits", "seed"), "save")
-    arguments = p, rng, training, shared_axes, region, out, save
-    return _run(DROPOUT_ADD, AddContext, x, residual, None, *arguments)
+    how = rng, training, shared_axes, region, out, save
+    return _fused(DROPOUT_ADD, AddContext, x, p, how, residual)
 
 
 def bias_dropout_add(
@@ -162,9 +175,8 @@ def bias_dropout_add(
     ----------
     M. Shoeybi et al.: Megatron-LM. arXiv:1909.08053 (2019), section 5.1: the fused kernel.
     """
-    gate.choice(save, ("bits", "seed"), "save")
-    arguments = p, rng, training, shared_axes, region, out, save
-    return _run(BIAS_DROPOUT_ADD, BiasAddContext, x, residual, bias, *arguments)
+    how = rng, training, shared_axes, region, out, save
+    return _fused(BIAS_DROPOUT_ADD, BiasAddContext, x, p, how, residual, bias)
 
 
 def relu_dropout(
@@ -176,7 +188,7 @@ def relu_dropout(
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
     out: npt.NDArray | None = None,
-) -> tuple[npt.NDArray, Context]:
+) -> tuple[npt.NDArray, ReluContext]:
     """dropout(relu(x)), as in a perceptron's hidden layer.
 
     Parameters
@@ -189,7 +201,7 @@ def relu_dropout(
     -------
     y : ndarray
         x * scale where kept and not x <= 0 (so a NaN stays), else +0; C-contiguous.
-    ctx : Context
+    ctx : ReluContext
         ``ctx.backward(dy)`` gives dx. It holds one bit an element: kept, and not x <= 0; that is
         what ``ctx.mask()`` tells. There is no ``save``, as the sign of x has to be remembered.
 
@@ -200,55 +212,42 @@ def relu_dropout(
     ValueError
         Value or shape of an argument.
     """
-    arguments = p, rng, training, shared_axes, region, out, "bits"
-    return _run(RELU_DROPOUT, Context, x, None, None, *arguments)
+    how = rng, training, shared_axes, region, out, "bits"
+    return _fused(RELU_DROPOUT, ReluContext, x, p, how)
 
 
-def _run(
+def _nothing(shape: tuple[int, ...]) -> Draw:
+    """A draw that drops nothing: a fused op runs its kernel in evaluation, too."""
+    return Draw(0, 0, 0.0, Place(shape))
+
+
+def _fused(
     op: int,
     kind: type[Context],
     x: Any,
-    residual: Any,
-    bias: Any,
-    p: float,
-    rng: RngLike,
-    training: bool,
-    shared_axes: int | Sequence[int],
-    region: Region | None,
-    out: Any,
-    save: str,
-) -> tuple[npt.NDArray, Any]:
-    """Check, draw and call the kernel of one op."""
-    if on_device(x):
-        arguments = x, residual, bias, p, rng, training, shared_axes, region, out, save
-        return cuda().run_fused(op, kind, *arguments)
-    x, p = gate.array(x), gate.rate(p)
+    p: Any,
+    how: How,
+    residual: Any = None,
+    bias: Any = None,
+) -> tuple[Any, Any]:
+    """The road of all fused ops."""
+    rng, training, shared_axes, region, out, save = how
+    keep = gate.keeps_bits(save)
+    backend = of(x)
+    x, p = backend.array(x), gate.rate(p)
     if op != RELU_DROPOUT:
-        residual = gate.array(residual, "residual")
+        residual = backend.array(residual, "residual")
         gate.like(residual, "residual", x.shape, x.dtype)
     if op == BIAS_DROPOUT_ADD:
         if not x.ndim:
             raise ValueError("x must have at least one axis, along which bias is added, got 0-d")
-        bias = gate.array(bias, "bias")
+        bias = backend.array(bias, "bias")
         gate.like(bias, "bias", x.shape[-1:], x.dtype)
-        bias = np.resize(bias, bias.size + BIAS_ROOM) if bias.size else None
-    plain = region is None and shared_axes is NO_AXES
-    block = None if plain else gate.block(x.shape, shared_axes, region)
-    x, out = gate.output(x, out)
-    if residual is not None:
-        residual, out = gate.output(residual, out)
-        residual = np.asarray(residual, order="C")
-    x = np.asarray(x, order="C")
-    in_place = out is not None and out.flags.c_contiguous
-    y = out if in_place else np.empty(x.shape, x.dtype)
-    seed, call = draw_call(rng) if training else (None, None)
-    rate = p if training else 0.0
-    keep_bits = save == "bits" and rate > 0.0
-    draw = seed or 0, call or 0, rate, block
-    bits = cpu.forward(op, x, residual, bias, y, *draw, keep_bits, _core.scale_of(rate))
-    if out is not None and not in_place:
-        np.copyto(out, y)
-        y = out
-    if op == RELU_DROPOUT:
-        block = None  # its bits are its own, one an element
-    return y, kind(x.shape, rate, seed, call, block, bits)
+    place = gate.place(x.shape, shared_axes, region)
+    out, x, residual = backend.output(out, x, residual)
+    draw = draw_of(rng, p, place) if training else None
+    constants = inverted(p if training else 0.0)
+    keep = keep and draw is not None and p > 0.0
+    drawn = draw or _nothing(x.shape)
+    y, bits = backend.forward(op, x, drawn, constants, out, keep, residual, bias)
+    return y, saved(kind, x.shape, draw, constants[0], bits)

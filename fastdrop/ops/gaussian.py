@@ -3,44 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastdrop._core import NOISE_ADD, NOISE_SCALE
-from fastdrop.backends.cuda.arrays import cuda
+from fastdrop.backends import of
 from fastdrop.base import gate
-from fastdrop.base.devices import on_device
-from fastdrop.base.layer import OpLayer, Rate
-from fastdrop.ops.dropout import Region
-from fastdrop.ops.noise import Draw, NoiseContext, compute_type, forward
-from fastdrop.rng import RngLike, draw_call
-
-__all__ = [
-    "GaussianContext",
-    "GaussianDropout",
-    "GaussianNoise",
-    "gaussian_dropout",
-    "gaussian_noise",
-]
+from fastdrop.base.dtypes import compute_type
+from fastdrop.base.gate import Region
+from fastdrop.ops import context
+from fastdrop.rng import RngLike, draw_of
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class GaussianContext(NoiseContext):
-    """Context of `gaussian_dropout` and `gaussian_noise`: holds nothing that grows with x."""
+class GaussianContext(context.Context):
+    """Context of `gaussian_dropout` and `gaussian_noise`: holds nothing that grows with x.
 
-    ops = NOISE_SCALE, NOISE_ADD
-    shape: tuple[int, ...]
-    p: float
-    draw: Draw | None
+    Attributes
+    ----------
+    sigma : ndarray or None
+        0-d: standard deviation of what y was multiplied by; None if the noise was added, or not
+        drawn.
+    """
 
-    @property
-    def nbytes(self) -> int:
-        """What is held for the backward pass, in bytes: nothing, the noise is drawn again."""
-        return 0
+    __slots__ = ("sigma",)
 
-    def backward(self, dy: npt.ArrayLike, out: npt.NDArray | None = None) -> npt.NDArray:
+    def backward(self, dy: npt.ArrayLike, out: npt.NDArray | None = None) -> Any:
         """Gradient with respect to x: dy * (1 + sigma * noise) for `gaussian_dropout`, else dy.
 
         Parameters
@@ -49,11 +38,22 @@ class GaussianContext(NoiseContext):
         out : ndarray, optional
             Where to write; shape and dtype of `dy`. May be `dy` itself.
         """
-        if not on_device(dy):
-            dy = gate.array(dy, "dy")
+        backend = of(dy)
+        dy = backend.array(dy, "dy")
         gate.like(dy, "dy", self.shape)
-        draw = self.draw if self.draw is not None and self.draw.op == NOISE_SCALE else None
-        return forward(draw, dy, out)
+        out, dy = backend.output(out, dy)
+        if self.sigma is None:
+            return backend.copy(dy, out)
+        return backend.noise(NOISE_SCALE, dy, self.draw, self.sigma, out)
+
+    def _check(self) -> None:
+        self._check_place()
+        if self.held is not None:
+            raise ValueError("held must be None")
+        if self.sigma is not None:
+            gate.like(self.sigma, "sigma", ())
+            if self.draw is None:
+                raise ValueError("draw must be there if there is a sigma")
 
 
 def gaussian_dropout(
@@ -99,7 +99,7 @@ def gaussian_dropout(
             "use fastdrop.dropout to drop everything"
         )
     sigma = float(np.sqrt(p / (1.0 - p))) if training else 0.0
-    return _run(NOISE_SCALE, x, p, sigma, rng, training, shared_axes, region, out)
+    return _noisy(NOISE_SCALE, x, p, sigma, (rng, training, shared_axes, region, out))
 
 
 def gaussian_noise(
@@ -142,68 +142,23 @@ def gaussian_noise(
     (1995) 108-116.
     """
     std = gate.real(std, "std", 0.0)
-    return _run(NOISE_ADD, x, 0.0, std, rng, training, shared_axes, region, out)
+    return _noisy(NOISE_ADD, x, 0.0, std, (rng, training, shared_axes, region, out))
 
 
-def _run(
-    op: int,
-    x: npt.ArrayLike,
-    p: float,
-    sigma: float,
-    rng: RngLike,
-    training: bool,
-    shared_axes: int | Sequence[int],
-    region: Region | None,
-    out: npt.NDArray | None,
-) -> tuple[npt.NDArray, GaussianContext]:
-    if not on_device(x):
-        x = gate.array(x)
-        x, out = gate.output(x, out)
-    shape, dtype = (tuple(x.shape), x.dtype) if not on_device(x) else cuda().described(x, out)
-    block = gate.block(shape, shared_axes, region)
+def _noisy(
+    op: int, x: Any, p: float, sigma: float, arguments: tuple[Any, ...]
+) -> tuple[Any, GaussianContext]:
+    """The road of both."""
+    rng, training, shared_axes, region, out = arguments
+    backend = of(x)
+    x = backend.array(x)
+    place = gate.place(x.shape, shared_axes, region)
+    out, x = backend.output(out, x)
     if not training:
-        return forward(None, x, out), GaussianContext(shape, 0.0, None)
-    draw = Draw(op, *draw_call(rng), block, np.asarray(sigma, compute_type(dtype)))
-    return forward(draw, x, out), GaussianContext(shape, p, draw)
-
-
-@dataclass(eq=False)
-class GaussianDropout(OpLayer):
-    """`gaussian_dropout` as a layer.
-
-    Parameters
-    ----------
-    p : float or callable
-        Rate in [0, 1), or a function of the step; see `Layer`.
-    rng, shared_axes
-        As in `Dropout`.
-    """
-
-    op = gaussian_dropout
-
-    p: Rate = 0.5
-    _: KW_ONLY
-    shared_axes: int | Sequence[int] = ()
-
-
-@dataclass(eq=False)
-class GaussianNoise(OpLayer):
-    """`gaussian_noise` as a layer.
-
-    Parameters
-    ----------
-    std : float
-        Standard deviation; ``layer.std`` can be assigned between calls.
-    rng, shared_axes
-        As in `Dropout`.
-    """
-
-    op = gaussian_noise
-
-    std: float
-    _: KW_ONLY
-    shared_axes: int | Sequence[int] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        gate.real(self.std, "std", 0.0)
+        y = backend.copy(x, out)
+        return y, GaussianContext.made(x.shape, None, 1.0, None, sigma=None)
+    draw = draw_of(rng, p, place)
+    deviation = np.asarray(sigma, compute_type(x.dtype))
+    y = backend.noise(op, x, draw, deviation, out)
+    kept = deviation if op == NOISE_SCALE else None
+    return y, GaussianContext.made(x.shape, draw, 1.0, None, sigma=kept)

@@ -5,36 +5,21 @@ Each is `dropout` with `shared_axes` chosen, and draws the same mask; see there 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
-from math import prod
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastdrop import _core
-from fastdrop._core import DROPOUT
-from fastdrop.backends import cpu
-from fastdrop.backends.cuda.arrays import cuda, fetched
+from fastdrop._core import DROPOUT, Place
+from fastdrop.backends import of
+from fastdrop.backends.cpu import unpacked
 from fastdrop.base import gate
-from fastdrop.base.devices import on_device
-from fastdrop.base.layer import Layer, OpLayer, Rate
-from fastdrop.base.restore import Restored
-from fastdrop.ops.dropout import Context, Region, keep_mask, masked
-from fastdrop.rng import Rng, RngLike, draw_call
-
-__all__ = [
-    "DropPath",
-    "EmbeddingContext",
-    "EmbeddingDropout",
-    "LockedDropout",
-    "SpatialDropout",
-    "drop_path",
-    "embedding_dropout",
-    "locked_dropout",
-    "spatial_axes",
-    "spatial_dropout",
-]
+from fastdrop.base.gate import Region
+from fastdrop.ops import context
+from fastdrop.ops.dropout import Context, inverted, masked
+from fastdrop.rng import RngLike, draw_of
 
 
 def spatial_axes(ndim: int, channels_last: bool) -> tuple[int, ...]:
@@ -45,6 +30,20 @@ def spatial_axes(ndim: int, channels_last: bool) -> tuple[int, ...]:
             "fastdrop.dropout with shared_axes takes any"
         )
     return tuple(range(1, ndim - 1) if channels_last else range(2, ndim))
+
+
+def map_axes(channels_last: bool) -> Callable[[Any, Any], tuple[int, ...]]:
+    """Of the gated x and shared_axes: the axes of a feature map, and those."""
+
+    def axes(x: Any, shared_axes: Any) -> tuple[int, ...]:
+        return _union(spatial_axes(x.ndim, channels_last), shared_axes, x)
+
+    return axes
+
+
+def _union(axes: tuple[int, ...], shared_axes: Any, x: Any) -> tuple[int, ...]:
+    """Each axis once."""
+    return tuple(sorted({*axes, *gate.axes(shared_axes, x.ndim, "shared_axes")}))
 
 
 def spatial_dropout(
@@ -88,9 +87,8 @@ def spatial_dropout(
     J. Tompson, R. Goroshin, A. Jain, Y. LeCun, C. Bregler: Efficient object localization using
     convolutional networks. CVPR 2015, section 3.2.
     """
-    x = x if on_device(x) else gate.array(x)
-    axes = spatial_axes(x.ndim, channels_last), gate.axes(shared_axes, x.ndim, "shared_axes")
-    return masked(DROPOUT, x, p, rng, training, _union(*axes), region, out, save)
+    how = rng, training, shared_axes, region, out, save
+    return masked(DROPOUT, x, p, how, None, map_axes(channels_last))
 
 
 def locked_dropout(
@@ -139,18 +137,14 @@ def locked_dropout(
     networks. NeurIPS 2016. S. Merity, N. S. Keskar, R. Socher: Regularizing and optimizing LSTM
     language models. ICLR 2018, section 4.
     """
-    x = x if on_device(x) else gate.array(x)
-    axes = gate.axes(time_axis, x.ndim, "time_axis"), gate.axes(shared_axes, x.ndim, "shared_axes")
-    return masked(DROPOUT, x, p, rng, training, _union(*axes), region, out, save)
+
+    def axes(x: Any, shared_axes: Any) -> tuple[int, ...]:
+        return _union(gate.axes(time_axis, x.ndim, "time_axis"), shared_axes, x)
+
+    return masked(DROPOUT, x, p, (rng, training, shared_axes, region, out, save), None, axes)
 
 
-def _union(*axes: tuple[int, ...]) -> tuple[int, ...]:
-    """Each axis once."""
-    return tuple(sorted(set().union(*axes)))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class EmbeddingContext(Restored):
+class EmbeddingContext(context.Context):
     """Context of `embedding_dropout` with ids.
 
     Attributes
@@ -159,38 +153,31 @@ class EmbeddingContext(Restored):
         Of the table.
     p, seed, call
         As in `Context`.
+    scale : float
+        What kept rows were multiplied by: 1 / (1 - p), and 0 at p = 1.
     ids : ndarray of int64
         On the device if that is where they came from.
     """
 
-    shape: tuple[int, ...]
-    p: float
-    seed: int | None
-    call: int | None
-    ids: npt.NDArray[np.int64]
-
-    def check(self) -> None:
-        Restored.check(self)
-        if not on_device(self.ids):
-            _in_table(self.ids, self.shape)
+    __slots__ = ()
 
     @property
-    def scale(self) -> float:
-        """What kept rows were multiplied by: 1 / (1 - p), and 0 at p = 1."""
-        return _core.scale_of(self.p)
+    def ids(self) -> npt.NDArray[np.int64]:
+        return self.held
 
     @property
     def nbytes(self) -> int:
         """What is held for the backward pass, in bytes: the ids."""
-        return 8 * prod(self.ids.shape)
+        return 8 * int(np.prod(self.ids.shape))
 
     def kept(self) -> npt.NDArray[np.bool_]:
         """Which rows of the table are kept: bool, shape (words,)."""
-        if self.p == 0.0:
+        draw = self._drops
+        if draw is None:
             return np.ones(self.shape[0], np.bool_)
-        return keep_mask(self.shape[0], self.p, rng=Rng(self.seed, self.call))
+        return unpacked(_core.draw_bits(draw), draw)
 
-    def backward(self, dy: npt.ArrayLike) -> npt.NDArray:
+    def backward(self, dy: npt.ArrayLike) -> Any:
         """Gradient with respect to the table: its shape, dtype of `dy`.
 
         The rows of dy that belong to one word are added in float64, in the order of the ids.
@@ -199,19 +186,21 @@ class EmbeddingContext(Restored):
         ----------
         dy : array_like of a floating dtype, shape of y
         """
-        if on_device(dy):
-            return cuda().backward_embedding(self, dy)
-        dy = gate.array(dy, "dy")
+        backend = of(dy)
+        dy = backend.array(dy, "dy")
         gate.like(dy, "dy", (*self.ids.shape, *self.shape[1:]))
-        ids = fetched(self.ids)
-        _in_table(ids, self.shape)
-        words, ids = np.unique(ids, return_inverse=True)
-        sums = np.zeros((words.size, *self.shape[1:]))
-        cpu.add_rows(np.asarray(dy, order="C"), np.ascontiguousarray(ids, np.int64), sums)
-        kept = self.kept()[words]
-        dweight = np.zeros(self.shape, dy.dtype)
-        dweight[words[kept]] = sums[kept] * self.scale
-        return dweight
+        return backend.add_rows(dy, self.ids, self.shape, self._drops, self.scale)
+
+    @property
+    def _drops(self) -> _core.Draw | None:
+        return self.draw if self.p > 0.0 else None
+
+    def _check(self) -> None:
+        if self.draw is not None and self.draw.place.of != self.shape[:1]:
+            raise ValueError(f"draw must be of the rows of {self.shape}")
+        if type(self.ids) is not np.ndarray or self.ids.dtype != np.int64:
+            raise TypeError(f"ids must be an int64 array, got {self.ids!r:.40}")
+        gate.row_numbers(self.ids, self.shape[0])
 
 
 def embedding_dropout(
@@ -257,39 +246,26 @@ def embedding_dropout(
     networks. NeurIPS 2016, section 4.2. S. Merity, N. S. Keskar, R. Socher: Regularizing and
     optimizing LSTM language models. ICLR 2018, section 4.
     """
-    there = on_device(weight)
-    weight, p = weight if there else gate.array(weight, "weight"), gate.rate(p)
-    if weight.ndim < 2:
-        raise ValueError(f"weight must have shape (words, ...), got {weight.shape}")
     if ids is None:
-        axes = tuple(range(1, weight.ndim))
-        return masked(DROPOUT, weight, p, rng, training, axes, None, None, "bits")
-    if there:
-        return cuda().lookup(weight, p, ids, rng, training)
-    ids = rows_of(ids, weight.shape)
-    seed, call = draw_call(rng) if training else (None, None)
-    ctx = EmbeddingContext(weight.shape, p if training else 0.0, seed, call, ids)
-    y = np.empty((*ids.shape, *weight.shape[1:]), weight.dtype)
-    if ctx.p == 0.0:
-        np.take(weight, ids, axis=0, out=y, mode="clip")
-    else:
-        bits = cpu.draw(seed, call, p, len(weight))
-        cpu.lookup(np.asarray(weight, order="C"), ids, bits, y, ctx.scale)
-    return y, ctx
+        how = rng, training, (), None, None, "bits"
+        return masked(DROPOUT, weight, p, how, None, _row_axes, "weight")
+    backend = of(weight)
+    table, p = _words(backend.array(weight, "weight")), gate.rate(p)
+    ids = backend.numbers(ids, table)
+    draw = draw_of(rng, p, Place(table.shape[:1])) if training else None
+    scale, *_ = inverted(p if training else 0.0)
+    ctx = EmbeddingContext.made(table.shape, draw, scale, ids)
+    return backend.lookup(table, ids, ctx._drops, scale), ctx
 
 
-def rows_of(ids: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
-    """Ids of rows of a table of this shape, checked."""
-    ids = gate.host(ids, "ids")
-    if ids.dtype.kind not in "iu" and ids.size:
-        raise TypeError(f"ids must be integers, got {ids.dtype}")
-    _in_table(ids, shape)
-    return np.array(ids, np.int64, order="C")  # a copy: the caller's may change before backward
+def _row_axes(table: Any, _: Any) -> tuple[int, ...]:
+    return tuple(range(1, _words(table).ndim))
 
 
-def _in_table(ids: npt.NDArray, shape: tuple[int, ...]) -> None:
-    if ids.size and not 0 <= ids.min() <= ids.max() < shape[0]:
-        raise IndexError(f"ids must be in 0 ... {shape[0] - 1}, got {ids.min()} ... {ids.max()}")
+def _words(table: Any) -> Any:
+    if table.ndim < 2:
+        raise ValueError(f"weight must have shape (words, ...), got {table.shape}")
+    return table
 
 
 def drop_path(
@@ -335,129 +311,15 @@ def drop_path(
     2016, section 3. G. Larsson, M. Maire, G. Shakhnarovich: FractalNet. ICLR 2017.
     """
     gate.choice(mode, ("row", "batch"), "mode")
-    x = x if on_device(x) else gate.array(x)
-    if not x.ndim:
-        raise ValueError("x must have a batch axis, got a 0-d array")
-    axes = tuple(range(mode == "row", x.ndim))
-    constants = None if scale_by_keep else _unscaled
-    return masked(DROPOUT, x, p, rng, training, axes, region, out, save, constants)
+
+    def axes(x: Any, _: Any) -> tuple[int, ...]:
+        if not x.ndim:
+            raise ValueError("x must have a batch axis, got a 0-d array")
+        return tuple(range(mode == "row", x.ndim))
+
+    constants = inverted if scale_by_keep else _unscaled
+    return masked(DROPOUT, x, p, (rng, training, (), region, out, save), constants, axes)
 
 
 def _unscaled(p: float) -> tuple[float, float, float]:
     return 1.0, 0.0, 0.0
-
-
-@dataclass(eq=False)
-class SpatialDropout(OpLayer):
-    """`spatial_dropout` as a layer.
-
-    Parameters
-    ----------
-    p : float or callable
-        Drop rate in [0, 1], or a function of the step; see `Layer`.
-    channels_last, shared_axes, save
-        As in `spatial_dropout`.
-    rng
-        As in `Dropout`.
-    """
-
-    op = spatial_dropout
-
-    p: Rate = 0.5
-    _: KW_ONLY
-    channels_last: bool = False
-    shared_axes: int | Sequence[int] = ()
-    save: str = "bits"
-
-
-@dataclass(eq=False)
-class LockedDropout(OpLayer):
-    """`locked_dropout` as a layer.
-
-    Parameters
-    ----------
-    p : float or callable
-        Drop rate in [0, 1], or a function of the step; see `Layer`.
-    time_axis, shared_axes, save
-        As in `locked_dropout`.
-    rng
-        As in `Dropout`.
-    """
-
-    op = locked_dropout
-
-    p: Rate = 0.5
-    _: KW_ONLY
-    time_axis: int = 1
-    shared_axes: int | Sequence[int] = ()
-    save: str = "bits"
-
-
-class EmbeddingDropout(Layer):
-    """An embedding table whose rows are dropped; learns ``layer.weight``.
-
-    Parameters
-    ----------
-    weight : array_like of float16, bfloat16 (ml_dtypes), float32 or float64, shape (words, ...)
-        The table; kept as it is, not copied.
-    p : float or callable
-        Drop rate in [0, 1], or a function of the step; see `Layer`.
-    rng
-        As in `Dropout`.
-    """
-
-    learned = ("weight",)
-
-    def __init__(self, weight: npt.ArrayLike, p: Rate = 0.1, *, rng: RngLike = None) -> None:
-        super().__init__(rng, p)
-        self.weight = gate.array(weight, "weight")
-
-    def __call__(self, ids: npt.ArrayLike) -> npt.NDArray:
-        """Rows of the table: shape (*ids.shape, *weight.shape[1:])."""
-        y, self.ctx = embedding_dropout(
-            self.weight, self.rate(), ids=ids, rng=self.rng, training=self.training
-        )
-        return y
-
-    def share_batch(self) -> None:
-        """A word is dropped in all examples as it is; see `Layer.share_batch`."""
-
-    def backward(self, dy: npt.ArrayLike) -> None:  # type: ignore[override]
-        """The table's gradient goes to `gradients`; ids have none."""
-        if self.ctx is None:
-            raise RuntimeError("backward needs a forward call of the layer before it")
-        self.gradients = {"weight": self.ctx.backward(dy)}
-
-    def __repr__(self) -> str:
-        return f"EmbeddingDropout(weight of {self.weight.shape}, p={self.p})"
-
-
-@dataclass(eq=False)
-class DropPath(OpLayer):
-    """`drop_path` as a layer.
-
-    Parameters
-    ----------
-    p : float or callable
-        Drop rate in [0, 1], or a function of the step; see `Layer`.
-    mode, scale_by_keep, save
-        As in `drop_path`.
-    rng
-        As in `Dropout`.
-    """
-
-    op = drop_path
-
-    p: Rate = 0.5
-    _: KW_ONLY
-    mode: str = "row"
-    scale_by_keep: bool = True
-    save: str = "bits"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        gate.choice(self.mode, ("row", "batch"), "mode")
-
-    def share_batch(self) -> None:
-        """One draw for the whole batch; see `Layer.share_batch`."""
-        self.mode = "batch"

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fastdrop import _core
 from fastdrop._core import BITS_PAD
-from fastdrop.backends import cpu
+from fastdrop.backends.cpu import CPU
 from fastdrop.base import gate
-from fastdrop.base.layer import Layer, Rate
 from fastdrop.ops.dropout import Context
-from fastdrop.rng import RngLike, draw_call
-
-__all__ = ["Ramp", "TargetedContext", "TargetedDropout", "targeted_dropout", "targeted_prune"]
+from fastdrop.rng import RngLike, draw_of
 
 MODES = ("weight", "unit", "unit_weight")
 
@@ -109,18 +105,18 @@ def targeted_dropout(
     if weight.ndim < 2:
         raise ValueError(f"weight must have at least two axes, (..., units), got {weight.shape}")
     p, targeted = gate.rate(p), gate.rate(targeted, "targeted")
-    seed, call = draw_call(rng) if training else (None, None)
-    rate = p if training else 0.0
-    block = bits = None
-    if rate > 0.0:
-        if mode == "unit":
-            block = gate.block(weight.shape, tuple(range(weight.ndim - 1)))
-        drawn = cpu.draw(seed, call, rate, block or weight.size)
+    shared = tuple(range(weight.ndim - 1)) if mode == "unit" else gate.NO_AXES
+    place = gate.place(weight.shape, shared)
+    draw = draw_of(rng, p, place) if training else None
+    bits = None
+    if draw is not None and p > 0.0:
+        drawn = _core.draw_bits(draw)
         keep = np.frombuffer(drawn, np.uint8, len(drawn) - BITS_PAD)
         others = ~np.packbits(_targets(weight, targeted, mode), bitorder="little")
         bits = (keep | others).tobytes() + bytes(BITS_PAD)
-    ctx = TargetedContext(weight.shape, rate, seed, call, block, bits, 1.0)
-    return ctx.backward(weight), ctx
+    ctx = TargetedContext.made(weight.shape, draw, 1.0, bits)
+    y = CPU.copy(weight) if bits is None else CPU.select(weight, None, draw, bits, 1.0)
+    return y, ctx
 
 
 def targeted_prune(
@@ -147,103 +143,6 @@ def targeted_prune(
         Value or shape of an argument.
     """
     return targeted_dropout(weight, 1.0, targeted, mode=mode, rng=0)[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Ramp:
-    """From 0 up to a rate: a function of the step for the arguments of `TargetedDropout`.
-
-    It rises to ``share * final`` over the first `steps` steps, and on to `final` over as many.
-
-    Parameters
-    ----------
-    final : float
-        The rate in the end.
-    steps : int
-        Length of each of the two parts.
-    share : float
-        How much of `final` is reached after the first part; with 1 there is no second.
-
-    Examples
-    --------
-    The authors' "piecewise" schedule:
-
-    >>> from fastdrop.ops.targeted import Ramp
-    >>> p = Ramp(0.5, 40_000)
-    >>> targeted = Ramp(0.75, 20_000, 0.95)
-    >>> layer = fastdrop.layers.TargetedDropout(p, targeted, rng=1234)
-    """
-
-    final: float
-    steps: int
-    share: float = 1.0
-
-    def __post_init__(self) -> None:
-        gate.rate(self.final, "final")
-        gate.rate(self.share, "share")
-        gate.count(self.steps, "steps")
-
-    def __call__(self, step: int) -> float:
-        """The rate at this step."""
-        step = gate.count(step, "step", 0)
-        first = min(step / self.steps, 1.0)
-        second = min(max(step / self.steps - 1.0, 0.0), 1.0)
-        return self.final * (self.share * first + (1.0 - self.share) * second)
-
-
-class TargetedDropout(Layer):
-    """`targeted_dropout` as a layer; what it is called with are weights.
-
-    Parameters
-    ----------
-    p, targeted : float or callable
-        As in `targeted_dropout`, or functions of the step, such as
-        `fastdrop.targeted.Ramp`; see `Layer`.
-    mode
-        As in `targeted_dropout`.
-    rng : Rng, int, None, SeedSequence, Generator or BitGenerator
-        An int seeds an `Rng` of the layer's own.
-
-    Examples
-    --------
-    >>> layer = fastdrop.layers.TargetedDropout(0.5, 0.75, rng=1234)
-    >>> y = x @ layer(W)
-    >>> dW = layer.backward(x.T @ dy)
-    >>> y = x @ layer.prune(W)                            # in the end
-    """
-
-    def __init__(
-        self,
-        p: Rate = 0.5,
-        targeted: float | Callable[[int], float] = 0.5,
-        *,
-        mode: str = "weight",
-        rng: RngLike = None,
-    ) -> None:
-        super().__init__(rng, p)
-        self.targeted = targeted if callable(targeted) else gate.rate(targeted, "targeted")
-        self.mode = gate.choice(mode, MODES, "mode")
-
-    def __call__(self, weight: npt.ArrayLike) -> npt.NDArray:
-        """The weights to compute with."""
-        targeted = self._fraction()
-        y, self.ctx = targeted_dropout(
-            weight, self.rate(), targeted, mode=self.mode, rng=self.rng, training=self.training
-        )
-        return y
-
-    def share_batch(self) -> None:
-        """Weights are the same for all examples as they are; see `Layer.share_batch`."""
-
-    def prune(self, weight: npt.ArrayLike) -> npt.NDArray:
-        """`targeted_prune` with this layer's fraction, that of the step if it is a function."""
-        return targeted_prune(weight, self._fraction(), mode=self.mode)
-
-    def _fraction(self) -> float:
-        return self.targeted(self.step) if callable(self.targeted) else self.targeted
-
-    def __repr__(self) -> str:
-        return f"TargetedDropout(p={self.p}, targeted={self.targeted}, mode={self.mode!r})"
 
 
 def _targets(weight: npt.NDArray, targeted: float, mode: str) -> npt.NDArray[np.bool_]:

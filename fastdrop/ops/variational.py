@@ -2,49 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastdrop._core import NOISE_SCALE
-from fastdrop.backends.cuda.arrays import cuda, fetched
+from fastdrop._core import NOISE_SCALE, Place
+from fastdrop.backends import of
+from fastdrop.backends.cpu import normals
 from fastdrop.base import gate
-from fastdrop.base.devices import on_device
-from fastdrop.base.layer import Layer
-from fastdrop.base.restore import Restored
-from fastdrop.ops.noise import Draw, NoiseContext, compute_type, forward, normals
-from fastdrop.rng import RngLike, draw_call
-
-__all__ = [
-    "SparseVariationalContext",
-    "SparseVariationalLinear",
-    "VariationalContext",
-    "VariationalDropout",
-    "sparse_variational_kl",
-    "sparse_variational_linear",
-    "variational_dropout",
-    "variational_kl",
-]
+from fastdrop.base.dtypes import compute_type
+from fastdrop.ops import context
+from fastdrop.rng import RngLike, draw_of
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class VariationalContext(NoiseContext):
-    """Context of `variational_dropout`: refers to x."""
+class VariationalContext(context.Context):
+    """Context of `variational_dropout`: refers to x.
 
-    x: npt.NDArray
-    log_alpha: npt.NDArray  # its own copy: an optimiser changes the other in place
-    draw: Draw | None
+    Attributes
+    ----------
+    x : ndarray
+    log_alpha : ndarray
+        A copy of its own, as an optimiser changes the other in place.
+    sigma : ndarray or None
+        sqrt(alpha), in x's compute type; None in evaluation.
+    """
+
+    __slots__ = ("log_alpha", "sigma", "x")
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of x."""
-        return tuple(self.x.shape)
-
-    @property
-    def p(self) -> npt.NDArray:
-        """The rates whose dropout has the same variance: alpha / (1 + alpha); 0 in eval mode."""
+    def p(self) -> Any:
+        """The rates whose dropout has the same variance: alpha / (1 + alpha); 0 in evaluation."""
         if self.draw is None:
             return np.zeros_like(self.log_alpha)
         alpha = np.exp(np.minimum(self.log_alpha, 0))
@@ -52,34 +41,39 @@ class VariationalContext(NoiseContext):
 
     @property
     def nbytes(self) -> int:
-        """What is held for the backward pass, in bytes: x itself, or nothing in eval mode."""
+        """What is held for the backward pass, in bytes: x itself, or nothing in evaluation."""
         return self.x.nbytes if self.draw is not None else 0
 
-    def check(self) -> None:
-        NoiseContext.check(self)
-        sigma = self.log_alpha if self.draw is None else self.draw.sigma
-        gate.like(self.log_alpha, "log_alpha", sigma.shape)
-
-    def backward(self, dy: npt.ArrayLike) -> tuple[npt.NDArray, npt.NDArray]:
+    def backward(self, dy: npt.ArrayLike) -> Any:
         """(dx, dlog_alpha): dx like dy, dlog_alpha like log_alpha and 0 where that was clipped.
 
         Parameters
         ----------
         dy : array_like, shape and dtype of x
         """
-        if on_device(dy):
-            return cuda().backward_variational(self, dy)
-        if on_device(self.x):
-            return replace(self, x=fetched(self.x)).backward(dy)
-        dy = gate.array(dy, "dy")
-        gate.like(dy, "dy", self.x.shape, self.x.dtype)
+        backend = of(dy)
+        dy = backend.array(dy, "dy")
+        x, log_alpha = backend.bring(self.x, dy), self.log_alpha
+        gate.like(dy, "dy", x.shape, x.dtype)
         if self.draw is None:
-            return dy.copy(), np.zeros_like(self.log_alpha)
-        group = None if self.log_alpha.shape == self.x.shape else max(self.log_alpha.size, 1)
-        dx, dsigma = self.draw.backward(self.x, np.asarray(dy, order="C"), group)
-        # sigma = exp(log_alpha / 2)
-        dlog_alpha = np.where(self.log_alpha > 0, 0.0, 0.5 * self.draw.sigma * dsigma)
-        return dx, np.asarray(dlog_alpha, self.log_alpha.dtype)
+            zeros = backend.zeros_like(dy, log_alpha.dtype.name, log_alpha.shape)
+            return backend.copy(dy), zeros
+        group = None if log_alpha.shape == self.shape else max(log_alpha.size, 1)
+        draw, sigma = self.draw, self.sigma
+        dx, dsigma = backend.noise_gradients(NOISE_SCALE, x, dy, draw, sigma, group)
+        weights = np.where(log_alpha > 0, -1.0, 0.5 * sigma)  # as sigma = exp(log_alpha / 2)
+        return dx, backend.chain(weights, dsigma, log_alpha.dtype)
+
+    def _check(self) -> None:
+        self._check_place()
+        if tuple(self.x.shape) != self.shape or self.held is not None:
+            raise ValueError(f"x must have shape {self.shape}, got {self.x.shape}")
+        if (self.draw is None) != (self.sigma is None):
+            raise ValueError("sigma must be there if there is a draw")
+        if self.log_alpha.shape not in ((), self.shape[-1:], self.shape):
+            raise ValueError(f"log_alpha must have shape {self.shape} or its end")
+        if self.sigma is not None:
+            gate.like(self.sigma, "sigma", self.log_alpha.shape)
 
 
 def variational_dropout(
@@ -121,22 +115,24 @@ def variational_dropout(
     D. P. Kingma, T. Salimans, M. Welling: Variational dropout and the local reparameterization
     trick. NeurIPS 2015, section 3.
     """
-    there = on_device(x)
-    x = x if there else np.asarray(gate.array(x), order="C")
-    shape, dtype = cuda().described(x, None) if there else (x.shape, x.dtype)
+    backend = of(x)
+    x = backend.array(x)
     log_alpha = gate.array(log_alpha, "log_alpha").copy()
     if np.isnan(log_alpha).any():
         raise ValueError(f"log_alpha must not be NaN, got {log_alpha!r:.200}")
-    if log_alpha.shape not in ((), shape[-1:], shape):
+    if log_alpha.shape not in ((), x.shape[-1:], x.shape):
         raise ValueError(
-            f"log_alpha must have shape (), {shape[-1:]} or {shape}, got {log_alpha.shape}"
+            f"log_alpha must have shape (), {x.shape[-1:]} or {x.shape}, got {log_alpha.shape}"
         )
-    if not training:
-        return forward(None, x, None), VariationalContext(x, log_alpha, None)
-    sigma = np.exp(np.minimum(log_alpha, 0) / 2).astype(compute_type(dtype))
-    block = gate.block(shape, ())
-    draw = Draw(NOISE_SCALE, *draw_call(rng), block, np.asarray(sigma))
-    return forward(draw, x, None), VariationalContext(x, log_alpha, draw)
+    draw = sigma = None
+    if training:
+        sigma = np.asarray(np.exp(np.minimum(log_alpha, 0) / 2), compute_type(x.dtype))
+        draw = draw_of(rng, 0.0, gate.place(x.shape))
+        y = backend.noise(NOISE_SCALE, x, draw, sigma)
+    else:
+        y = backend.copy(x)
+    held = {"x": backend.held(x), "log_alpha": log_alpha, "sigma": sigma}
+    return y, VariationalContext.made(x.shape, draw, 1.0, None, **held)
 
 
 # c of KL = -(log_alpha / 2 + c1 alpha + c2 alpha^2 + c3 alpha^3) + constant: Kingma et al., eq. 14.
@@ -178,77 +174,35 @@ def variational_kl(log_alpha: npt.ArrayLike) -> tuple[float, npt.NDArray]:
     return float(kl), np.asarray(np.where(log_alpha > 0, 0, gradient), log_alpha.dtype)
 
 
-class VariationalDropout(Layer):
-    """`variational_dropout` as a layer; learns ``layer.log_alpha``.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Of log_alpha: () for one of the layer, (features,) for one a neuron, or x's shape.
-    alpha : float
-        To begin with, above 0 and at most 1: the variance, p / (1 - p) of the dropout like it.
-    rng
-        As in `Dropout`.
-    """
-
-    learned = ("log_alpha",)
-
-    def __init__(
-        self, shape: tuple[int, ...] = (), alpha: float = 0.5, *, rng: RngLike = None
-    ) -> None:
-        super().__init__(rng)
-        alpha = gate.real(alpha, "alpha", 0.0, 1.0)
-        if alpha == 0.0:
-            raise ValueError("alpha must be above 0 to be learned, got 0.0")
-        self.log_alpha = np.full(gate.shape(shape), np.log(alpha))
-
-    def __call__(self, x: npt.ArrayLike) -> npt.NDArray:
-        """y, an array like x."""
-        y, self.ctx = variational_dropout(x, self.log_alpha, rng=self.rng, training=self.training)
-        return y
-
-    def kl(self) -> tuple[float, npt.NDArray]:
-        """`variational_kl` of the layer, and its gradient."""
-        return variational_kl(self.log_alpha)
-
-    def __repr__(self) -> str:
-        return f"VariationalDropout(shape={self.log_alpha.shape})"
-
-
 _TINY = 1e-8  # keeps the variance of an activation and log(weight^2) away from 0
 _LOG_ALPHA_LIMIT = 8.0
 _PRUNE = 3.0  # log_alpha from which on a weight is noise: p > 0.95
 _K1, _K2, _K3 = 0.63576, 1.87320, 1.48695
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SparseVariationalContext(Restored):
-    """Context of `sparse_variational_linear`: refers to its arguments, draws the noise again."""
+class SparseVariationalContext(context.Context):
+    """Context of `sparse_variational_linear`: refers to its arguments, draws the noise again.
 
-    x: npt.NDArray
-    weight: npt.NDArray
-    log_variance: npt.NDArray
-    bias: npt.NDArray | None
-    deviation: npt.NDArray | None
-    seed: int | None
-    call: int | None
+    Attributes
+    ----------
+    held : ndarray or None
+        Standard deviation of each activation; None in evaluation.
+    x, weight, log_variance, bias : ndarray
+        bias may be None.
+    """
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of x."""
-        return self.x.shape
+    __slots__ = ("bias", "log_variance", "weight", "x")
 
-    @property
-    def nbytes(self) -> int:
-        """What is held for the backward pass beyond the arguments, in bytes."""
-        return 0 if self.deviation is None else self.deviation.nbytes
-
-    def check(self) -> None:
+    def _check(self) -> None:
         _fit(self.x, self.weight, self.log_variance, self.bias)
-        if self.deviation is not None:
+        gate.like(self.x, "x", self.shape)
+        if (self.draw is None) != (self.held is None):
+            raise ValueError("the deviation must be there if there is a draw")
+        if self.draw is not None:
             shape = len(_rows(self.x)), self.weight.shape[1]
-            gate.like(self.deviation, "deviation", shape, self.x.dtype)
-            Restored.check(self)
+            gate.like(context.array(self.held, "deviation"), "deviation", shape, self.x.dtype)
+            if self.draw.place.of != shape:
+                raise ValueError(f"draw must be for shape {shape}, got {self.draw.place.of}")
 
     def backward(self, dy: npt.ArrayLike) -> tuple[npt.NDArray, ...]:
         """(dx, dweight, dlog_variance), and dbias if there is a bias.
@@ -258,21 +212,21 @@ class SparseVariationalContext(Restored):
         dy : array_like, shape of y, dtype of x
         """
         dy = gate.array(dy, "dy")
-        shape = (*self.x.shape[:-1], self.weight.shape[1])
+        shape = (*self.shape[:-1], self.weight.shape[1])
         gate.like(dy, "dy", shape, self.x.dtype)
         x, g = _rows(self.x), _rows(dy)
-        if self.deviation is None:
-            kept = _kept(self.weight, self.log_variance)
+        if self.draw is None:
+            kept = kept_weights(self.weight, self.log_variance)
             dx, dweight = g @ (kept * self.weight).T, kept * (x.T @ g)
             dlog_variance = np.zeros_like(self.log_variance)
         else:
-            noise = normals(g.shape, self.seed, self.call).astype(x.dtype, copy=False)
-            h = g * noise / (2 * self.deviation)
+            noise = normals(self.draw).astype(x.dtype, copy=False)
+            h = g * noise / (2 * self.held)
             variance = np.exp(self.log_variance)
             dx = g @ self.weight.T + 2 * x * (h @ variance.T)
             dweight = x.T @ g
             dlog_variance = variance * ((x * x).T @ h)
-        grads = dx.reshape(self.x.shape), dweight, dlog_variance
+        grads = dx.reshape(self.shape), dweight, dlog_variance
         return grads if self.bias is None else (*grads, g.sum(axis=0))
 
 
@@ -323,17 +277,18 @@ def sparse_variational_linear(
     bias = None if bias is None else gate.array(bias, "bias")
     _fit(x, weight, log_variance, bias)
     rows = _rows(x)
+    draw = deviation = None
     if training:
-        seed, call = draw_call(rng)
         y = rows @ weight
+        draw = draw_of(rng, 0.0, Place(y.shape))
         deviation = np.sqrt((rows * rows) @ np.exp(log_variance) + x.dtype.type(_TINY))
-        y += deviation * normals(y.shape, seed, call)
+        y += deviation * normals(draw)
     else:
-        seed = call = deviation = None
-        y = rows @ (_kept(weight, log_variance) * weight)
+        y = rows @ (kept_weights(weight, log_variance) * weight)
     if bias is not None:
         y += bias
-    ctx = SparseVariationalContext(x, weight, log_variance, bias, deviation, seed, call)
+    operands = {"x": x, "weight": weight, "log_variance": log_variance, "bias": bias}
+    ctx = SparseVariationalContext.made(x.shape, draw, 1.0, deviation, **operands)
     return y.reshape(*x.shape[:-1], weight.shape[1]), ctx
 
 
@@ -360,7 +315,7 @@ def _log_alpha(weight: npt.NDArray, log_variance: npt.NDArray) -> npt.NDArray:
     return np.clip(log_alpha, -_LOG_ALPHA_LIMIT, _LOG_ALPHA_LIMIT)
 
 
-def _kept(weight: npt.NDArray, log_variance: npt.NDArray) -> npt.NDArray[np.bool_]:
+def kept_weights(weight: npt.NDArray, log_variance: npt.NDArray) -> npt.NDArray[np.bool_]:
     """Which weights evaluation uses."""
     return _log_alpha(weight, log_variance) < _PRUNE
 
@@ -422,59 +377,3 @@ def sparse_variational_kl(
         dlog_variance[part] = gradient
         dweight[part] = -2 * gradient * w / square
     return float(kl), dweight.reshape(weight.shape), dlog_variance.reshape(weight.shape)
-
-
-class SparseVariationalLinear(Layer):
-    """`sparse_variational_linear` as a layer; learns weight, log_variance and bias.
-
-    Parameters
-    ----------
-    inputs, outputs : int
-    bias : bool
-    dtype : float32 or float64
-    rng
-        As in `Dropout`; also draws the initial weights.
-
-    Notes
-    -----
-    Weights begin normal with standard deviation sqrt(2 / inputs), log_variance at -10.
-    """
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        bias: bool = True,
-        *,
-        dtype: npt.DTypeLike = np.float32,
-        rng: RngLike = None,
-    ) -> None:
-        super().__init__(rng)
-        inputs, outputs = gate.count(inputs, "inputs", 0), gate.count(outputs, "outputs", 0)
-        gate.choice(np.dtype(dtype).name, ("float32", "float64"), "dtype")
-        scale = np.sqrt(2.0 / max(inputs, 1))
-        self.weight = (normals((inputs, outputs), *draw_call(self.rng)) * scale).astype(dtype)
-        self.log_variance = np.full((inputs, outputs), -10.0, dtype)
-        self.bias = np.zeros(outputs, dtype) if bias else None
-        self.learned = ("weight", "log_variance", *(("bias",) if bias else ()))
-
-    def __call__(self, x: npt.ArrayLike) -> npt.NDArray:
-        """y of shape (..., outputs)."""
-        y, self.ctx = sparse_variational_linear(
-            x, self.weight, self.log_variance, self.bias, rng=self.rng, training=self.training
-        )
-        return y
-
-    def kl(self) -> tuple[float, npt.NDArray, npt.NDArray]:
-        """`sparse_variational_kl` of the layer, and its gradients."""
-        return sparse_variational_kl(self.weight, self.log_variance)
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of the weights that evaluation leaves out."""
-        pruned = ~_kept(self.weight, self.log_variance)
-        return float(pruned.mean()) if pruned.size else 0.0
-
-    def __repr__(self) -> str:
-        inputs, outputs = self.weight.shape
-        return f"SparseVariationalLinear({inputs}, {outputs}, bias={self.bias is not None})"

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
-from math import prod
-from typing import ClassVar
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from fastdrop._core import ZONEOUT
-from fastdrop.backends import cpu
-from fastdrop.backends.cuda.arrays import cuda
+from fastdrop._core import ZONEOUT, saved
+from fastdrop.backends import of
 from fastdrop.base import gate
-from fastdrop.base.devices import on_device
-from fastdrop.base.layer import OpLayer, Rate
-from fastdrop.base.restore import Restored
-from fastdrop.ops.dropout import Context, Region
-from fastdrop.ops.noise import compute_type
-from fastdrop.rng import RngLike, draw_call
-
-__all__ = ["Zoneout", "ZoneoutContext", "ZoneoutMeanContext", "zoneout"]
-
-_INVERTED = bytes(255 - byte for byte in range(256))
+from fastdrop.base.gate import Region
+from fastdrop.ops import context
+from fastdrop.ops.dropout import Context
+from fastdrop.rng import RngLike, draw_of
 
 
 class ZoneoutContext(Context):
@@ -30,31 +20,25 @@ class ZoneoutContext(Context):
 
     __slots__ = ()
 
-    def backward(  # type: ignore[override]
-        self, dy: npt.ArrayLike
-    ) -> tuple[npt.NDArray, npt.NDArray]:
+    def backward(self, dy: npt.ArrayLike) -> Any:  # type: ignore[override]
         """(dprevious, dnew): dy where that value was taken, else +0.
 
         Parameters
         ----------
         dy : array_like of a floating dtype, shape of y
         """
-        if on_device(dy):
-            return cuda().backward_zoneout(self, dy)
-        dy = gate.array(dy, "dy")
+        backend = of(dy)
+        dy = backend.array(dy, "dy")
         gate.like(dy, "dy", self.shape)
-        bits = self._bits
-        if bits is None:
-            block = self._block or prod(self.shape)
-            bits = cpu.draw(self.seed, self.call, self.p, block)
-        dprevious, dnew = np.empty_like(dy), np.empty_like(dy)
-        cpu.backward(dy, dnew, bits, 1.0, self._block)
-        cpu.backward(dy, dprevious, bits.translate(_INVERTED), 1.0, self._block)
-        return dprevious, dnew
+        return backend.split(dy, self.draw, self.held)
+
+    def _check(self) -> None:
+        super()._check()
+        if self.draw is None:
+            raise ValueError("draw must be there, as zoneout in training draws")
 
 
-@dataclass(frozen=True, slots=True)
-class ZoneoutMeanContext(Restored):
+class ZoneoutMeanContext(context.Context):
     """Context of `zoneout` without training, where nothing is drawn.
 
     Attributes
@@ -64,31 +48,27 @@ class ZoneoutMeanContext(Restored):
         The weight of the previous value; 0 without `expectation`.
     """
 
-    shape: tuple[int, ...]
-    p: float
-    seed: ClassVar[None] = None
-    call: ClassVar[None] = None
-    nbytes: ClassVar[int] = 0
+    __slots__ = ("previous",)
 
-    def check(self) -> None:
-        pass  # nothing is drawn
+    @property
+    def p(self) -> float:
+        return self.previous
 
-    def backward(self, dy: npt.ArrayLike) -> tuple[npt.NDArray, npt.NDArray]:
+    def backward(self, dy: npt.ArrayLike) -> Any:
         """(dprevious, dnew): p * dy and (1 - p) * dy.
 
         Parameters
         ----------
         dy : array_like of a floating dtype, shape of y
         """
-        if on_device(dy):
-            return cuda().backward_zoneout_mean(self, dy)
-        dy = gate.array(dy, "dy")
+        backend = of(dy)
+        dy = backend.array(dy, "dy")
         gate.like(dy, "dy", self.shape)
-        kind = compute_type(dy.dtype)
-        wide = dy.astype(kind, copy=False)
-        weights, zero = (kind(self.p), kind(1.0 - self.p)), np.zeros_like(dy)
-        dprevious, dnew = (np.asarray(wide * w if w else zero, dy.dtype) for w in weights)
-        return dprevious, dnew
+        return backend.weighted(dy, self.p), backend.weighted(dy, 1.0 - self.p)
+
+    def _check(self) -> None:
+        if self.draw is not None or self.held is not None:
+            raise ValueError("draw and held must be None, as nothing was drawn")
 
 
 def zoneout(
@@ -135,62 +115,16 @@ def zoneout(
     D. Krueger et al.: Zoneout: regularizing RNNs by randomly preserving hidden activations. ICLR
     2017, equations 3 to 5.
     """
-    gate.choice(save, ("bits", "seed"), "save")
-    if on_device(previous):
-        return cuda().run_zoneout(previous, new, p, rng, training, expectation, region, save)
-    previous, new = gate.array(previous, "previous"), gate.array(new, "new")
+    keep = gate.keeps_bits(save)
+    backend = of(previous)
+    previous, new = backend.array(previous, "previous"), backend.array(new, "new")
     gate.like(new, "new", previous.shape, previous.dtype, "previous")
-    p = gate.rate(p)
-    block = None if region is None else gate.block(new.shape, (), region)
+    p, place = gate.rate(p), gate.place(new.shape, gate.NO_AXES, region)
     if not training:
         p = p if expectation else 0.0
-        return _mean(previous, new, p), ZoneoutMeanContext(new.shape, p)
-    seed, call = draw_call(rng)
-    previous, new = np.asarray(previous, order="C"), np.asarray(new, order="C")
-    y = np.empty_like(new)
-    keep_bits = save == "bits"
-    bits = cpu.forward(ZONEOUT, new, previous, None, y, seed, call, p, block, keep_bits, 1.0)
-    return y, ZoneoutContext(new.shape, p, seed, call, block, bits, 1.0)
-
-
-def _mean(previous: npt.NDArray, new: npt.NDArray, p: float) -> npt.NDArray:
-    """p * previous + (1 - p) * new, in the compute type; what has no weight may be infinite."""
-    if p in (0.0, 1.0):
-        return (previous if p else new).copy()
-    kind, size = compute_type(new.dtype), 16384  # at a time: what is between stays in the cache
-    y = np.empty(new.shape, new.dtype)
-    a, b, out = (np.asarray(v, order="C").reshape(-1) for v in (previous, new, y))
-    for i in range(0, out.size, size):
-        part = slice(i, i + size)
-        terms = np.multiply(a[part], kind(p), dtype=kind)
-        terms += np.multiply(b[part], kind(1.0 - p), dtype=kind)
-        out[part] = terms
-    return y
-
-
-@dataclass(eq=False)
-class Zoneout(OpLayer):
-    """`zoneout` as a layer: ``layer(previous, new)``.
-
-    Parameters
-    ----------
-    p : float or callable
-        Chance in [0, 1] to keep the previous value, or a function of the step; see `Layer`.
-    expectation, save
-        As in `zoneout`.
-    rng
-        As in `Dropout`.
-    """
-
-    op = zoneout
-
-    p: Rate = 0.1
-    _: KW_ONLY
-    expectation: bool = True
-    save: str = "bits"
-
-    def __call__(  # type: ignore[override]
-        self, previous: npt.ArrayLike, new: npt.ArrayLike
-    ) -> npt.NDArray:
-        """y, an array like `new`. ``backward`` gives (dprevious, dnew)."""
-        return self._run(previous, new)
+        y = backend.blend(previous, new, p)
+        return y, ZoneoutMeanContext.made(new.shape, None, 1.0, None, previous=p)
+    draw = draw_of(rng, p, place)
+    as_it_is = 1.0, 0.0, 0.0
+    y, bits = backend.forward(ZONEOUT, new, draw, as_it_is, None, keep, previous)
+    return y, saved(ZoneoutContext, new.shape, draw, 1.0, bits)

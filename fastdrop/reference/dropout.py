@@ -54,7 +54,7 @@ def keep(index: npt.ArrayLike, p: float, seed: int, call: int) -> npt.NDArray[np
 def element_index(
     shape: Sequence[int], shared_axes: int | Sequence[int] = (), region: Region | None = None
 ) -> npt.NDArray[np.uint64]:
-    """Stream index of every element: its C-order position in the (global) mask array."""
+    """Keystream index of every element: its C-order position in the (global) mask array."""
     shared = normalize_axis_tuple(shared_axes, len(shape))
     start, whole = region if region is not None else ((0,) * len(shape), shape)
     index = np.zeros(shape, np.uint64)

@@ -19,7 +19,7 @@ __all__ = [
 def spatial_dropout(
     x: npt.NDArray, p: float, seed: int, call: int, channels_last: bool = False
 ) -> npt.NDArray:
-    """Map c of example n is kept as element n * channels + c of the stream is."""
+    """Map c of example n is kept as element n * channels + c of the keystream is."""
     y = np.empty_like(x, order="C")
     maps, y_maps = (np.moveaxis(a, -1, 1) if channels_last else a for a in (x, y))
     batch, channels = maps.shape[:2]
@@ -43,7 +43,7 @@ def locked_dropout(
 def embedding_dropout(
     weight: npt.NDArray, p: float, seed: int, call: int, ids: npt.NDArray | None = None
 ) -> npt.NDArray:
-    """Row i of the table is kept as element i of the stream is; then rows are looked up."""
+    """Row i of the table is kept as element i of the keystream is; then rows are looked up."""
     y = np.empty_like(weight, order="C")
     kept = keep(np.arange(len(weight)), p, seed, call)
     for i, row in enumerate(weight):
@@ -66,7 +66,7 @@ def embedding_gradient(
 def drop_path(
     x: npt.NDArray, p: float, seed: int, call: int, mode: str = "row", scale_by_keep: bool = True
 ) -> npt.NDArray:
-    """Example n is kept as element n of the stream is; with mode "batch", all as element 0 is."""
+    """Example n is kept as element n of the keystream is; in mode "batch", all as element 0 is."""
     kind = compute_type(x.dtype).type
     factor = kind(scale(p) if scale_by_keep else 1.0)
     y = np.zeros(x.shape, x.dtype)

@@ -17,8 +17,8 @@ from helpers.bitwise import assert_same_bits
 from helpers.fake_device import FakeArray
 
 import fastdrop as fd
-from fastdrop import adapters, cuda
-from fastdrop.backends.cuda import arrays as device
+from fastdrop import adapters
+from fastdrop.backends.cuda import launch
 
 ROOT = Path(__file__).parents[2]
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") != "0"
@@ -39,11 +39,10 @@ def place(request, monkeypatch):
     if request.param == "device":
         if not find_spec("numba"):
             pytest.skip("Numba is not installed: pip install 'fastdrop[numba]'")
-        monkeypatch.setattr(device, "THREADS", 3)
-        monkeypatch.setattr(device, "MAX_BLOCKS", 2)
-        for module in (cuda, device):
-            if not SIMULATED:
-                monkeypatch.setattr(module, "where", lambda: "njit")
+        monkeypatch.setattr(launch, "THREADS", 3)
+        monkeypatch.setattr(launch, "MAX_BLOCKS", 2)
+        if not SIMULATED:
+            monkeypatch.setattr(launch, "where", lambda: "njit")
     return request.param
 
 
@@ -104,14 +103,13 @@ sys.path.insert(0, "tests")
 from helpers.bitwise import assert_same_bits
 from helpers.fake_device import FakeArray
 import fastdrop as fd
-from fastdrop import cuda
-from fastdrop.backends.cuda import arrays as device
+from fastdrop.backends.cuda import launch
 from fastdrop.adapters import torch as adapter
 from fastdrop.adapters.keras import Dropout
 import torch
 if sys.argv[1] == "device":
     adapter._array = lambda x: FakeArray(x.detach().numpy())
-    device.where = cuda.where = lambda: "njit"
+    launch.where = lambda: "njit"
 x = np.random.default_rng(0).standard_normal((6, 40), np.float32)
 layer, tensor = Dropout(0.5, seed=5), torch.tensor(x, requires_grad=True)
 y = layer(tensor, training=True)

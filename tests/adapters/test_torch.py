@@ -14,7 +14,6 @@ from torch import nn  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 from fastdrop.adapters import torch as ft  # noqa: E402
-from fastdrop.ops import dropout as functional  # noqa: E402
 
 # TorchScript's and the compiler's own, on import and first use.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -353,7 +352,7 @@ def test_compile(seed):
 
 
 def test_tensors_on_a_gpu(monkeypatch):
-    """They go to fastdrop.cuda as they are, and y comes from there."""
+    """They go through the door as they are, and y comes from there."""
 
     class OnDevice(torch.Tensor):
         is_cuda = True
@@ -363,25 +362,17 @@ def test_tensors_on_a_gpu(monkeypatch):
 
     calls = []
 
-    class Cuda:
-        @staticmethod
-        def masked(op, x, p, rng, training, shared_axes, region, out, save, constants):
-            calls.append((op, p, rng.seed, rng.call, shared_axes, save, constants(p)))
-            assert isinstance(x, OnDevice)
-            assert isinstance(out, OnDevice)
-            out.fill_(7)
+    def seen(x, p, draw, constants, *, op, shared_axes, out):
+        calls.append((op, p, draw, shared_axes, constants))
+        assert isinstance(x, OnDevice)
+        assert isinstance(out, OnDevice)
+        out.fill_(7)
 
-    monkeypatch.setattr(functional, "cuda", lambda: Cuda)
+    monkeypatch.setattr(ft, "drop", seen)
     x = torch.ones(3, 4).as_subclass(OnDevice)
-    y = ft._masked(functional.DROPOUT, x, torch.tensor([-1, 5]), 0.3, [1], (2.0, 0.0, 0.0))
-    assert calls == [(functional.DROPOUT, 0.3, 2**64 - 1, 5, (1,), "seed", (2.0, 0.0, 0.0))]
+    y = ft._drop(ft.DROPOUT, x, torch.tensor([-1, 5]), 0.3, [1], (2.0, 0.0, 0.0))
+    assert calls == [(ft.DROPOUT, 0.3, (2**64 - 1, 5), (1,), (2.0, 0.0, 0.0))]
     assert torch.equal(y.as_subclass(torch.Tensor), torch.full((3, 4), 7.0))
-
-
-def test_no_block_where_no_axes_are_shared(monkeypatch):
-    """Making one takes as long as all else of a small call."""
-    monkeypatch.setattr(functional.gate, "block", None)
-    assert ft.Dropout(0.5)(torch.ones(3)).shape == (3,)
 
 
 def test_shape_inference_on_a_gpu():
@@ -443,7 +434,7 @@ def test_training():
 
 def test_tensors_of_any_kind_go_to_the_host_and_back():
     """What `fastdrop.cuda` does with a context's tensors, on a CPU's."""
-    from fastdrop.backends.cuda.arrays import KINDS
+    from fastdrop.backends.cuda.libraries import KINDS
 
     kind = KINDS["torch"]
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64):

@@ -85,7 +85,7 @@ def test_axes():
 
 
 def test_region():
-    inside = "region must contain the block of shape (3, 4)"
+    inside = "region must contain a part of shape (3, 4)"
     refuses(ValueError, inside, region=((0, 0), (2, 4)))
     refuses(ValueError, inside, region=((1, 0), (3, 4)))
     refuses(ValueError, inside, region=((-1, 0), (9, 9)))

@@ -4,7 +4,7 @@ kernels can reach them, and nothing else of fastdrop takes them.
 
 import numpy as np
 
-from fastdrop.backends.cuda import arrays as device
+from fastdrop.backends.cuda import libraries
 
 
 def allocate(nbytes, offset=0):
@@ -56,7 +56,7 @@ class FakeArray:
         raise AssertionError("copied to the host")
 
 
-class FakeLibrary(device.Numba):
+class FakeLibrary(libraries.Library):
     def empty(self, like, shape, dtype, strides):
         if dtype == "bfloat16":
             dtype = like.dtype
@@ -71,7 +71,7 @@ class FakeLibrary(device.Numba):
 
 
 FakeArray.__module__ = "fake_device"  # by which its library is found
-device.KINDS["fake_device"] = FakeLibrary()
+libraries.KINDS["fake_device"] = FakeLibrary()
 
 
 def to_fake(host, offset=0, stream=None):

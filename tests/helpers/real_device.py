@@ -8,7 +8,7 @@ from copy import copy
 import numpy as np
 from numba import cuda
 
-from fastdrop.backends.cuda import arrays as device
+from fastdrop.backends.cuda import libraries
 
 
 def on_device(data):
@@ -33,7 +33,7 @@ class RealArray:
 
     @property
     def __cuda_array_interface__(self):
-        address = device.KINDS["numba"].interface(self.buffer)["data"][0]
+        address = libraries.KINDS["numba"].interface(self.buffer)["data"][0]
         return {
             "shape": self.shape,
             "strides": self.strides,
@@ -62,7 +62,7 @@ class RealArray:
         raise AssertionError("copied to the host")
 
 
-class RealLibrary(device.Numba):
+class RealLibrary(libraries.Library):
     def empty(self, like, shape, dtype, strides):
         dtype = like.dtype if dtype == "bfloat16" else dtype
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -77,7 +77,7 @@ class RealLibrary(device.Numba):
 
 
 RealArray.__module__ = "real_device"  # by which its library is found
-device.KINDS["real_device"] = RealLibrary()
+libraries.KINDS["real_device"] = RealLibrary()
 
 
 def to_real(host, offset=0, stream=None):

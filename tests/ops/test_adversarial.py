@@ -12,7 +12,8 @@ from helpers.bitwise import assert_same_bits
 
 import fastdrop as fd
 from fastdrop import reference
-from fastdrop.ops.adversarial import AdversarialDropout, kl_divergence, squared_divergence
+from fastdrop.layers import AdversarialDropout
+from fastdrop.ops.adversarial import kl_divergence, squared_divergence
 
 DIVERGENCES = [kl_divergence, squared_divergence]
 

@@ -21,7 +21,7 @@ from helpers.fake_device import FakeArray, to_fake
 import fastdrop as fd
 from fastdrop import cuda
 from fastdrop import reference as ref
-from fastdrop.backends.cuda import arrays as device
+from fastdrop.backends.cuda import launch
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") != "0"
 SEED, CALL = 0x0123456789ABCDEF, 77
@@ -273,11 +273,10 @@ def kernels(monkeypatch):
     if not find_spec("numba"):
         pytest.skip("Numba is not installed: pip install 'fastdrop[numba]'")
     if SIMULATED:  # starts a Python thread for each
-        monkeypatch.setattr(device, "THREADS", 3)
-        monkeypatch.setattr(device, "MAX_BLOCKS", 2)
+        monkeypatch.setattr(launch, "THREADS", 3)
+        monkeypatch.setattr(launch, "MAX_BLOCKS", 2)
         return
-    for module in (cuda, device):
-        monkeypatch.setattr(module, "where", lambda: "njit")
+    monkeypatch.setattr(launch, "where", lambda: "njit")
 
 
 def there(case):

@@ -10,7 +10,8 @@ from helpers.bitwise import assert_same_bits
 
 import fastdrop as fd
 from fastdrop import reference
-from fastdrop.ops.targeted import MODES, Ramp
+from fastdrop.ops.targeted import MODES
+from fastdrop.schedules import Ramp
 
 SHAPES = [(7, 5), (64, 33), (130, 8), (3, 3, 4, 9)]
 

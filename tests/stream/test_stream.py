@@ -1,6 +1,7 @@
 """The stream: known answers, the layout of keystreams, and rates."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,17 +9,18 @@ import pytest
 import fastdrop as fd
 from fastdrop import _core, reference, rng
 
-# Random123's kat_vectors for philox4x32: rounds, counter, key, words.
-ONES = 0xFFFFFFFF
-PI = [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], [0xA4093822, 0x299F31D0]
-KNOWN = [
-    (7, [0] * 4, [0] * 2, [0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48]),
-    (7, [ONES] * 4, [ONES] * 2, [0x5207DDC2, 0x45165E59, 0x4D8EE751, 0x8C52F662]),
-    (7, *PI, [0x4DFCCABA, 0x190A87F0, 0xC47362BA, 0xB6B5242A]),
-    (10, [0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
-    (10, [ONES] * 4, [ONES] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
-    (10, *PI, [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]),
-]
+
+def known_answers():
+    """(rounds, counter, key, words) for each line of Random123's answers."""
+    path = Path(__file__).parents[1] / "known_answers" / "philox4x32.txt"
+    for line in path.read_text().splitlines():
+        if line and not line.startswith("#"):
+            rounds, *words = line.split()
+            words = [int(word, 16) for word in words]
+            yield int(rounds), words[:4], words[4:6], words[6:]
+
+
+KNOWN = list(known_answers())
 
 
 @pytest.mark.parametrize(("rounds", "counter", "key", "words"), KNOWN)

@@ -23,6 +23,15 @@ FILE = os.path.join(FOLDER, "kernels.zip")
 INSTALL = "pip install 'fastdrop[cuda13]', or [cuda12] for a driver of CUDA 12"
 
 
+def c_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides of an array in C order, in elements."""
+    strides, step = [], 1
+    for n in reversed(shape):
+        strides.append(step)
+        step *= n
+    return tuple(reversed(strides))
+
+
 def member(name: str, dtype: str, options: Sequence[tuple[str, Any]]) -> str:
     """A kernel's file in the archive; options are sorted by name, and complete."""
     values = (f"{key}={int(v) if isinstance(v, bool) else v}" for key, v in options)
@@ -227,8 +236,6 @@ def to_host(interface: dict[str, Any], number: int | None) -> Any:
     """
     import numpy as np
     from cuda.bindings import driver
-
-    from fastdrop.base.place import c_strides
 
     shape, dtype = interface["shape"], np.dtype(interface["typestr"])
     strides = interface.get("strides") or tuple(s * dtype.itemsize for s in c_strides(shape))

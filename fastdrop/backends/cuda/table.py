@@ -25,6 +25,7 @@ from fastdrop.backends.cuda.kernels import (
     sums,
     variates,
 )
+from fastdrop.base.dtypes import ITEMSIZE
 
 # Where kernels are, in the order of their imports.
 MODULES = (
@@ -145,7 +146,7 @@ def choices(name: str, axes: int) -> dict[str, Sequence]:
     both = (False, True)
     counts = (0, *range(noise.NOISE_AXES, axes + 1)) if name == "noise" else range(least, axes + 1)
     general = {"shifted": both, "small": both, "single": both, "axes": counts}
-    dtypes = tuple(dict.fromkeys(dtype_of(name, dtype) for dtype in elements.ITEMSIZE))
+    dtypes = tuple(dict.fromkeys(dtype_of(name, dtype) for dtype in ITEMSIZE))
     return general | {"dtype": dtypes} | _CHOICES.get(name, {})
 
 

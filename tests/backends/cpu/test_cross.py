@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 CROSS = ROOT / "tests" / "backends" / "cpu" / "cross"
+KNOWN_ANSWERS = ROOT / "tests" / "known_answers" / "philox4x32.txt"
 X86 = platform.machine() in ("x86_64", "AMD64")
 ARM = platform.machine() in ("aarch64", "arm64")
 FLAGS = ["-std=c11", "-Wall", "-Wextra", "-ffp-contract=off", f"-I{ROOT / 'src'}"]
@@ -61,7 +62,11 @@ def run(command):
 
 def check(isa, compiler, effort, tmp_path, flags=(), runner=()):
     objects = []
-    for name in ("tests/backends/cpu/cross/kernels.c", "src/isa_portable.c", f"src/isa_{isa}.c"):
+    for name in (
+        "tests/backends/cpu/cross/kernels.c",
+        "src/simd/isa_portable.c",
+        f"src/simd/isa_{isa}.c",
+    ):
         objects.append(tmp_path / f"{Path(name).stem}.o")
         # As it is shipped; the others only have to be right, and compile six times as fast so.
         level = "-O3" if name.endswith(f"{isa}.c") else "-O1"
@@ -69,7 +74,7 @@ def check(isa, compiler, effort, tmp_path, flags=(), runner=()):
         run([*compiler, *FLAGS, level, *flags, defined, "-c", ROOT / name, "-o", objects[-1]])
     program = tmp_path / "kernels"
     run([*compiler, *flags, *objects, "-lm", "-o", program])
-    assert run([*runner, program, effort]).startswith(f"{isa} equals portable: ")
+    assert run([*runner, program, KNOWN_ANSWERS, effort]).startswith(f"{isa} equals portable: ")
 
 
 def check_native(isa, tmp_path):

@@ -25,16 +25,16 @@ def restore():
     fd.set_num_threads(before)
 
 
-@pytest.fixture(params=[False, True], ids=["stores", "streams"])
-def stream(request):
+@pytest.fixture(params=[False, True], ids=["stores", "non-temporal"])
+def non_temporal(request):
     """With and without writing past the caches."""
-    before = _core.set_stream_bytes(0 if request.param else 2**62)
+    before = _core.set_non_temporal_bytes(0 if request.param else 2**62)
     yield request.param
-    _core.set_stream_bytes(before)
+    _core.set_non_temporal_bytes(before)
 
 
 @pytest.mark.parametrize("p", [0.2, 0.5])
-def test_any_number_of_threads(isa, any_dtype, stream, p):
+def test_any_number_of_threads(isa, any_dtype, non_temporal, p):
     x = np.random.default_rng(0).standard_normal(N).astype(any_dtype)
     expected, mask = reference.dropout(x, p, 3, 0)
     for threads in (1, 2, 3, 7):
@@ -46,7 +46,7 @@ def test_any_number_of_threads(isa, any_dtype, stream, p):
         np.testing.assert_array_equal(ctx.mask(), mask)
 
 
-def test_every_alignment(isa, stream):
+def test_every_alignment(isa, non_temporal):
     fd.set_num_threads(2)
     raw = np.zeros(4 * 140_000, np.uint8)
     x = np.random.default_rng(0).standard_normal(139_000, np.float32)
@@ -65,7 +65,7 @@ def mask_of(shape, axes):
     return reference.keep(reference.element_index(shape, axes), 0.3, 1, 0)
 
 
-def test_layouts_and_shared_axes(isa, stream):
+def test_layouts_and_shared_axes(isa, non_temporal):
     x = np.random.default_rng(0).standard_normal((60, 90, 70), np.float32)
     for v in (x.T, x[::-1], x[:, ::2], np.asfortranarray(x), x.transpose(1, 0, 2)):
         for axes in ((), (0,), (1,), (2,), (0, 2)):
@@ -87,7 +87,7 @@ def test_region(isa):
 
 
 @pytest.mark.parametrize("op", ["dropout_add", "relu_dropout"])
-def test_fused(isa, any_dtype, stream, op):
+def test_fused(isa, any_dtype, non_temporal, op):
     x = np.random.default_rng(0).standard_normal(N).astype(any_dtype)
     mask = reference.keep(np.arange(N), 0.3, 3, 0)
     if op == "dropout_add":
@@ -101,7 +101,7 @@ def test_fused(isa, any_dtype, stream, op):
         ctx.backward(x)
 
 
-def test_bias_over_many_rows(stream):
+def test_bias_over_many_rows(non_temporal):
     x = np.random.default_rng(0).standard_normal((700, 513), np.float32)
     bias = x[0].copy()
     mask = reference.keep(reference.element_index(x.shape), 0.3, 3, 0)

@@ -10,8 +10,7 @@ import pytest
 from helpers.fake_cuda_core import Core, HostMemory
 from helpers.ptx import Kernel
 
-from fastdrop import cuda
-from fastdrop.backends.cuda import arrays as device
+from fastdrop.backends.cuda import launch
 from fastdrop.backends.cuda import prebuilt as cuda_prebuilt
 
 pytest.importorskip("numba_cuda", reason="pip install 'fastdrop[test-cuda]'")
@@ -44,6 +43,5 @@ def prebuilt(monkeypatch):
     monkeypatch.setattr(cuda_prebuilt, "kernel", kernel)
     if ARCHIVE:
         monkeypatch.setattr(cuda_prebuilt, "FILE", ARCHIVE)
-    for module in (device, cuda):
-        monkeypatch.setattr(module, "where", lambda: "prebuilt")
+    monkeypatch.setattr(launch, "where", lambda: "prebuilt")
     return core

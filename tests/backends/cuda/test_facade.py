@@ -10,7 +10,9 @@ import pytest
 
 import fastdrop as fd
 from fastdrop import cuda
-from fastdrop.backends.cuda import arrays as device
+from fastdrop.backends.cuda import launch
+from fastdrop.backends.cuda.arrays import collapsed
+from fastdrop.base.devices import on_device
 
 OPS = [name for name in cuda.__all__ if name not in ("is_available", "why_not")]
 
@@ -58,7 +60,7 @@ def test_why_not():
 
 
 def test_numpy_arrays_are_told_where_to_go(monkeypatch):
-    monkeypatch.setattr(cuda, "where", lambda: "cuda")
+    monkeypatch.setattr(launch, "where", lambda: "cuda")
     with pytest.raises(TypeError, match=r"got numpy.ndarray: call fastdrop.relu_dropout for"):
         cuda.relu_dropout(np.ones(3))
 
@@ -73,9 +75,9 @@ def test_what_lives_on_a_device():
         def __cuda_array_interface__(self):
             raise RuntimeError("no")
 
-    assert device.on_device(Somewhere(True))
+    assert on_device(Somewhere(True))
     for x in (Somewhere(False), Elsewhere(), np.ones(3), np.float32(1), 1.0, [1.0], (1,), None):
-        assert not device.on_device(x)
+        assert not on_device(x)
 
 
 @pytest.mark.parametrize(
@@ -91,4 +93,4 @@ def test_what_lives_on_a_device():
     ],
 )
 def test_collapsed(shape, strides, expected):
-    assert device.collapsed(shape, strides) == expected
+    assert collapsed(shape, strides) == expected

@@ -12,8 +12,10 @@ from helpers.ptx import Kernel, Memory
 
 import fastdrop as fd
 from fastdrop import _core, rng
+from fastdrop._core import Draw
+from fastdrop.backends.cpu import CPU
 from fastdrop.base import gate
-from fastdrop.ops import noise
+from fastdrop.base.dtypes import compute_type
 from fastdrop.ops.alpha import affine
 
 pytest.importorskip("numba_cuda", reason="pip install 'fastdrop[test-cuda]'")
@@ -489,18 +491,19 @@ def test_sums_of_rows(dtype, p):
 LOGIT, TEMPERATURE = -1.25, 0.125
 
 
-def noise_draw(op, block, dtype):
-    """The CPU's op, and the numbers that the kernel takes."""
-    p = 1 / (1 + np.exp(-LOGIT))
-    real = noise.compute_type(np.dtype(dtype) if dtype != "bfloat16" else None)
+def noise_numbers(op, dtype):
+    """The CPU's op and its constants, and the numbers that the kernel takes."""
     if op in ("scale", "add"):
         code = _core.NOISE_SCALE if op == "scale" else _core.NOISE_ADD
-        return noise.Draw(code, SEED, CALL, block, sigma=np.array(0.5, real)), {"sigma": 0.5}
+        return code, np.array(0.5, compute_type(dtype)), {"sigma": 0.5}
+    p = 1 / (1 + np.exp(-LOGIT))
     relaxed = LOGIT, p, 1 / TEMPERATURE, 1 / (1 - p)
-    names = ("logit", "rate", "inverse", "scale")
-    return noise.Draw(_core.CONCRETE, SEED, CALL, block, relaxed=relaxed), dict(
-        zip(names, relaxed, strict=True)
-    )
+    names = "logit", "rate", "inverse", "scale"
+    return _core.CONCRETE, relaxed, dict(zip(names, relaxed, strict=True))
+
+
+def draw_for(shape, region=None):
+    return Draw(SEED, CALL, 0.0, gate.place(shape, (), region))
 
 
 @pytest.mark.parametrize("op", ["scale", "add", "concrete", "gradient"])
@@ -509,17 +512,17 @@ def test_noise(dtype, op):
     cases = [((6007,), None), ((2,), ((4,), (9,))), ((7, 9, 33), ((1, 2, 3), (9, 12, 40)))]
     for shape, region in cases:
         x, dy = (some(dtype, prod(shape), seed, quiet=True).reshape(shape) for seed in (0, 1))
-        block = gate.block(shape, (), region)
-        draw, numbers = noise_draw(op, block, dtype)
+        draw = draw_for(shape, region)
+        place = draw.place
+        code, constants, numbers = noise_numbers(op, dtype)
         if op == "gradient":
-            _, expected = draw.backward(x, dy, None)
+            _, expected = CPU.noise_gradients(code, x, dy, draw, constants, None)
         else:
-            expected = np.empty_like(x)
-            draw.forward(x, expected)
+            expected = CPU.noise(code, x, draw, constants)
         more = NOISE_AXES - len(shape)
-        shapes = {"shape": (1,) * more + block.shape, "strides": (0,) * more + block.strides}
-        numbers |= {"start": block.start} | ({} if block.is_run else shapes)
-        axes = 0 if block.is_run else NOISE_AXES
+        shapes = {"shape": (1,) * more + place.shape, "strides": (0,) * more + place.strides}
+        numbers |= {"start": place.start} | ({} if place.is_run else shapes)
+        axes = 0 if place.is_run else NOISE_AXES
         kernel = compiled("noise", cc, dtype, op=op, axes=axes, small=True)
         arrays = {"x": x, "g": dy, "y": np.full_like(expected, 7)}
         after = run(kernel, arrays, n=x.size, **numbers)
@@ -530,10 +533,10 @@ def test_noise(dtype, op):
 def test_noise_with_a_deviation_each(dtype, shape):
     x, dy = (some(dtype, 6006, seed, quiet=True).reshape(shape) for seed in (0, 1))
     sigma = np.random.default_rng(2).random(shape[-1])
-    sigma = sigma.astype(noise.compute_type(dtype))
-    draw = noise.Draw(_core.NOISE_SCALE, SEED, CALL, gate.block(shape, ()), sigma=sigma)
-    expected, (_, slopes) = np.empty_like(x), draw.backward(x, dy, None)
-    draw.forward(x, expected)
+    sigma = sigma.astype(compute_type(dtype))
+    of = _core.NOISE_SCALE, x
+    expected = CPU.noise(*of, draw_for(shape), sigma)
+    _, slopes = CPU.noise_gradients(*of, dy, draw_for(shape), sigma, None)
     for op, wanted, more in (("scales", expected, {"sigmas": sigma}), ("slope", slopes, {"g": dy})):
         kernel = compiled("noise", (9, 0), dtype, op=op, axes=0, small=True)
         arrays = {"x": x, "y": np.full_like(wanted, 7)} | more
@@ -578,9 +581,10 @@ def test_sums_of_columns(dtype):
 def test_sum_of_all():
     cc, dtype, n = (9, 0), "float32", 9001
     x, dy = (some(dtype, n, seed, quiet=True) for seed in (0, 1))
-    draw, _ = noise_draw("gradient", gate.block((n,), (), None), dtype)
-    _, terms = draw.backward(x, dy, None)
-    _, expected = draw.backward(x, dy, 1)
+    code, constants, _ = noise_numbers("gradient", dtype)
+    of = code, x, dy, draw_for((n,)), constants
+    _, terms = CPU.noise_gradients(*of, None)
+    _, expected = CPU.noise_gradients(*of, 1)
     arrays = {"x": terms, "sums": np.zeros((_core.PARTS, 512))}
     after = run(compiled("sums", cc, dtype, by="tiles"), arrays, n=n, row=512)
     arrays = {"sums": after["sums"], "y": np.full(1, 7.0)}

@@ -17,8 +17,9 @@ from helpers.fake_cuda_core import Core, HostMemory, parts
 
 import fastdrop as fd
 from fastdrop import _core
-from fastdrop.backends.cuda import arrays as device
+from fastdrop.backends.cuda import launch, libraries
 from fastdrop.backends.cuda import prebuilt as cuda_prebuilt
+from fastdrop.backends.cuda.arrays import DeviceArray
 
 ROOT = Path(__file__).parents[3]
 FEW = r"^(draw-float32-axes=0-.*source=bytes|dropout-float32-op=dropout-.*source=given|unpack)"
@@ -57,7 +58,7 @@ def installed(archive, monkeypatch):
 def clear():
     for cached in (
         *(cuda_prebuilt.manifest, cuda_prebuilt.why_not),
-        *(device._route, device.where, device._kernel),
+        *(launch._route, launch.where, launch._kernel),
     ):
         cached.cache_clear()
 
@@ -97,7 +98,7 @@ def test_compiled_from_these_sources(archive):
 def test_executed(installed):
     """A draw, and a backward pass from its bits, as on the CPU; grid, block and stream."""
     assert fd.cuda.is_available()
-    assert device.where() == "prebuilt"
+    assert launch.where() == "prebuilt"
     x = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
     _, ctx = fd.dropout(x, 0.3, rng=fd.Rng(5, 7))
     there = fake_device.to_fake(x, stream=77)
@@ -109,7 +110,7 @@ def test_executed(installed):
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
 def test_keep_mask_without_numba(installed, monkeypatch, p):
     """In an array that says where it is, and comes to the host."""
-    monkeypatch.setattr(device, "find_spec", lambda name: None)
+    monkeypatch.setattr(libraries, "find_spec", lambda name: None)
     for n in (0, 1, 5000):
         mask = fd.cuda.keep_mask(n, p, rng=fd.Rng(5, 7))
         assert isinstance(mask, cuda_prebuilt.Array)
@@ -120,10 +121,10 @@ def test_keep_mask_without_numba(installed, monkeypatch, p):
     assert_same_bits(packed.copy_to_host(), expected)
     with pytest.raises(IndexError, match=r"only \[:n\] is known here"):
         packed[3:]
-    sent = device.KINDS["fastdrop"].send(mask, np.arange(6.0).reshape(2, 3))
+    sent = libraries.KINDS["fastdrop"].send(mask, np.arange(6.0).reshape(2, 3))
     assert_same_bits(sent.copy_to_host(), np.arange(6.0).reshape(2, 3))
     with pytest.raises(TypeError, match="know no bfloat16"):
-        device.KINDS["fastdrop"].empty(mask, (1,), "bfloat16", (2,))
+        libraries.KINDS["fastdrop"].empty(mask, (1,), "bfloat16", (2,))
 
 
 @pytest.mark.slow
@@ -140,18 +141,18 @@ def test_the_present_device_stays(installed):
 def test_what_was_not_built(installed, monkeypatch):
     """Numba is not asked, as FASTDROP_CUDA leaves it out."""
     monkeypatch.setenv("FASTDROP_CUDA", "prebuilt")
-    x = device.DeviceArray(fake_device.to_fake(np.ones((2,) * 10, np.float32)))
+    x = DeviceArray(fake_device.to_fake(np.ones((2,) * 10, np.float32)))
     with pytest.raises(RuntimeError, match=r"'copy' for float32 .* 5, .* FASTDROP_CUDA=prebuilt"):
-        device.launch("copy", x, 1, {"axes": 5, "small": True}, n=1)
+        launch.launch("copy", x, 1, {"axes": 5, "small": True}, n=1)
     with pytest.raises(RuntimeError, match=r"'add_rows' for float32 was built ahead with {}"):
-        device.launch("add_rows", x, 1, {}, n=1)
+        launch.launch("add_rows", x, 1, {}, n=1)
 
 
 def test_an_array_knows_its_device_and_stream(monkeypatch):
     """Wherever it is asked: with another device present, or, as in another thread, none."""
     core = Core(HostMemory(1 << 16))
     core.install(monkeypatch)
-    kind = device.KINDS["fastdrop"]
+    kind = libraries.KINDS["fastdrop"]
     core.present = 3
     there = kind.send(None, np.arange(6.0).reshape(2, 3))
     assert kind.device(there) == 2
@@ -246,14 +247,14 @@ class TestWithoutKernels:
 
     def test_one_route_is_asked_for(self, monkeypatch):
         monkeypatch.setenv("FASTDROP_CUDA", "numba")
-        assert device.routes()["prebuilt"] == "FASTDROP_CUDA=numba is set"
-        device._route.cache_clear()
+        assert launch.routes()["prebuilt"] == "FASTDROP_CUDA=numba is set"
+        launch._route.cache_clear()
         monkeypatch.setenv("FASTDROP_CUDA", "prebuilt")
-        assert device.routes()["numba"] == "FASTDROP_CUDA=prebuilt is set"
-        device._route.cache_clear()
+        assert launch.routes()["numba"] == "FASTDROP_CUDA=prebuilt is set"
+        launch._route.cache_clear()
         monkeypatch.setenv("FASTDROP_CUDA", "jit")
         with pytest.raises(ValueError, match="FASTDROP_CUDA must be prebuilt or numba, got 'jit'"):
-            device.routes()
+            launch.routes()
 
 
 def test_what_is_used_of_cuda_core_is_there():

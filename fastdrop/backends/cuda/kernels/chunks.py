@@ -10,9 +10,10 @@ from functools import cache, reduce
 from types import SimpleNamespace
 from typing import Any
 
-from fastdrop.backends.cuda.kernels.elements import ITEMSIZE, elements
+from fastdrop.backends.cuda.kernels.elements import elements
 from fastdrop.backends.cuda.kernels.operations import RESIDUAL, operation
 from fastdrop.backends.cuda.kernels.targets import U32, U64, target
+from fastdrop.base.dtypes import ITEMSIZE
 
 NONE = U32(0)
 

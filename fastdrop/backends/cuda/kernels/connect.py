@@ -13,9 +13,10 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
-from fastdrop.backends.cuda.kernels.elements import ITEMSIZE, elements
+from fastdrop.backends.cuda.kernels.elements import elements
 from fastdrop.backends.cuda.kernels.philox import keep_bits
 from fastdrop.backends.cuda.kernels.targets import U32, U64, target
+from fastdrop.base.dtypes import ITEMSIZE
 
 CHUNK = U64(4096)  # FD_TILE: so many columns are added up before they go to the others
 

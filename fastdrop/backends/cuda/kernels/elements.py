@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from fastdrop.backends.cuda.kernels.targets import U32, U64, target
-
-ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
+from fastdrop.base.dtypes import ITEMSIZE
 
 # What an invalid operation gives on x86, which the CPU's kernels leave as it is.
 NAN32, NAN64 = U32(0xFFC00000), U64(0xFFF8000000000000)

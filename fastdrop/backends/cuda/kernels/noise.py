@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from fastdrop.backends.cuda.kernels.elements import ITEMSIZE, elements
+from fastdrop.backends.cuda.kernels.elements import elements
 from fastdrop.backends.cuda.kernels.layout import positions
 from fastdrop.backends.cuda.kernels.targets import U32, U64, target
 from fastdrop.backends.cuda.kernels.variates import variates
+from fastdrop.base.dtypes import ITEMSIZE
 
 # A variate takes so long that divisions by the lengths of axes that are not there do not count: one
 # noise kernel serves for up to so many.

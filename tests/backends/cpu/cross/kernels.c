@@ -1,11 +1,12 @@
 /* One table of kernels against the portable one, bit for bit, without Python: so that a table can be
  * tested that the Python at hand cannot run (another architecture under qemu, emulated AVX-512).
  *
- *     cc -DTABLE=fd_avx2 -I../../src kernels.c ../../src/isa_portable.c ../../src/isa_avx2.c
+ *     cc -DTABLE=fd_avx2 -I../../src kernels.c ../../src/simd/isa_{portable,avx2}.c -lm
  *
- * usage: kernels [effort], in percent of the usual number of cases. Prints one line; what differs
- * first is described on stderr, and the exit status is 1 then. */
-#include "fastdrop.h"
+ * usage: kernels KNOWN_ANSWERS [effort]: Random123's, as in ../known_answers, and how many of the usual
+ * number of cases, in percent. Prints one line; what differs first is described on stderr, and the exit
+ * status is 1 then. */
+#include "kernels/table.h"
 #include <inttypes.h>
 #include <math.h>
 #include <stdarg.h>
@@ -73,26 +74,38 @@ static int guarded(memory m)
     return 1;
 }
 
-/* Random123's known answers, at every place of a run of 1 ... 35 blocks, so that the last step is
- * partly filled in most of them. */
-static const struct {
+/* Random123's known answers: a line has the rounds, then counter, key and words in hexadecimal. */
+enum { MOST = 100, BLOCKS = 35 };
+static struct {
     int rounds;
     uint32_t counter[4], key[2], words[4];
-} known[] = {
-    {7, {0, 0, 0, 0}, {0, 0}, {0x5f6fb709, 0x0d893f64, 0x4f121f81, 0x4f730a48}},
-    {7, {~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}, {0x5207ddc2, 0x45165e59, 0x4d8ee751, 0x8c52f662}},
-    {7, {0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0},
-     {0x4dfccaba, 0x190a87f0, 0xc47362ba, 0xb6b5242a}},
-    {10, {0, 0, 0, 0}, {0, 0}, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
-    {10, {~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
-    {10, {0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0},
-     {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
-};
-enum { KNOWN = sizeof known / sizeof *known, BLOCKS = 35 };
+} known[MOST];
 
-static void test_philox(void)
+/* Returns how many there are. */
+static int read_known(const char *path)
 {
-    for (int k = 0; k < KNOWN; k++)
+    FILE *const file = fopen(path, "r");
+    char line[200];
+    int n = 0;
+    while (file && n < MOST && fgets(line, sizeof line, file)) {
+        char *at = line;
+        if (!(known[n].rounds = (int)strtol(line, &at, 10)))
+            continue;
+        for (int i = 0; i < 10; i++) {
+            const uint32_t word = (uint32_t)strtoul(at, &at, 16);
+            *(i < 4 ? known[n].counter + i : i < 6 ? known[n].key + i - 4 : known[n].words + i - 6) = word;
+        }
+        n++;
+    }
+    if (file)
+        fclose(file);
+    return n;
+}
+
+/* At every place of a run of 1 ... 35 blocks, so that the last step is partly filled in most of them. */
+static void test_philox(int answers)
+{
+    for (int k = 0; k < answers; k++)
         for (size_t n = 1; n <= BLOCKS; n++) {
             uint32_t counters[4 * BLOCKS], words[4 * BLOCKS + 1], expected[4 * BLOCKS + 1];
             for (size_t i = 0; i < 4 * n; i++)
@@ -105,7 +118,7 @@ static void test_philox(void)
                 if (memcmp(words + 4 * at, known[k].words, sizeof known[k].words))
                     fail("philox, %d rounds, known answer %d, block %zu of %zu: %08" PRIx32
                          " %08" PRIx32 " %08" PRIx32 " %08" PRIx32,
-                         known[k].rounds, k % 3, at, n, words[4 * at], words[4 * at + 1],
+                         known[k].rounds, k, at, n, words[4 * at], words[4 * at + 1],
                          words[4 * at + 2], words[4 * at + 3]);
                 for (size_t i = 0; i <= 4 * n; i++)
                     if (words[i] != expected[i])
@@ -131,7 +144,7 @@ static long test_draw(long cases)
     static char array[FD_DRAW_MAX * 8];
     for (long c = 0; c < cases; c++) {
         const uint64_t kind = random64() % 4, word = random64();
-        const fd_stream s = {
+        const fd_draw s = {
             kind == 3 ? 0 - (word & 1) : random64(), kind == 2 ? 0 - (word >> 1 & 1) : random64(),
             c % 3 == 0   ? (uint32_t)word
             : c % 3 == 1 ? thresholds[below(T)]
@@ -145,8 +158,9 @@ static long test_draw(long cases)
         const size_t itemsize = (size_t)(word >> 60) % 5 * 2;
         memory got = take(FD_BITS_BYTES, below(64), GUARD);
         memory expected = take(FD_BITS_BYTES, below(64), GUARD);
-        TABLE.draw(&s, start, n, got.at, array, itemsize);
-        fd_portable.draw(&s, start, n, expected.at, array, itemsize);
+        const fd_ahead ahead = {array, itemsize};
+        TABLE.draw_bits(&s, start, n, got.at, ahead);
+        fd_portable.draw_bits(&s, start, n, expected.at, ahead);
         for (size_t i = 0; i < n; i++) {
             const int a = got.at[i / 8] >> i % 8 & 1, b = expected.at[i / 8] >> i % 8 & 1;
             if (a != b)
@@ -167,7 +181,7 @@ static long test_draw(long cases)
 static void test_exact(long cases)
 {
     for (long c = 0; c < cases; c++) {
-        fd_stream s = {random64(), random64(), 0};
+        fd_draw s = {random64(), random64(), 0};
         const uint64_t index = random64() >> (4 + below(60)), start = index / FD_ALIGN * FD_ALIGN;
         const size_t i = (size_t)(index - start);
         const uint64_t block[2] = {index / 16, index / 4};
@@ -187,7 +201,7 @@ static void test_exact(long cases)
                 continue;
             memory bits = take(FD_BITS_BYTES, 0, GUARD);
             s.threshold = t;
-            TABLE.draw(&s, start, i + 1, bits.at, NULL, 0);
+            TABLE.draw_bits(&s, start, i + 1, bits.at, (fd_ahead){NULL, 0});
             if ((bits.at[i / 8] >> i % 8 & 1) != (t == least))
                 fail("draw, seed %#" PRIx64 ", call %#" PRIx64 ", threshold %#" PRIx64 ": element %#"
                      PRIx64 ", whose bits are %#" PRIx64 ", is %s",
@@ -252,7 +266,8 @@ static double some_scale(void)
 static void test_apply(fd_op op, fd_dtype dtype, size_t n, int all)
 {
     const size_t size = fd_itemsize[dtype], bit = below(64), bits_size = (bit + n + 7) / 8;
-    const int add = op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD, stream = random64() & 1;
+    const int add = op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD;
+    const int non_temporal = random64() & 1;
     const int in_place = (int)below(3), dense = (int)below(4); /* y is apart, x, residual */
     const int second = add || op == FD_ZONEOUT;
     const double scale = some_scale(), shift = some_scale(), dropped = -some_scale();
@@ -274,15 +289,16 @@ static void test_apply(fd_op op, fd_dtype dtype, size_t n, int all)
         active[i] = take((n + 7) / 8, below(64), GUARD);
         fd_operands o = {(char *)x.at, second ? (char *)residual.at : NULL,
                          op == FD_BIAS_DROPOUT_ADD ? (char *)bias.at : NULL, (char *)y[i].at,
-                         op == FD_RELU_DROPOUT ? active[i].at : NULL, shift, dropped};
+                         op == FD_RELU_DROPOUT ? active[i].at : NULL,
+                         {scale, shift, dropped}, non_temporal};
         if (in_place == 1)
             o.x = memcpy(y[i].at, x.at, n * size);
         else if (in_place == 2 && second)
             o.residual = memcpy(y[i].at, residual.at, n * size);
-        kernels->apply[op][dtype](&o, bits.at, bit, n, scale, stream);
+        kernels->apply[op][dtype](&o, bits.at, bit, n);
     }
-#define WHERE "%s of %s, n %zu, bit %zu, scale %a, y at %zu bytes behind a line, stream %d, in place %d: "
-#define WHERE_ARGS op_name[op], dtype_name[dtype], n, bit, scale, skew, stream, in_place
+#define WHERE "%s of %s, n %zu, bit %zu, scale %a, y at %zu bytes behind a line, non_temporal %d, in place %d: "
+#define WHERE_ARGS op_name[op], dtype_name[dtype], n, bit, scale, skew, non_temporal, in_place
     if (memcmp(y[0].at, y[1].at, n * size))
         for (size_t i = 0; i < n; i++) {
             const uint64_t a = element(dtype, y[0].at + i * size), b = element(dtype, y[1].at + i * size);
@@ -326,10 +342,10 @@ static int equal(fd_dtype dtype, memory a, memory b, size_t n)
 static void test_connect(fd_dtype dtype, int finite)
 {
     const size_t size = fd_itemsize[dtype], n = 1 + below(random64() & 1 ? 40 : 300);
-    const size_t padded = (n + 31) / 32 * 32, rows = 1 + below(6), bit = below(FD_ALIGN);
+    const size_t padded = (n + FD_GROUP - 1) / FD_GROUP * FD_GROUP, rows = 1 + below(6), bit = below(FD_ALIGN);
     const fd_weights shape = {NULL, rows, n, padded, n};
     memory w = take(rows * padded * size, 0, 0), g = take(padded * size, 0, 0);
-    memory x = take(rows * size, 0, 0), bits = take((bit + rows * n + 63) / 8 + 8, 0, 0);
+    memory x = take(rows * size, 0, 0), bits = take((bit + rows * n + 63) / 8 + FD_BITS_PAD, 0, 0);
     memory *const in[] = {&w, &g, &x};
     for (int i = 0; i < 3; i++) {
         fill(dtype, in[i]->at, in[i]->size / size);
@@ -367,16 +383,16 @@ static void test_noise(long cases)
     for (long c = 0; c < cases; c++) {
         const uint64_t word = random64();
         const fd_noise kind = word & 1 ? FD_NORMAL : FD_LOGISTIC;
-        const fd_stream s = {random64(), random64(), 0};
+        const fd_draw s = {random64(), random64(), 0};
         const uint64_t base = UINT64_C(1) << (word >> 1 & 1 ? 32 : 59), back = below(36);
         const uint64_t block = c % 3 == 0 ? back : c % 3 == 1 ? base - back : random64() >> 4;
         const size_t n = c % 2 ? 1 + below(300) : 1 + below(FD_TILE + 4);
         const size_t itemsize = (size_t)(word >> 60) % 5 * 2;
         memory noise[2];
         for (int i = 0; i < 2; i++) {
-            noise[i] = take(FD_NOISE_ROOM(n) * sizeof(float), 4 * below(16), GUARD);
+            noise[i] = take((n + FD_NOISE_PAD) * sizeof(float), 4 * below(16), GUARD);
             (i ? &fd_portable : &TABLE)
-                ->noise(kind, &s, block, n, (float *)noise[i].at, array, itemsize);
+                ->draw_noise(kind, &s, block, n, (float *)noise[i].at, (fd_ahead){array, itemsize});
         }
         for (size_t i = 0; i < n; i++) {
             const uint64_t a = element(FD_FLOAT32, noise[0].at + 4 * i);
@@ -403,24 +419,23 @@ static void test_apply_noise(fd_noise_op op, fd_dtype dtype, size_t n)
     const fd_dtype compute = dtype == FD_FLOAT64 ? FD_FLOAT64 : FD_FLOAT32;
     const fd_dtype out = gradient ? compute : dtype;
     const size_t size = fd_itemsize[dtype], wide = fd_itemsize[compute];
-    const int step = random64() & 1, in_place = !gradient && random64() & 1;
-    const size_t sigmas = step ? n : 64;
+    const int single = random64() & 1, in_place = !gradient && random64() & 1;
     const double logit = (double)below(161) - 80 + (double)below(8) / 8;
     const double inverse_temperature = ldexp(1 + (double)below(8) / 8, (int)below(12) - 2);
-    memory x = take(n * size, 0, 0), g = take(n * size, 0, 0), sigma = take(sigmas * wide, 0, 0);
-    memory noise = take((FD_NOISE_ROOM(n) + 64) * sizeof(float), 0, 0), y[2];
+    memory x = take(n * size, 0, 0), g = take(n * size, 0, 0), sigma = take(n * wide, 0, 0);
+    memory noise = take((n + FD_NOISE_PAD) * sizeof(float), 0, 0), y[2];
     fill(dtype, x.at, n);
     fill(dtype, g.at, n);
-    fill(compute, sigma.at, sigmas);
+    fill(compute, sigma.at, n);
     memset(noise.at, 0, noise.size);
-    fd_portable.noise(relaxed ? FD_LOGISTIC : FD_NORMAL, &(fd_stream){random64(), 0, 0}, 0, n,
-                      (float *)noise.at, NULL, 0);
+    fd_portable.draw_noise(relaxed ? FD_LOGISTIC : FD_NORMAL, &(fd_draw){random64(), 0, 0}, 0, n,
+                      (float *)noise.at, (fd_ahead){NULL, 0});
     for (int i = 0; i < 2; i++) {
         y[i] = take(n * fd_itemsize[out], below(64 / size) * size, GUARD);
         fd_noise_operands o = {(char *)x.at, gradient ? (char *)g.at : NULL,
-                               scaled ? (char *)sigma.at : NULL, (float *)noise.at, (char *)y[i].at,
-                               step, logit, 1 / (1 + exp(-logit)), inverse_temperature,
-                               1 + exp(logit)};
+                               scaled && !single ? (char *)sigma.at : NULL, (float *)noise.at,
+                               (char *)y[i].at, {ldexp(logit, -4), logit, 1 / (1 + exp(-logit)),
+                               inverse_temperature, 1 + exp(logit)}};
         if (in_place)
             o.x = memcpy(y[i].at, x.at, n * size);
         (i ? &fd_portable : &TABLE)->apply_noise[op][dtype](&o, n);
@@ -430,9 +445,9 @@ static void test_apply_noise(fd_noise_op op, fd_dtype dtype, size_t n)
         const uint64_t b = element(out, y[1].at + i * fd_itemsize[out]);
         /* Which of two NaNs a product passes on is open, as above. */
         if (a != b && !(is_nan(out, a) && is_nan(out, b)))
-            fail("%s of %s, n %zu, sigma_step %d, logit %g, 1 / temperature %g, in place %d: element "
+            fail("%s of %s, n %zu, single sigma %d, logit %g, 1 / temperature %g, in place %d: element "
                  "%zu is %#" PRIx64 ", not %#" PRIx64 "; x %#" PRIx64 ", noise %#" PRIx64,
-                 noise_op_name[op], dtype_name[dtype], n, step, logit, inverse_temperature, in_place,
+                 noise_op_name[op], dtype_name[dtype], n, single, logit, inverse_temperature, in_place,
                  i, a, b, element(dtype, x.at + i * size), element(FD_FLOAT32, noise.at + 4 * i));
     }
     for (int i = 0; i < 2; i++) {
@@ -446,10 +461,11 @@ static void test_apply_noise(fd_noise_op op, fd_dtype dtype, size_t n)
 
 int main(int argc, char **argv)
 {
-    const long effort = argc > 1 ? strtol(argv[1], NULL, 10) : 100;
-    if (effort < 1)
-        return fprintf(stderr, "usage: %s [effort in percent, from 1 on]\n", argv[0]), 2;
-    test_philox();
+    const long effort = argc > 2 ? strtol(argv[2], NULL, 10) : 100;
+    const int answers = argc > 1 ? read_known(argv[1]) : 0;
+    if (effort < 1 || !answers)
+        return fprintf(stderr, "usage: %s KNOWN_ANSWERS [effort in percent, from 1 on]\n", *argv), 2;
+    test_philox(answers);
     test_exact(20 * effort);
     const long draws = test_draw(200 * effort);
     test_noise(20 * effort);
@@ -475,7 +491,7 @@ int main(int argc, char **argv)
         }
     printf("%s equals portable: %d known answers, %ld draws, %ld runs of %d ops x %d dtypes, "
            "%ld draws of noise, %ld runs of %d noise ops x %d dtypes\n",
-           TABLE.name, KNOWN, draws, runs, FD_OPS, FD_DTYPES, 20 * effort, noise_runs, FD_NOISE_OPS,
+           TABLE.name, answers, draws, runs, FD_OPS, FD_DTYPES, 20 * effort, noise_runs, FD_NOISE_OPS,
            FD_DTYPES);
     return 0;
 }

@@ -1,6 +1,6 @@
-/* AVX-512 on a CPU that has AVX2 and F16C: SIMDe, and what simd_avx512.h needs beyond it. SIMDe's
+/* AVX-512 on a CPU that has AVX2 and F16C: SIMDe, and what simd/avx512.h needs beyond it. SIMDe's
  * names are macros, so that a version which has one of these (0.7.4 has none) keeps its own. Included
- * by simd_avx512.h where FASTDROP_SIMDE is defined. */
+ * by simd/avx512.h where FASTDROP_SIMDE is defined. */
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
 

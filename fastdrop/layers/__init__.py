@@ -1,0 +1,91 @@
+"""Stateful layers: ``layer(x)``, ``layer.backward(dy)``, ``.train()``, ``.eval()``.
+
+Most are derived from their op, and take its arguments; `fastdrop.layers.learned` has those with
+parameters of their own.
+"""
+
+import numpy.typing as npt
+
+from fastdrop.layers.layer import Layer, OpLayer
+from fastdrop.layers.learned import (
+    AdversarialDropout,
+    ConcreteDropout,
+    DropConnect,
+    EmbeddingDropout,
+    SparseVariationalLinear,
+    TargetedDropout,
+    VariationalDropout,
+)
+from fastdrop.ops.alpha import alpha_dropout, feature_alpha_dropout
+from fastdrop.ops.dropblock import drop_block
+from fastdrop.ops.dropout import dropout
+from fastdrop.ops.gaussian import gaussian_dropout, gaussian_noise
+from fastdrop.ops.shared import drop_path, locked_dropout, spatial_dropout
+from fastdrop.ops.zoneout import zoneout
+
+__all__ = [
+    "AdversarialDropout",
+    "AlphaDropout",
+    "ConcreteDropout",
+    "DropBlock",
+    "DropConnect",
+    "DropPath",
+    "Dropout",
+    "EmbeddingDropout",
+    "FeatureAlphaDropout",
+    "GaussianDropout",
+    "GaussianNoise",
+    "Layer",
+    "LockedDropout",
+    "SparseVariationalLinear",
+    "SpatialDropout",
+    "TargetedDropout",
+    "VariationalDropout",
+    "Zoneout",
+]
+
+
+class Dropout(OpLayer, op=dropout):
+    pass
+
+
+class SpatialDropout(OpLayer, op=spatial_dropout):
+    pass
+
+
+class LockedDropout(OpLayer, op=locked_dropout):
+    pass
+
+
+class AlphaDropout(OpLayer, op=alpha_dropout):
+    pass
+
+
+class FeatureAlphaDropout(OpLayer, op=feature_alpha_dropout):
+    pass
+
+
+class GaussianDropout(OpLayer, op=gaussian_dropout):
+    pass
+
+
+class GaussianNoise(OpLayer, op=gaussian_noise):
+    pass
+
+
+class DropBlock(OpLayer, op=drop_block):
+    pass
+
+
+class Zoneout(OpLayer, op=zoneout, inputs=2):
+    def __call__(  # type: ignore[override]
+        self, previous: npt.ArrayLike, new: npt.ArrayLike
+    ) -> npt.NDArray:
+        """y, an array like `new`; ``backward`` gives (dprevious, dnew)."""
+        return self._run(previous, new)
+
+
+class DropPath(OpLayer, op=drop_path):
+    def share_batch(self) -> None:
+        """One draw for the whole batch; see `Layer.share_batch`."""
+        self.mode = "batch"

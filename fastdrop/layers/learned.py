@@ -1,0 +1,451 @@
+"""Layers with parameters that are learned, or with more to do than one op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import log, log1p
+
+import numpy as np
+import numpy.typing as npt
+
+from fastdrop._core import Place
+from fastdrop.backends.cpu import normals
+from fastdrop.base import gate
+from fastdrop.layers.layer import Layer, Rate
+from fastdrop.ops.adversarial import adversarial_dropout
+from fastdrop.ops.concrete import LOGIT_LIMIT, concrete_dropout, concrete_regularizer, sigmoid
+from fastdrop.ops.dropconnect import MODES as dropconnect_modes
+from fastdrop.ops.dropconnect import dropconnect
+from fastdrop.ops.dropout import Context, dropout
+from fastdrop.ops.shared import embedding_dropout
+from fastdrop.ops.targeted import MODES as targeted_modes
+from fastdrop.ops.targeted import targeted_dropout, targeted_prune
+from fastdrop.ops.variational import (
+    kept_weights,
+    sparse_variational_kl,
+    sparse_variational_linear,
+    variational_dropout,
+    variational_kl,
+)
+from fastdrop.rng import Rng, RngLike, draw_call, draw_of
+
+
+class EmbeddingDropout(Layer):
+    """An embedding table whose rows are dropped; learns ``layer.weight``.
+
+    Parameters
+    ----------
+    weight : array_like of float16, bfloat16 (ml_dtypes), float32 or float64, shape (words, ...)
+        The table; kept as it is, not copied.
+    p : float or callable
+        Drop rate in [0, 1], or a function of the step; see `Layer`.
+    rng
+        As in `Dropout`.
+    """
+
+    learned = ("weight",)
+
+    def __init__(self, weight: npt.ArrayLike, p: Rate = 0.1, *, rng: RngLike = None) -> None:
+        super().__init__(rng, p)
+        self.weight = gate.array(weight, "weight")
+
+    def __call__(self, ids: npt.ArrayLike) -> npt.NDArray:
+        """Rows of the table: shape (*ids.shape, *weight.shape[1:])."""
+        y, self.ctx = embedding_dropout(
+            self.weight, self.rate(), ids=ids, rng=self.rng, training=self.training
+        )
+        return y
+
+    def share_batch(self) -> None:
+        """A word is dropped in all examples as it is; see `Layer.share_batch`."""
+
+    def backward(self, dy: npt.ArrayLike) -> None:  # type: ignore[override]
+        """The table's gradient goes to `gradients`; ids have none."""
+        if self.ctx is None:
+            raise RuntimeError("backward needs a forward call of the layer before it")
+        self.gradients = {"weight": self.ctx.backward(dy)}
+
+    def __repr__(self) -> str:
+        return f"EmbeddingDropout(weight of {self.weight.shape}, p={self.p})"
+
+
+class ConcreteDropout(Layer):
+    """`concrete_dropout` as a layer; learns ``layer.logit``.
+
+    Parameters
+    ----------
+    p : float
+        Rate to begin with, strictly between 0 and 1; ``layer.p`` is the present one.
+    temperature : float
+    rng, shared_axes
+        As in `Dropout`.
+    weight_regularizer, dropout_regularizer : float
+        As in `concrete_regularizer`.
+
+    Examples
+    --------
+    >>> layer = fastdrop.layers.ConcreteDropout(0.1)
+    >>> y = layer(x)
+    >>> dx = layer.backward(dy)
+    >>> value, dweight = layer.regularize(weight, features=x.shape[1])
+    >>> layer.logit -= rate * layer.gradients["logit"]
+    """
+
+    learned = ("logit",)
+
+    def __init__(
+        self,
+        p: float = 0.1,
+        temperature: float = 0.1,
+        *,
+        rng: RngLike = None,
+        shared_axes: int | Sequence[int] = (),
+        weight_regularizer: float = 1e-6,
+        dropout_regularizer: float = 1e-5,
+    ) -> None:
+        super().__init__(rng)
+        p = gate.rate(p)
+        if p in (0.0, 1.0):
+            raise ValueError(f"p must be strictly between 0 and 1 to be learned, got {p}")
+        self.logit = np.asarray(log(p) - log1p(-p))
+        self.temperature = gate.positive(temperature, "temperature")
+        self.shared_axes = shared_axes
+        self.weight_regularizer = gate.real(weight_regularizer, "weight_regularizer", 0.0)
+        self.dropout_regularizer = gate.real(dropout_regularizer, "dropout_regularizer", 0.0)
+
+    @property
+    def p(self) -> float:  # type: ignore[override]
+        """The rate that has been learned so far."""
+        return sigmoid(float(np.clip(self.logit, -LOGIT_LIMIT, LOGIT_LIMIT)))
+
+    def __call__(self, x: npt.ArrayLike) -> npt.NDArray:
+        """y, an array like x."""
+        y, self.ctx = concrete_dropout(
+            x,
+            self.logit,
+            self.temperature,
+            rng=self.rng,
+            training=self.training,
+            shared_axes=self.shared_axes,
+        )
+        return y
+
+    def regularize(self, weight: npt.NDArray, features: int) -> tuple[float, npt.NDArray]:
+        """Add the regularizer's gradient to that of the logit, after `backward`.
+
+        Returns
+        -------
+        value : float
+        dweight : ndarray
+        """
+        value, dlogit, dweight = concrete_regularizer(
+            self.logit,
+            weight,
+            features,
+            weight_regularizer=self.weight_regularizer,
+            dropout_regularizer=self.dropout_regularizer,
+        )
+        if "logit" not in self.gradients:
+            raise RuntimeError("regularize needs a backward call of the layer before it")
+        self.gradients["logit"] = self.gradients["logit"] + dlogit
+        return value, dweight
+
+    def __repr__(self) -> str:
+        return f"ConcreteDropout(p={self.p:.6g}, temperature={self.temperature})"
+
+
+class VariationalDropout(Layer):
+    """`variational_dropout` as a layer; learns ``layer.log_alpha``.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of log_alpha: () for one of the layer, (features,) for one a neuron, or x's shape.
+    alpha : float
+        To begin with, above 0 and at most 1: the variance, p / (1 - p) of the dropout like it.
+    rng
+        As in `Dropout`.
+    """
+
+    learned = ("log_alpha",)
+
+    def __init__(
+        self, shape: tuple[int, ...] = (), alpha: float = 0.5, *, rng: RngLike = None
+    ) -> None:
+        super().__init__(rng)
+        alpha = gate.real(alpha, "alpha", 0.0, 1.0)
+        if alpha == 0.0:
+            raise ValueError("alpha must be above 0 to be learned, got 0.0")
+        self.log_alpha = np.full(gate.shape(shape), np.log(alpha))
+
+    def __call__(self, x: npt.ArrayLike) -> npt.NDArray:
+        """y, an array like x."""
+        y, self.ctx = variational_dropout(x, self.log_alpha, rng=self.rng, training=self.training)
+        return y
+
+    def kl(self) -> tuple[float, npt.NDArray]:
+        """`variational_kl` of the layer, and its gradient."""
+        return variational_kl(self.log_alpha)
+
+    def __repr__(self) -> str:
+        return f"VariationalDropout(shape={self.log_alpha.shape})"
+
+
+class SparseVariationalLinear(Layer):
+    """`sparse_variational_linear` as a layer; learns weight, log_variance and bias.
+
+    Parameters
+    ----------
+    inputs, outputs : int
+    bias : bool
+    dtype : float32 or float64
+    rng
+        As in `Dropout`; also draws the initial weights.
+
+    Notes
+    -----
+    Weights begin normal with standard deviation sqrt(2 / inputs), log_variance at -10.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        bias: bool = True,
+        *,
+        dtype: npt.DTypeLike = np.float32,
+        rng: RngLike = None,
+    ) -> None:
+        super().__init__(rng)
+        inputs, outputs = gate.count(inputs, "inputs", 0), gate.count(outputs, "outputs", 0)
+        gate.choice(np.dtype(dtype).name, ("float32", "float64"), "dtype")
+        scale = np.sqrt(2.0 / max(inputs, 1))
+        draw = draw_of(self.rng, 0.0, Place((inputs, outputs)))
+        self.weight = (normals(draw) * scale).astype(dtype)
+        self.log_variance = np.full((inputs, outputs), -10.0, dtype)
+        self.bias = np.zeros(outputs, dtype) if bias else None
+        self.learned = ("weight", "log_variance", *(("bias",) if bias else ()))
+
+    def __call__(self, x: npt.ArrayLike) -> npt.NDArray:
+        """y of shape (..., outputs)."""
+        y, self.ctx = sparse_variational_linear(
+            x, self.weight, self.log_variance, self.bias, rng=self.rng, training=self.training
+        )
+        return y
+
+    def kl(self) -> tuple[float, npt.NDArray, npt.NDArray]:
+        """`sparse_variational_kl` of the layer, and its gradients."""
+        return sparse_variational_kl(self.weight, self.log_variance)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the weights that evaluation leaves out."""
+        pruned = ~kept_weights(self.weight, self.log_variance)
+        return float(pruned.mean()) if pruned.size else 0.0
+
+    def __repr__(self) -> str:
+        inputs, outputs = self.weight.shape
+        return f"SparseVariationalLinear({inputs}, {outputs}, bias={self.bias is not None})"
+
+
+class DropConnect(Layer):
+    """`dropconnect` as a layer, with weights and bias that are learned.
+
+    Parameters
+    ----------
+    inputs, outputs : int
+    p : float or callable
+        Drop rate in [0, 1], or a function of the step; see `Layer`.
+    rng : Rng, int, None, SeedSequence, Generator or BitGenerator
+        An int seeds an `Rng` of the layer's own. Its first call draws the weights.
+    bias : bool
+        Whether there is one.
+    mode, mask_bias
+        As in `fastdrop.dropconnect`.
+    dtype : float32 or float64
+
+    Attributes
+    ----------
+    weight : ndarray, shape (inputs, outputs)
+        Begins as normal variates of variance 2 / inputs (He et al. 2015).
+    bias : ndarray, shape (outputs,), or None
+        Begins as zeros.
+    """
+
+    learned = ("weight", "bias")
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        p: Rate = 0.5,
+        *,
+        rng: RngLike = None,
+        bias: bool = True,
+        mode: str = "example",
+        mask_bias: bool = True,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        super().__init__(rng, p)
+        self.mode = gate.choice(mode, tuple(dropconnect_modes), "mode")
+        self.mask_bias = bool(mask_bias)
+        shape = gate.count(inputs, "inputs"), gate.count(outputs, "outputs")
+        gate.choice(np.dtype(dtype).name, ("float32", "float64"), "dtype")
+        self.bias = np.zeros(shape[1], dtype) if bias else None
+        if not bias:
+            self.learned = ("weight",)
+        init = np.random.default_rng(draw_call(self.rng))
+        self.weight = (init.standard_normal(shape) * np.sqrt(2.0 / inputs)).astype(dtype)
+
+    def share_batch(self) -> None:
+        """One mask for the whole batch; see `Layer.share_batch`."""
+        self.mode = "batch"
+
+    def __call__(self, x: npt.ArrayLike) -> npt.NDArray:
+        """y, shape (..., outputs)."""
+        y, self.ctx = dropconnect(
+            x,
+            self.weight,
+            self.bias,
+            self.rate(),
+            rng=self.rng,
+            training=self.training,
+            mode=self.mode,
+            mask_bias=self.mask_bias,
+        )
+        return y
+
+    def __repr__(self) -> str:
+        inputs, outputs = self.weight.shape
+        return (
+            f"DropConnect({inputs}, {outputs}, p={self.p}, bias={self.bias is not None}, "
+            f"mode={self.mode!r}, mask_bias={self.mask_bias})"
+        )
+
+
+class TargetedDropout(Layer):
+    """`targeted_dropout` as a layer; what it is called with are weights.
+
+    Parameters
+    ----------
+    p, targeted : float or callable
+        As in `targeted_dropout`, or functions of the step, such as `fastdrop.schedules.Ramp`; see
+        `Layer`.
+    mode
+        As in `targeted_dropout`.
+    rng : Rng, int, None, SeedSequence, Generator or BitGenerator
+        An int seeds an `Rng` of the layer's own.
+
+    Examples
+    --------
+    >>> layer = fastdrop.layers.TargetedDropout(0.5, 0.75, rng=1234)
+    >>> y = x @ layer(W)
+    >>> dW = layer.backward(x.T @ dy)
+    >>> y = x @ layer.prune(W)                            # in the end
+    """
+
+    def __init__(
+        self,
+        p: Rate = 0.5,
+        targeted: float | Callable[[int], float] = 0.5,
+        *,
+        mode: str = "weight",
+        rng: RngLike = None,
+    ) -> None:
+        super().__init__(rng, p)
+        self.targeted = targeted if callable(targeted) else gate.rate(targeted, "targeted")
+        self.mode = gate.choice(mode, targeted_modes, "mode")
+
+    def __call__(self, weight: npt.ArrayLike) -> npt.NDArray:
+        """The weights to compute with."""
+        targeted = self._fraction()
+        y, self.ctx = targeted_dropout(
+            weight, self.rate(), targeted, mode=self.mode, rng=self.rng, training=self.training
+        )
+        return y
+
+    def share_batch(self) -> None:
+        """Weights are the same for all examples as they are; see `Layer.share_batch`."""
+
+    def prune(self, weight: npt.ArrayLike) -> npt.NDArray:
+        """`targeted_prune` with this layer's fraction, that of the step if it is a function."""
+        return targeted_prune(weight, self._fraction(), mode=self.mode)
+
+    def _fraction(self) -> float:
+        return self.targeted(self.step) if callable(self.targeted) else self.targeted
+
+    def __repr__(self) -> str:
+        return f"TargetedDropout(p={self.p}, targeted={self.targeted}, mode={self.mode!r})"
+
+
+class AdversarialDropout(Layer):
+    """`adversarial_dropout` as a layer: a pass with the base mask, then one with the adversarial.
+
+    ``layer(x)`` is ``dropout(x, p)``. ``layer.search(gradient)`` then gives `adversarial_dropout`
+    of the same x, near the same mask. ``layer.backward(dy)`` is of whichever was called last. The
+    layer keeps x, not a copy: it must not change in between.
+
+    Parameters
+    ----------
+    delta : float
+        As in `adversarial_dropout`.
+    p : float or callable
+        Rate of the base mask, or a function of the step; see `Layer`.
+    rng : Rng, int, None, SeedSequence, Generator or BitGenerator
+        An int seeds an `Rng` of the layer's own.
+
+    Examples
+    --------
+    Training a network of two layers, virtual form: labels where they are known, and a network that
+    says the same without dropout and with the mask that disturbs it most.
+
+    >>> from fastdrop import kl_divergence
+    >>> layer = fastdrop.layers.AdversarialDropout(0.05, p=0.5, rng=1234)
+    >>> for x, labels in batches:
+    ...     h = np.maximum(x @ W1, 0)
+    ...     y = layer(h)                                          # base mask
+    ...     logits = y @ W2
+    ...     loss, dlogits = kl_divergence(labels, logits)         # cross-entropy
+    ...     dh, dW2 = layer.backward(dlogits @ W2.T), y.T @ dlogits
+    ...     clean = h @ W2
+    ...     _, dlogits = kl_divergence(clean, logits)
+    ...     y = layer.search(dlogits @ W2.T)                      # adversarial mask
+    ...     D, dlogits = kl_divergence(clean, y @ W2)
+    ...     dh += strength * layer.backward(dlogits @ W2.T)
+    ...     dW2 += strength * (y.T @ dlogits)
+    ...     W1 -= rate * (x.T @ (dh * (h > 0)))
+    ...     W2 -= rate * dW2
+
+    In the supervised form, `labels` stand for `clean`: the search takes the gradient that the loss
+    has given already, ``y = layer.search(dlogits @ W2.T)``, and p may be 0.
+    """
+
+    def __init__(self, delta: float = 0.05, p: Rate = 0.0, *, rng: RngLike = None) -> None:
+        super().__init__(rng, p)
+        self.delta = gate.rate(delta, "delta")
+        self._base: tuple[npt.NDArray, Context] | None = None
+
+    def __call__(self, x: npt.ArrayLike) -> npt.NDArray:
+        """y with the base mask."""
+        x = gate.array(x)
+        y, self.ctx = dropout(x, self.rate(), rng=self.rng, training=self.training)
+        self._base = x, self.ctx
+        return y
+
+    def search(self, gradient: npt.ArrayLike) -> npt.NDArray:
+        """y with the adversarial mask; gradient: of D with respect to y of the base mask.
+
+        Takes no random call. In evaluation mode, y is a copy of x.
+        """
+        if self._base is None:
+            raise RuntimeError("search needs a forward call of the layer before it")
+        x, base = self._base
+        training = base.seed is not None
+        rng = Rng(base.seed, base.call) if training else None
+        y, self._ctx = adversarial_dropout(  # not ctx: that would count another step
+            x, gradient, self.delta, base.p, rng=rng, training=training
+        )
+        return y
+
+    def __repr__(self) -> str:
+        return f"AdversarialDropout(delta={self.delta}, p={self.p})"

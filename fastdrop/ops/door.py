@@ -1,0 +1,63 @@
+"""The door for adapters: below the gate, for a draw that somebody else has named.
+
+An adapter keeps its library's rules (who may be differentiated, when a call is taken), decides seed
+and call itself, and comes here for y; a backward pass comes again with dy, the same draw and the
+derivative's constants. There is no context and no `Rng`, and the rate is not checked. In C the same
+door is `fastdrop_api.h`: for compiled code, Numba, and XLA's handler for JAX.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastdrop._core import ALPHA_DROPOUT, DROPOUT, Draw
+from fastdrop.backends import of
+from fastdrop.backends.interface import Constants
+from fastdrop.base import gate
+from fastdrop.base.gate import Region
+from fastdrop.ops.alpha import affine
+from fastdrop.ops.dropout import inverted
+
+__all__ = ["ALPHA_DROPOUT", "DROPOUT", "affine", "drop", "inverted"]
+
+
+def drop(
+    x: Any,
+    p: float,
+    draw: tuple[int, int],
+    constants: Constants,
+    *,
+    op: int = DROPOUT,
+    shared_axes: Any = gate.NO_AXES,
+    region: Region | None = None,
+    out: Any = None,
+) -> Any:
+    """y of an op that drops elements of one array.
+
+    Parameters
+    ----------
+    x : array that `fastdrop.dropout` takes
+    p : float
+        Rate in [0, 1]. At 0, y is x.
+    draw : (seed, call)
+        Two integers from 0 to 2**64 - 1.
+    constants : (scale, shift, dropped)
+        y = x * scale where kept, else 0; with ALPHA_DROPOUT x * scale + shift where kept, else
+        `dropped`. `inverted` and `affine` tell them from the rate.
+    op : int
+        DROPOUT or ALPHA_DROPOUT.
+    shared_axes, region, out
+        As in `fastdrop.dropout`.
+
+    Returns
+    -------
+    array
+        `out`, or a new array of x's kind, shape, dtype and memory order.
+    """
+    backend = of(x)
+    x = backend.array(x)
+    place = gate.place(x.shape, shared_axes, region)
+    out, x = backend.output(out, x)
+    if p == 0.0:
+        return backend.copy(x, out)
+    return backend.forward(op, x, Draw(*draw, p, place), constants, out)[0]

@@ -1,0 +1,71 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, auto_pickle=False
+# cython: freethreading_compatible=True
+"""Buffers to pointers: hands NumPy arrays to the C kernels without the GIL.
+
+The public functions have checked what comes here: arrays are in native byte order, and dtypes,
+shapes and sizes fit. Nothing is checked again, except by `Place` and `Draw`, which anyone can make.
+
+A packed mask is a bytes object with `BITS_PAD` bytes of room behind its last bit. Bit i % 8 of byte
+i // 8 says whether element i, in C order, of the Place it was drawn for is kept.
+"""
+import os
+import warnings
+
+cimport cython
+cimport numpy as cnp
+from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
+from cpython.pycapsule cimport PyCapsule_New
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from drivers cimport *
+
+cnp.import_array()
+
+cdef extern from "numpy/arrayobject.h":
+    int NPY_HALF
+    bint PyArray_SAMESHAPE(cnp.ndarray, cnp.ndarray)
+    cnp.ndarray PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, void *, int)
+
+cdef extern from "Python.h":
+    int Py_AddPendingCall(int (*)(void *) except -1, void *) nogil
+
+cdef extern from *:
+    """
+    #ifdef Py_LIMITED_API
+    #define BUILT_FOR "every Python from 3.11 on (abi3)"
+    #else
+    #define BUILT_FOR "this version of Python alone"
+    #endif
+    """
+    const char *BUILT_FOR
+
+BUILD = f"{fd_compiler().decode()}, for {BUILT_FOR.decode()}"
+BITS_PAD = FD_BITS_PAD
+BIAS_ROOM = FD_REPEAT_PAD
+NOISE_PAD = FD_NOISE_PAD
+PARTS = FD_PARTS
+DROPOUT = FD_DROPOUT
+DROPOUT_ADD = FD_DROPOUT_ADD
+BIAS_DROPOUT_ADD = FD_BIAS_DROPOUT_ADD
+RELU_DROPOUT = FD_RELU_DROPOUT
+ALPHA_DROPOUT = FD_ALPHA_DROPOUT
+ZONEOUT = FD_ZONEOUT
+NORMAL = FD_NORMAL
+LOGISTIC = FD_LOGISTIC
+NOISE_SCALE = FD_NOISE_SCALE
+NOISE_ADD = FD_NOISE_ADD
+CONCRETE = FD_CONCRETE
+
+# For compiled code: fastdrop/include/fastdrop_api.h, and XLA, which asks for that name.
+_C_API = PyCapsule_New(<void *> &fd_api, "fastdrop._core._C_API", NULL)
+_XLA_DROPOUT = PyCapsule_New(<void *> fd_xla_dropout, "xla._CUSTOM_CALL_TARGET", NULL)
+
+include "settings.pxi"
+include "arrays.pxi"
+include "values.pxi"
+include "masks.pxi"
+include "rows.pxi"
+include "noise.pxi"
+include "linear.pxi"
+include "dropblock.pxi"

@@ -1,0 +1,59 @@
+# What the kernels take: element types, layouts, overlaps.
+cdef inline int dtype_of(cnp.ndarray x) noexcept:
+    cdef int num = cnp.PyArray_TYPE(x)
+    if num == cnp.NPY_FLOAT:
+        return FD_FLOAT32
+    if num == cnp.NPY_DOUBLE:
+        return FD_FLOAT64
+    if num == NPY_HALF:
+        return FD_FLOAT16
+    return FD_BFLOAT16 if num == settings.bfloat16 else -1
+
+
+cdef inline bint flat(cnp.ndarray x, cnp.ndarray y) noexcept:
+    return cnp.PyArray_IS_C_CONTIGUOUS(x) and cnp.PyArray_IS_C_CONTIGUOUS(y)
+
+
+cdef inline bytes empty_bits(int64_t n):
+    return PyBytes_FromStringAndSize(NULL, (n + 7) // 8 + FD_BITS_PAD)
+
+
+cpdef bint has_kernels(cnp.ndarray x) noexcept:
+    """Whether there are kernels for this element type, in this byte order."""
+    return dtype_of(x) >= 0 and cnp.PyArray_ISNOTSWAPPED(x)
+
+
+cdef inline void byte_bounds(cnp.ndarray x, const char **low, const char **high) noexcept:
+    low[0] = high[0] = <const char *> cnp.PyArray_DATA(x)
+    for d in range(cnp.PyArray_NDIM(x)):
+        reach = (cnp.PyArray_DIM(x, d) - 1) * cnp.PyArray_STRIDE(x, d)
+        if reach < 0:
+            low[0] += reach
+        else:
+            high[0] += reach
+    high[0] += cnp.PyArray_ITEMSIZE(x) if cnp.PyArray_SIZE(x) else 0
+
+
+cpdef bint overlaps_otherwise(cnp.ndarray x, cnp.ndarray y) noexcept:
+    """Whether x and y, of one shape and dtype, may share memory except element by element."""
+    cdef const char *x0
+    cdef const char *x1
+    cdef const char *y0
+    cdef const char *y1
+    byte_bounds(x, &x0, &x1)
+    byte_bounds(y, &y0, &y1)
+    if x1 <= y0 or y1 <= x0:
+        return False
+    for d in range(cnp.PyArray_NDIM(x)):
+        if cnp.PyArray_STRIDE(x, d) != cnp.PyArray_STRIDE(y, d) and cnp.PyArray_DIM(x, d) > 1:
+            return True
+    return cnp.PyArray_DATA(x) != cnp.PyArray_DATA(y)
+
+
+cpdef cnp.ndarray empty_like(cnp.ndarray x):
+    """An array of x's shape, dtype and memory order."""
+    return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
+
+
+cdef inline char *data(cnp.ndarray x) noexcept:
+    return NULL if x is None else <char *> cnp.PyArray_DATA(x)

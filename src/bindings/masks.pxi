@@ -1,0 +1,228 @@
+# Masks: drawn, and applied to elements.
+
+def scale_of(double p, /):
+    """1 / (1 - p); 0 at p = 1, where nothing is left to scale."""
+    return fd_scale(p)
+
+
+def philox4x32(cnp.ndarray counters, cnp.ndarray key, int rounds, cnp.ndarray words, /):
+    """The kernels' own Philox, 7 or 10 rounds, on C-contiguous uint32 (n, 4), (2,), (n, 4)."""
+    settings.kernels.philox(
+        <const uint32_t *> cnp.PyArray_DATA(counters),
+        <const uint32_t *> cnp.PyArray_DATA(key),
+        rounds,
+        <size_t> cnp.PyArray_DIM(counters, 0),
+        <uint32_t *> cnp.PyArray_DATA(words),
+    )
+
+
+cdef void set_task(fd_task *task, fd_op op, cnp.ndarray x, cnp.ndarray y, double scale) noexcept:
+    """An op on all elements of x, which has no draw and no other operands yet."""
+    memset(task, 0, sizeof(fd_task))
+    task.machine = machine()
+    task.op, task.dtype = op, <fd_dtype> dtype_of(x)
+    task.operands.x, task.operands.y = data(x), data(y)
+    task.operands.constants.scale = scale
+    task.bias_length = 1
+    task.n = <size_t> cnp.PyArray_SIZE(x)
+
+
+cdef void set_axes(cnp.ndarray x, cnp.ndarray y, Place place, fd_axis *axis) noexcept:
+    """The axes of a walk over x and y with the mask of a place."""
+    cdef int64_t step = 1
+    for d in range(cnp.PyArray_NDIM(x) - 1, -1, -1):
+        axis[d].n = cnp.PyArray_DIM(x, d)
+        axis[d].x = cnp.PyArray_STRIDE(x, d)
+        axis[d].y = cnp.PyArray_STRIDE(y, d)
+        axis[d].bit = 0
+        if place is None or not place.shared >> d & 1:
+            axis[d].bit = step
+            step *= axis[d].n
+
+
+cpdef tuple forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray bias,
+                    cnp.ndarray out, Draw draw, bint save, tuple constants):
+    """Draw a mask and do one of the ops of src/kernels/table.h.
+
+    Parameters
+    ----------
+    x : ndarray
+        Has the shape that draw.place is of; in any layout.
+    residual, bias : ndarray or None
+        As the op wants; contiguous, as x and out are then. bias repeats: BIAS_ROOM longer than it
+        is.
+    out : ndarray or None
+        Where y goes; shape and dtype of x, and may be x. None: a new array in x's memory order.
+    save : bool
+        Whether the packed mask is wanted.
+    constants : tuple of float
+        scale, shift, and what stands for a dropped element.
+
+    Returns
+    -------
+    y : ndarray
+    bits : bytes or None
+        The packed mask for backward, if `save`; of RELU_DROPOUT which elements have a gradient.
+    """
+    cdef fd_task task
+    cdef uint8_t *kept = NULL
+    cdef bytes bits = None
+    cdef Place place = draw.place
+    if out is None:
+        out = empty_like(x)
+    set_task(&task, op, x, out, 0)
+    task.draw, task.start = draw.of(), place.start
+    task.operands.residual, task.operands.bias = data(residual), data(bias)
+    cdef fd_constants *c = &task.operands.constants
+    c.scale, c.shift, c.dropped = constants
+    if bias is not None:
+        task.bias_length = cnp.PyArray_SIZE(bias) - FD_REPEAT_PAD
+    if op == FD_RELU_DROPOUT:
+        bits = empty_bits(task.n)
+        task.operands.active = <uint8_t *> PyBytes_AsString(bits)
+    if not flat(x, out) or not place.is_run:
+        return out, forward_walk(&task, x, out, place, save, bits)
+    if save and bits is None:
+        bits = empty_bits(task.n)
+        kept = <uint8_t *> PyBytes_AsString(bits)
+    with nogil:
+        fd_forward(&task, kept)
+    return out, bits
+
+
+cdef bytes forward_walk(fd_task *task, cnp.ndarray x, cnp.ndarray y, Place place, bint save,
+                        bytes active):
+    """As `forward`, where the mask is drawn first and then applied."""
+    cdef fd_place part
+    cdef fd_axis axis[64]
+    cdef int64_t most = place.size
+    if task.op in (FD_DROPOUT, FD_ALPHA_DROPOUT) and not save and most > settings.piece:
+        most = settings.piece  # a piece at a time, as nothing of the mask is kept
+    cdef bytes bits = empty_bits(most)
+    cdef uint8_t *room = <uint8_t *> PyBytes_AsString(bits)
+    place.fill(&part)
+    set_axes(x, y, place, axis)
+    with nogil:
+        fd_forward_walk(task, &part, axis, most, room)
+    return bits if active is None and save else active
+
+
+def draw_bits(Draw draw not None, /):
+    """The packed mask of a draw."""
+    cdef fd_draw of = draw.of()
+    cdef fd_place place
+    cdef bytes bits = empty_bits(draw.place.size)
+    cdef uint8_t *out = <uint8_t *> PyBytes_AsString(bits)
+    draw.place.fill(&place)
+    with nogil:
+        fd_draw_bits(machine(), &of, &place, out)
+    return bits
+
+
+cpdef cnp.ndarray backward(cnp.ndarray dy, cnp.ndarray out, Draw draw, bytes bits, double scale):
+    """dx = dy * scale where the mask says kept, else 0; in any layout.
+
+    Parameters
+    ----------
+    out : ndarray or None
+        As in `forward`.
+    bits : bytes or None
+        The packed mask of the draw; None: it is drawn again.
+
+    Returns
+    -------
+    ndarray
+        dx.
+    """
+    cdef fd_task task
+    cdef fd_axis axis[64]
+    cdef Place place = draw.place
+    if bits is None:
+        return forward(FD_DROPOUT, dy, None, None, out, draw, False, (scale, 0.0, 0.0))[0]
+    if out is None:
+        out = empty_like(dy)
+    cdef uint8_t *mask = <uint8_t *> PyBytes_AsString(bits)
+    cdef int ndim = cnp.PyArray_NDIM(dy)
+    set_task(&task, FD_DROPOUT, dy, out, scale)
+    if flat(dy, out) and place.is_run:
+        with nogil:
+            fd_backward(&task, mask)
+    else:
+        set_axes(dy, out, place, axis)
+        with nogil:
+            fd_apply(&task, mask, ndim, axis)
+    return out
+
+
+cdef bint writes_to(x, out) noexcept:
+    """Whether a kernel may read x and write to out, an array that its caller gave, or None."""
+    if out is None or out is x:
+        return out is None or cnp.PyArray_ISWRITEABLE(out)
+    return (
+        type(out) is cnp.ndarray
+        and has_kernels(out)
+        and dtype_of(out) == dtype_of(x)
+        and PyArray_SAMESHAPE(x, out)
+        and cnp.PyArray_ISWRITEABLE(out)
+        and not overlaps_otherwise(x, out)
+    )
+
+
+def common_call(fd_op op, x, p, tuple how, constants, kind, /):
+    """The call that nearly all are, in one step: no argument needs the gate.
+
+    Parameters
+    ----------
+    x, p
+        As the caller gave them.
+    how : tuple
+        rng, training, shared_axes, region, out and save, as the caller gave them.
+    constants : callable or None
+        Those of the op from the rate; None: those of inverted dropout.
+    kind : type
+        Of the context.
+
+    Returns
+    -------
+    (y, context) or None
+        None: something has to be looked at, and nothing was done.
+    """
+    rng, training, shared_axes, region, out, save = how
+    if (
+        type(x) is not cnp.ndarray
+        or not has_kernels(x)
+        or type(p) is not float
+        or not 0.0 < <double> p <= 1.0
+        or not isinstance(rng, CallCounter)
+        or training is not True
+        or type(shared_axes) is not tuple
+        or len(<tuple> shared_axes) != 0
+        or region is not None
+        or type(save) is not str
+        or not writes_to(x, out)
+    ):
+        return None
+    keep = save == "bits"
+    cdef int64_t size = cnp.PyArray_SIZE(x)
+    if not keep and save != "seed" or size > MAX_INDEX:
+        return None
+    cdef Place place = whole((<object> x).shape, size)
+    cdef Draw draw = (<CallCounter> rng).draw(p, place)
+    cdef tuple numbers = (fd_scale(p), 0.0, 0.0) if constants is None else constants(p)
+    y, bits = forward(op, x, None, None, out, draw, keep, numbers)
+    return y, saved(kind, draw.place.of, draw, numbers[0], bits)
+
+
+def common_backward(Saved ctx not None, dy, out, /):
+    """The backward pass of `common_call`; None: something has to be looked at."""
+    held = ctx.held
+    if (
+        type(dy) is not cnp.ndarray
+        or not has_kernels(dy)
+        or ctx.draw is None
+        or not (type(held) is bytes or held is None and ctx.draw.p > 0.0)
+        or (<object> dy).shape != ctx.shape
+        or not writes_to(dy, out)
+    ):
+        return None
+    return backward(dy, out, ctx.draw, held, ctx.scale)

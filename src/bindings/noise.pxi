@@ -1,0 +1,79 @@
+# Continuous noise: drawn, and applied to elements.
+
+cdef fd_noise kind_of(fd_noise_op op) noexcept:
+    return FD_LOGISTIC if op == FD_CONCRETE else FD_NORMAL
+
+
+def draw_noise(fd_noise kind, Draw draw not None, cnp.ndarray noise, /):
+    """The noise of a draw, to contiguous float32 of at least its size."""
+    cdef fd_draw of = draw.of()
+    cdef fd_place place
+    cdef float *out = <float *> cnp.PyArray_DATA(noise)
+    draw.place.fill(&place)
+    with nogil:
+        fd_draw_noise(machine(), &of, kind, &place, out)
+
+
+cdef void set_noise_task(fd_noise_task *task, fd_noise_op op, cnp.ndarray x, Draw draw,
+                         constants, size_t sigma_length, cnp.ndarray noise):
+    memset(task, 0, sizeof(fd_noise_task))
+    task.machine, task.draw, task.start = machine(), draw.of(), draw.place.start
+    task.kind, task.op, task.dtype = kind_of(op), op, <fd_dtype> dtype_of(x)
+    task.n = <size_t> cnp.PyArray_SIZE(x)
+    task.operands.x = data(x)
+    task.operands.noise = <const float *> data(noise)
+    task.sigma_length = sigma_length
+    cdef fd_noise_constants *c = &task.operands.constants
+    if op == FD_CONCRETE:
+        c.logit, c.p, c.inverse_temperature, c.scale = constants
+    elif sigma_length:
+        task.operands.sigma = data(constants)
+    else:
+        c.sigma = constants
+
+
+def noise_forward(fd_noise_op op, cnp.ndarray x, cnp.ndarray y, Draw draw not None, constants,
+                  size_t sigma_length, cnp.ndarray noise, /):
+    """Draw noise and do one of the noise ops of src/kernels/table.h on C-contiguous arrays.
+
+    Parameters
+    ----------
+    x, y : ndarray
+        Of one shape and dtype; y may be x.
+    constants : float, ndarray or tuple of float
+        sigma, as an array float64 for float64, else float32; if it repeats, BIAS_ROOM longer than
+        sigma_length. Of CONCRETE: logit, p, 1 / temperature and scale.
+    sigma_length : int
+        0: sigma is a float.
+    noise : ndarray or None
+        What to take instead of drawing: float32, NOISE_PAD longer than x.
+    """
+    cdef fd_noise_task task
+    set_noise_task(&task, op, x, draw, constants, sigma_length, noise)
+    task.operands.y = data(y)
+    with nogil:
+        fd_noise_forward(&task)
+
+
+def noise_backward(fd_noise_op op, cnp.ndarray x, tuple gradients, Draw draw not None, constants,
+                   size_t sigma_length, cnp.ndarray noise, /):
+    """The gradients of `noise_forward`, for x and for sigma or logit.
+
+    Parameters
+    ----------
+    gradients : tuple
+        dy; dx, or None if it is not wanted; terms, which get the gradient of sigma or logit element
+        by element, in sigma's dtype, or None; without terms, sums: float64, shape (PARTS, row),
+        where element i is added to sums[0, i % row].
+    """
+    cdef fd_noise_task task
+    cdef cnp.ndarray dy, dx, terms, sums
+    dy, dx, terms, sums = gradients
+    cdef size_t row = 1 if sums is None else cnp.PyArray_DIM(sums, 1)
+    cdef char *px = data(dx)
+    cdef char *t = data(terms)
+    cdef double *s = <double *> data(sums)
+    set_noise_task(&task, op, x, draw, constants, sigma_length, noise)
+    task.operands.g = data(dy)
+    with nogil:
+        fd_noise_backward(&task, px, t, row, s)

@@ -1,0 +1,60 @@
+# Rows: sums over them, and those of a table.
+
+def backward_sums(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double scale, cnp.ndarray sums, /):
+    """`backward`, and the sums of dx over all but the last axis.
+
+    Parameters
+    ----------
+    dy, dx : ndarray
+        C-contiguous.
+    bits : bytes or None
+        The packed mask, one bit per element. None: dx is there already.
+    sums : ndarray
+        float64, shape (PARTS, length of the last axis); the result comes to sums[0].
+    """
+    cdef fd_task task
+    cdef uint8_t *mask = NULL if bits is None else <uint8_t *> PyBytes_AsString(bits)
+    cdef double *out = <double *> data(sums)
+    cdef size_t row = <size_t> cnp.PyArray_DIM(sums, 1)
+    set_task(&task, FD_DROPOUT, dx, dx, scale)
+    task.operands.x = data(dy)
+    with nogil:
+        fd_backward_sums(&task, mask, row, out)
+
+
+def lookup(cnp.ndarray table, cnp.ndarray ids, bytes bits, cnp.ndarray y, double scale, /):
+    """y = table[ids] * scale where the bit of the row's number says kept, else 0.
+
+    Parameters
+    ----------
+    table, y : ndarray
+        C-contiguous, of one dtype.
+    ids : ndarray
+        int64, C-contiguous: numbers of rows.
+    bits : bytes
+        One bit per row of the table.
+    """
+    cdef fd_task task
+    cdef uint8_t *mask = <uint8_t *> PyBytes_AsString(bits)
+    cdef const int64_t *rows = <const int64_t *> data(ids)
+    cdef size_t n = <size_t> cnp.PyArray_SIZE(ids)
+    cdef size_t row = <size_t> cnp.PyArray_SIZE(y) // n if n else 0
+    set_task(&task, FD_DROPOUT, table, y, scale)
+    task.n = n
+    with nogil:
+        fd_lookup(&task, rows, mask, row)
+
+
+def add_rows(cnp.ndarray x, cnp.ndarray ids, cnp.ndarray sums, /):
+    """Add the rows of x to those rows of sums, float64, whose numbers ids (int64) has.
+
+    All are C-contiguous.
+    """
+    cdef fd_dtype dtype = <fd_dtype> dtype_of(x)
+    cdef const char *px = data(x)
+    cdef const int64_t *rows = <const int64_t *> data(ids)
+    cdef size_t n = <size_t> cnp.PyArray_SIZE(ids)
+    cdef size_t row = <size_t> cnp.PyArray_SIZE(x) // n if n else 0
+    cdef double *to = <double *> data(sums)
+    with nogil:
+        fd_add_rows(machine(), dtype, px, rows, n, row, to)

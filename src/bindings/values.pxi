@@ -1,0 +1,260 @@
+# The values that calls pass on and keep. None of them changes, except the counter.
+
+cdef int64_t MAX_INDEX = <int64_t> 1 << 62  # element indices that the keystream can address
+
+
+# Arguments of a Place or Draw whose fields are filled in here, where they are right: no other code has
+# this object, so all others go through the checks.
+cdef tuple UNCHECKED = (object(),)
+
+
+cdef int64_t length_of(n, str name, value) except? -1:
+    if type(n) is int and -MAX_INDEX <= n <= MAX_INDEX:
+        return n
+    raise ValueError(f"{name} must have ints of at most 2**62, got {value!r}")
+
+
+@cython.final
+cdef class Place:
+    """Which part of which mask array an operation draws.
+
+    The mask array has the shape of x with length 1 along axes that share a draw; its C-order
+    positions are the element indices of the keystream. x may be a part (a shard, a chunk) of a
+    larger array; then its mask is that part of the larger mask array.
+
+    Parameters
+    ----------
+    of : tuple of int
+        Shape of x.
+    shared_axes : tuple of int
+        Axes that share a draw: none twice, none negative.
+    region : (start, global_shape), optional
+        Two tuples of int: where x begins in the larger array, and the shape of that.
+
+    Attributes
+    ----------
+    of, shared_axes, region
+        As given.
+    shape : tuple of int
+        Of the part of the mask array: 1 along shared axes.
+    strides : tuple of int
+        How far one step along each axis goes, in elements of the whole mask array.
+    start : int
+        Index of the first element.
+    size : int
+        Elements of the part.
+    is_run : bool
+        Whether x's elements in C order have consecutive indices.
+
+    Raises
+    ------
+    ValueError
+        What cannot be: a region that does not contain x, more than 64 axes or 2**62 elements.
+    """
+
+    cdef readonly tuple of, shape
+    cdef readonly object region
+    cdef readonly uint64_t start
+    cdef readonly int64_t size
+    cdef readonly bint is_run
+    cdef uint64_t shared  # a bit per axis
+
+    def __cinit__(self, of, tuple shared_axes not None=(), tuple region=None, /):
+        if of is UNCHECKED[0]:
+            return
+        if type(of) is not tuple:
+            raise TypeError(f"shape must be a tuple, got {of!r}")
+        self._set(of, shared_axes, region)
+
+    cdef int _set(self, tuple of, tuple shared_axes, tuple region) except -1:
+        cdef int64_t n, size = 1, step = 1
+        cdef int d, ndim = len(of)
+        if ndim > FD_MAX_DIMS:
+            raise ValueError(f"shape must have at most 64 axes, got {ndim}")
+        for axis in shared_axes:
+            if type(axis) is not int or not 0 <= axis < ndim or self.shared >> <int> axis & 1:
+                raise ValueError(f"shared_axes must be axes of {of}, got {shared_axes!r}")
+            self.shared |= <uint64_t> 1 << <int> axis
+        for d in range(ndim):
+            n = length_of(of[d], "shape", of)
+            if n < 0:
+                raise ValueError(f"shape must not have negative lengths, got {of}")
+            size *= 1 if self.shared >> d & 1 else n
+            if n and step > MAX_INDEX // n:
+                raise ValueError(f"shape must have at most 2**62 elements, got {of}")
+            step *= n
+        self.of, self.region, self.size, self.is_run = of, region, size, True
+        self.shape = of
+        if self.shared:
+            self.shape = tuple([1 if self.shared >> d & 1 else of[d] for d in range(ndim)])
+            self.is_run = self.shape == of
+        if region is not None:
+            start, whole = region
+            self._begin(start, whole)
+        return 0
+
+    cdef int _begin(self, tuple start, tuple whole) except -1:
+        """Sets where a region begins."""
+        cdef uint64_t at = 0, step = 1, run = 1
+        cdef int64_t size = 1, s, n, w
+        cdef int d, ndim = len(self.of)
+        if start is None or whole is None:
+            raise TypeError("region must be two tuples")
+        given = start, whole
+        if len(start) != ndim or len(whole) != ndim:
+            raise ValueError(f"region must have {ndim} axes as x has, got {given!r}")
+        for d in range(ndim - 1, -1, -1):
+            s, w = length_of(start[d], "region", given), length_of(whole[d], "region", given)
+            n = self.of[d]
+            if s < 0 or s > w - n:
+                raise ValueError(f"region must contain a part of shape {self.of}, got {given!r}")
+            if w and size > MAX_INDEX // w:
+                raise ValueError(
+                    f"region must have a global size of at most 2**62, got {given!r}"
+                )
+            size *= w
+            if n > 1 and step != run:
+                self.is_run = False
+            if not self.shared >> d & 1:
+                at += <uint64_t> s * step
+                step *= <uint64_t> w
+                run *= <uint64_t> n
+        self.start = at
+        return 0
+
+    cdef void fill(self, fd_place *place) noexcept:
+        cdef int64_t step = 1
+        cdef tuple whole = self.of if self.region is None else <tuple> self.region[1]
+        place.start, place.ndim = self.start, <int> len(self.of)
+        for d in range(place.ndim - 1, -1, -1):
+            place.shape[d], place.stride[d] = self.shape[d], step
+            if not self.shared >> d & 1:
+                step *= <int64_t> whole[d]
+
+    @property
+    def shared_axes(self):
+        return tuple([d for d in range(len(self.of)) if self.shared >> d & 1])
+
+    @property
+    def strides(self):
+        cdef fd_place place
+        self.fill(&place)
+        return tuple([place.stride[d] for d in range(place.ndim)])
+
+    def __reduce__(self):
+        return Place, (self.of, self.shared_axes, self.region)
+
+    def __repr__(self):
+        return f"Place({self.of}, shared_axes={self.shared_axes}, region={self.region})"
+
+
+cdef Place whole(tuple of, int64_t size):
+    """All of an array of this shape, which NumPy has made; one draw per element."""
+    cdef Place place = Place.__new__(Place, *UNCHECKED)
+    place.of = place.shape = of
+    place.size, place.is_run = size, True
+    return place
+
+
+@cython.final
+cdef class Draw:
+    """Names the random numbers of one call: the same draw gives the same mask everywhere.
+
+    Attributes
+    ----------
+    seed, call : int
+        64 bits each.
+    p : float
+        The rate, in [0, 1].
+    place : Place
+        Which part of which mask array.
+    """
+
+    cdef readonly uint64_t seed, call
+    cdef readonly double p
+    cdef readonly Place place
+
+    def __cinit__(self, seed, call=0, double p=0.0, Place place=None, /):
+        if seed is UNCHECKED[0]:
+            return
+        if place is None:
+            raise TypeError("place must be a Place")
+        if not 0.0 <= p <= 1.0:
+            raise ValueError(f"p must be in [0, 1], got {p!r}")
+        self.seed, self.call, self.p, self.place = seed, call, p, place
+
+    cdef fd_draw of(self) noexcept:
+        return fd_draw_of(self.seed, self.call, self.p)
+
+    def __reduce__(self):
+        return Draw, (self.seed, self.call, self.p, self.place)
+
+    def __repr__(self):
+        return f"Draw(seed={self.seed}, call={self.call}, p={self.p}, place={self.place!r})"
+
+
+cdef class CallCounter:
+    """Seed and next call number; `take` is one step for all threads."""
+
+    cdef uint64_t _seed, _call
+
+    def __init__(self, uint64_t seed, uint64_t call, /):
+        with cython.critical_section(self):
+            self._seed, self._call = seed, call
+
+    def take(self):
+        """(seed, call) of the next call, which is thereby used up."""
+        cdef uint64_t seed, call
+        with cython.critical_section(self):
+            seed, call = self._seed, self._call
+            self._call = call + 1
+        return seed, call
+
+    cpdef Draw draw(self, double p, Place place):
+        """The Draw of the next call, which is thereby used up."""
+        if place is None or not 0.0 <= p <= 1.0:
+            raise ValueError(f"p must be in [0, 1], and place a Place, got {p!r}, {place!r}")
+        cdef Draw draw = Draw.__new__(Draw, *UNCHECKED)
+        draw.p, draw.place = p, place
+        with cython.critical_section(self):
+            draw.seed, draw.call = self._seed, self._call
+            self._call += 1
+        return draw
+
+    def peek(self):
+        """(seed, call) of the next call."""
+        cdef uint64_t seed, call
+        with cython.critical_section(self):
+            seed, call = self._seed, self._call
+        return seed, call
+
+
+cdef class Saved:
+    """What contexts share; `fastdrop.base.context` says what it means and checks it."""
+
+    cdef readonly tuple shape
+    cdef readonly Draw draw
+    cdef readonly double scale
+    cdef readonly object held
+
+    def __init__(self, tuple shape not None, Draw draw, double scale, held, /):
+        self.shape, self.draw, self.scale, self.held = shape, draw, scale, held
+
+    @property
+    def seed(self):
+        return None if self.draw is None else self.draw.seed
+
+    @property
+    def call(self):
+        return None if self.draw is None else self.draw.call
+
+    @property
+    def p(self):
+        return 0.0 if self.draw is None else self.draw.p
+
+
+cpdef Saved saved(kind, tuple shape, Draw draw, double scale, held):
+    """A context of this kind (a subclass of Saved), made without its checks."""
+    cdef Saved ctx = Saved.__new__(kind)
+    ctx.shape, ctx.draw, ctx.scale, ctx.held = shape, draw, scale, held
+    return ctx

@@ -1,0 +1,91 @@
+/* Rows: of a table, looked up by number, and sums over the rows of an array. */
+#include "drivers/tiles.h"
+
+typedef struct {
+    fd_task task; /* x: the table */
+    const int64_t *ids;
+    const uint8_t *bits;
+    size_t row;
+} Lookup;
+
+static void look_up(const void *job, uint64_t first, uint64_t last)
+{
+    const Lookup *l = job;
+    const size_t size = l->row * fd_itemsize[l->task.dtype];
+    const size_t ahead = 1 + 4096 / size; /* rows: where they are, no hardware would guess */
+    const char *table = l->task.operands.x;
+    uint8_t ones[FD_TILE / 8 + FD_BITS_PAD];
+    memset(ones, 0xff, sizeof ones);
+    fd_task t = l->task;
+    for (; first < last; first++) {
+        const uint64_t id = (uint64_t)l->ids[first];
+        if (first + ahead < last)
+            for (size_t b = 0; b < size && b < 4096; b += 64)
+                prefetch(table + (uint64_t)l->ids[first + ahead] * size + b);
+        t.operands.x = table + id * size, t.operands.y = l->task.operands.y + first * size;
+        if (!(l->bits[id / 8] >> id % 8 & 1))
+            memset(t.operands.y, 0, size);
+        else
+            for (size_t i = 0; i < l->row; i += FD_TILE)
+                apply_at(&t, i, ones, 0, min_size(l->row - i, FD_TILE));
+    }
+}
+
+void fd_lookup(const fd_task *task, const int64_t *ids, const uint8_t *bits, size_t row)
+{
+    const Lookup l = {*task, ids, bits, row};
+    if (row)
+        pool_run(task->machine.threads, task->n, chunk_of(row), look_up, &l);
+}
+
+void fd_add_rows(fd_machine m, fd_dtype dtype, const char *x, const int64_t *ids, size_t n,
+                 size_t row, double *sums)
+{
+    for (size_t i = 0; i < n; i++)
+        m.kernels->add_to[dtype](x + i * row * fd_itemsize[dtype], sums + (size_t)ids[i] * row, row);
+}
+
+typedef struct {
+    fd_task task;
+    const uint8_t *bits;
+    size_t row;
+    double *sums;
+} Sums;
+
+/* Part by part, so that the order of the additions is always the same. */
+static void sum_parts(const void *job, uint64_t first, uint64_t last)
+{
+    const Sums *s = job;
+    const fd_task *t = &s->task;
+    const size_t size = fd_itemsize[t->dtype];
+    const uint64_t rows = t->n / s->row;
+    const size_t most = s->row < FD_TILE ? FD_TILE / s->row : 1; /* rows that stay in the cache */
+    for (; first < last; first++) {
+        double *sum = s->sums + first * s->row;
+        memset(sum, 0, s->row * sizeof *sum);
+        const uint64_t end = rows * (first + 1) / FD_PARTS;
+        for (uint64_t r = rows * first / FD_PARTS, m; r < end; r += m) {
+            m = min_size(end - r, most);
+            if (s->bits)
+                apply_at(t, r * s->row, s->bits, r * s->row, m * s->row);
+            for (uint64_t i = r; i < r + m; i++)
+                t->machine.kernels->add_to[t->dtype](t->operands.y + i * s->row * size, sum, s->row);
+        }
+    }
+}
+
+void fd_sum_parts(size_t row, double *sums)
+{
+    for (int part = 1; part < FD_PARTS; part++)
+        for (size_t i = 0; i < row; i++)
+            sums[i] += sums[(size_t)part * row + i];
+}
+
+void fd_backward_sums(const fd_task *task, const uint8_t *bits, size_t row, double *sums)
+{
+    if (!task->n) /* then there may be no rows to count */
+        return;
+    const Sums s = {*task, bits, row, sums};
+    pool_run(task->n > CHUNK * FD_TILE ? task->machine.threads : 1, FD_PARTS, 1, sum_parts, &s);
+    fd_sum_parts(row, sums);
+}

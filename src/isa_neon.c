@@ -1,9 +1,0 @@
-#include "fastdrop.h"
-#include "bits.h"
-#include <string.h>
-#if defined(__aarch64__) && defined(__AARCH64EL__)
-#include "simd_neon.h"
-#define KERNELS fd_neon
-#define KERNELS_NAME "neon"
-#include "kernels.h"
-#endif

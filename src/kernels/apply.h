@@ -1,0 +1,139 @@
+/* From keep bits to elements. Included once per element type, with
+ *   TYPE    prefix of what simd/ offers for it in memory (contract_type.h has the list)
+ *   COMPUTE prefix of what simd/ offers for it in registers
+ *   SUFFIX  its name
+ *   SIZE    bytes of an element
+ *   SCALAR  the compute type in C
+ */
+#include "simd/contract_type.h"
+
+/* 64 elements from i on; `op` and `non_temporal` are constants where this is inlined. */
+ALWAYS_INLINE void NAME(strip, SUFFIX)(fd_op op, const fd_operands *o, size_t i,
+                                       const uint8_t *bits, unsigned shift, VEC scale,
+                                       int non_temporal)
+{
+    for (size_t half = i; half < i + 64; half += 32) {
+        const BITS b = bits_load(bits + (half - i) / 8, shift);
+        uint32_t active = 0;
+        for (int j = 0; j < 32; j += WIDTH) {
+            const size_t at = (half + (size_t)j) * SIZE;
+            VEC v = op == FD_ZONEOUT ? LOAD(o->x + at) : LOAD_KEPT(o->x + at, b, j);
+            if (op == FD_BIAS_DROPOUT_ADD)
+                v = ADD(v, LOAD_KEPT(o->bias + at, b, j));
+            if (op != FD_ZONEOUT)
+                v = MUL(v, scale);
+            if (op == FD_ALPHA_DROPOUT)
+                v = CHOOSE(ADD(v, SET(o->constants.shift)), SET(o->constants.dropped), b, j);
+            if (op == FD_ZONEOUT)
+                v = CHOOSE(v, LOAD(o->residual + at), b, j);
+            if (op == FD_RELU_DROPOUT) {
+                uint32_t lanes;
+                v = RELU(v, &lanes);
+                active |= lanes << j;
+            }
+            if (op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD)
+                v = ADD(LOAD(o->residual + at), v);
+            if (non_temporal) {
+                if ((size_t)j * SIZE % 64 == 0) /* then x comes from memory, too: 2 KiB ahead */
+                    prefetch((const char *)((uintptr_t)o->x + at + 2048));
+                NT_STORE(o->y + at, v);
+            } else
+                STORE(o->y + at, v);
+        }
+        if (op == FD_RELU_DROPOUT)
+            store_le32(o->active + half / 8, active);
+    }
+}
+
+/* n <= 64 elements from i on, by the same road in padded copies. */
+static inline void NAME(part, SUFFIX)(fd_op op, const fd_operands *o, size_t i, const uint8_t *bits,
+                                      size_t bit, size_t n, VEC scale)
+{
+    char x[64 * SIZE] = {0}, residual[64 * SIZE], bias[64 * SIZE];
+    uint8_t copy[16] = {0}, active[8];
+    memcpy(x, o->x + i * SIZE, n * SIZE);
+    if (op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD || op == FD_ZONEOUT) {
+        memset(residual, 0, sizeof residual);
+        memcpy(residual, o->residual + i * SIZE, n * SIZE);
+    }
+    if (op == FD_BIAS_DROPOUT_ADD) {
+        memset(bias, 0, sizeof bias);
+        memcpy(bias, o->bias + i * SIZE, n * SIZE);
+    }
+    memcpy(copy, bits + bit / 8, (bit % 8 + n + 7) / 8);
+    const fd_operands padded = {x, residual, bias, x, active, o->constants, 0};
+    NAME(strip, SUFFIX)(op, &padded, 0, copy, bit % 8, scale, 0);
+    memcpy(o->y + i * SIZE, x, n * SIZE);
+    if (op == FD_RELU_DROPOUT) {
+        memcpy(o->active + i / 8, active, (n + 7) / 8);
+        if (n % 8) /* nothing beyond the last element */
+            o->active[(i + n) / 8] &= (uint8_t)((1 << n % 8) - 1);
+    }
+}
+
+ALWAYS_INLINE void NAME(apply, SUFFIX)(fd_op op, const fd_operands *operands, const uint8_t *bits,
+                                       size_t bit, size_t n)
+{
+    const fd_operands o = *operands;
+    const VEC scale = SET(o.constants.scale);
+    /* Begin with what is before y's first cache line: a store across two lines costs two. Up to 8 KiB
+     * that is cheaper than two parts. Not with relu, whose own bits would begin inside a byte then. */
+    const int few = n < 256 || (!o.non_temporal && n * SIZE < 8192);
+    size_t i = few || op == FD_RELU_DROPOUT ? 0 : to_line(o.y) / SIZE;
+    if (i)
+        NAME(part, SUFFIX)(op, &o, 0, bits, bit, i, scale);
+    const int non_temporal = o.non_temporal && (uintptr_t)(o.y + i * SIZE) % 64 == 0;
+    const unsigned shift = (bit + i) % 8;
+    bits += (bit + i) / 8;
+    const size_t first = i;
+    if (non_temporal)
+        for (; i + 64 <= n; i += 64)
+            NAME(strip, SUFFIX)(op, &o, i, bits + (i - first) / 8, shift, scale, 1);
+    else
+        for (; i + 64 <= n; i += 64)
+            NAME(strip, SUFFIX)(op, &o, i, bits + (i - first) / 8, shift, scale, 0);
+    if (i < n)
+        NAME(part, SUFFIX)(op, &o, i, bits, shift + (i - first), n - i, scale);
+}
+
+/* The ops as functions: one road with a constant. */
+#define OP(name, op)                                                                              \
+    static void NAME(name, SUFFIX)(const fd_operands *o, const uint8_t *bits, size_t bit, size_t n) \
+    {                                                                                             \
+        NAME(apply, SUFFIX)(op, o, bits, bit, n);                                                 \
+    }
+OP(dropout, FD_DROPOUT)
+OP(dropout_add, FD_DROPOUT_ADD)
+OP(bias_dropout_add, FD_BIAS_DROPOUT_ADD)
+OP(relu_dropout, FD_RELU_DROPOUT)
+OP(alpha_dropout, FD_ALPHA_DROPOUT)
+OP(zoneout, FD_ZONEOUT)
+#undef OP
+
+/* sum[i] += x[i] in float64, the same on any instruction set. */
+static void NAME(add_to, SUFFIX)(const char *x, double *sum, size_t n)
+{
+    for (size_t i = 0, m; i < n; i += m) {
+        char padded[64 * SIZE] = {0};
+        SCALAR value[64];
+        m = n - i < 64 ? n - i : 64;
+        const char *from = x + i * SIZE;
+        if (m < 64)
+            from = memcpy(padded, from, m * SIZE);
+        for (size_t j = 0; j < 64; j += WIDTH)
+            STORE_SCALARS((char *)(value + j), LOAD(from + j * SIZE));
+        for (size_t j = 0; j < m; j++)
+            sum[i + j] += (double)value[j];
+    }
+}
+
+#include "kernels/apply_noise.h"
+#if SIZE >= 4
+#include "kernels/connect.h"
+#endif
+
+#undef TYPE
+#undef COMPUTE
+#undef SUFFIX
+#undef SIZE
+#undef SCALAR

@@ -1,0 +1,118 @@
+/* What the kernels of one instruction set offer.
+ *
+ * Everything here follows the stream's definition (README, "The stream"): seed, call and element
+ * index decide whether an element is kept. A kernel cannot fail; its caller has checked everything.
+ */
+#ifndef FASTDROP_TABLE_H
+#define FASTDROP_TABLE_H
+
+#include "paddings.h"
+#include <stddef.h>
+#include <stdint.h>
+
+/* The draw of one call: which keystream, and how it decides. */
+typedef struct {
+    uint64_t seed, call;
+    uint64_t threshold; /* T = round(p * 2^32), 0 ... 2^32 */
+} fd_draw;
+
+/* Memory that is read after a draw, `step` bytes per element drawn; it is fetched into the cache
+ * meanwhile. Step 0: none but `at`, which is then anything at hand. */
+typedef struct {
+    const char *at;
+    size_t step;
+} fd_ahead;
+
+typedef enum { FD_FLOAT32, FD_FLOAT64, FD_FLOAT16, FD_BFLOAT16, FD_DTYPES } fd_dtype;
+static const size_t fd_itemsize[FD_DTYPES] = {4, 8, 2, 2};
+
+/* kept(v) is v where the element is kept, else +0. 16-bit types are computed in float32 and rounded
+ * once, at the end. */
+typedef enum {
+    FD_DROPOUT,          /* y = kept(x) * scale */
+    FD_DROPOUT_ADD,      /* y = residual + kept(x) * scale */
+    FD_BIAS_DROPOUT_ADD, /* y = residual + kept(x + bias) * scale */
+    FD_RELU_DROPOUT,     /* y = relu(kept(x) * scale); active: which elements have a gradient */
+    FD_ALPHA_DROPOUT,    /* y = x * scale + shift where kept, else `dropped` */
+    FD_ZONEOUT,          /* y = x where kept, else residual */
+    FD_OPS
+} fd_op;
+
+typedef struct {
+    double scale, shift, dropped;
+} fd_constants;
+
+/* n elements of each, contiguous; y may be x or residual. What an op does not name is not read. */
+typedef struct {
+    const char *x, *residual, *bias;
+    char *y;
+    uint8_t *active; /* packed bits, from bit 0 on: kept, and not (x <= 0) */
+    fd_constants constants;
+    int non_temporal; /* write y past the caches */
+} fd_operands;
+
+/* Bit `bit` of `bits` belongs to the first element. */
+typedef void fd_apply_fn(const fd_operands *operands, const uint8_t *bits, size_t bit, size_t n);
+
+/* Continuous noise, by the domain its words come from: standard normal, standard logistic. */
+typedef enum { FD_NORMAL = 3, FD_LOGISTIC = 4 } fd_noise;
+
+/* What is done with noise e. With a = (logit + e) / temperature, z = 1 / (1 + exp(-a)) is the relaxed
+ * drop mask, and w = (1 - z) * scale. */
+typedef enum {
+    FD_NOISE_SCALE,       /* y = x * (1 + sigma * e) */
+    FD_NOISE_ADD,         /* y = x + sigma * e */
+    FD_NOISE_GRADIENT,    /* t = x * g * e: of sigma, where y = x * (1 + sigma * e) */
+    FD_CONCRETE,          /* y = x * w */
+    FD_CONCRETE_GRADIENT, /* t = x * g * w * (p - z / temperature): of logit */
+    FD_NOISE_OPS
+} fd_noise_op;
+
+typedef struct {
+    double sigma; /* of all elements, where there is no array of sigma */
+    double logit, p, inverse_temperature, scale;
+} fd_noise_constants;
+
+/* sigma and t have the compute type: float64 for float64, else float32. */
+typedef struct {
+    const char *x, *g, *sigma;
+    const float *noise;
+    char *y; /* or t */
+    fd_noise_constants constants;
+} fd_noise_operands;
+
+typedef void fd_noise_fn(const fd_noise_operands *operands, size_t n);
+
+/* Rows of a linear layer's weights, `padded` elements apart: n of them, and zeros up to the next
+ * multiple of FD_GROUP. Keep bit r * row_bits + o belongs to at[r][o]. */
+typedef struct {
+    const char *at;
+    size_t rows, n, padded, row_bits;
+} fd_weights;
+
+typedef struct {
+    const char *name;
+    /* Keep bits of n <= FD_DRAW_MAX elements from index start (a multiple of FD_ALIGN);
+     * `bits` has room for FD_BITS_BYTES. */
+    void (*draw_bits)(const fd_draw *draw, uint64_t start, size_t n, uint8_t *bits, fd_ahead ahead);
+    fd_apply_fn *apply[FD_OPS][FD_DTYPES];
+    /* n variates from 4 * block on, at most FD_TILE + 4; noise is FD_NOISE_PAD longer. */
+    void (*draw_noise)(fd_noise kind, const fd_draw *draw, uint64_t block, size_t n, float *noise,
+                       fd_ahead ahead);
+    fd_noise_fn *apply_noise[FD_NOISE_OPS][FD_DTYPES];
+    /* sum[i] += x[i] */
+    void (*add_to[FD_DTYPES])(const char *x, double *sum, size_t n);
+    /* y[o] += sum over r of kept(w[r][o]) * x[r]. Bit `bit` of `bits` belongs to w[0][0]; FD_GROUP
+     * bits are read for each group of w's columns. float32 and float64. */
+    void (*connect[FD_FLOAT64 + 1])(const fd_weights *w, const uint8_t *bits, size_t bit,
+                                    const void *x, char *y);
+    /* dx[r] += sum over o of kept(w[r][o]) * g[o], unless dx is NULL; dw[r][o] += kept(g[o]) * x[r].
+     * g and the rows of dw are padded as w is. */
+    void (*connect_back[FD_FLOAT64 + 1])(const fd_weights *w, const uint8_t *bits, size_t bit,
+                                         const char *g, const void *x, void *dx, char *dw);
+    /* n blocks of Philox4x32 with 7 or 10 rounds: the hook of the known-answer tests. */
+    void (*philox)(const uint32_t *counters, const uint32_t key[2], int rounds, size_t n,
+                   uint32_t *words);
+} fd_kernels;
+
+#endif
