@@ -106,7 +106,7 @@ def dropout_kernel(
 
 
 def _keep16(where: str, source: str, shifted: bool) -> Any:
-    """``f(i, given, start, draw)``: keep bits of elements i ... i + 15."""
+    """``f(group, given, start, draw)``: keep bits of 16 elements."""
     t = target(where)
     device, load_u16 = t.device, t.load_u16
     if source in ("given", "examples"):

@@ -115,23 +115,22 @@ def _together(where: str, dtype: str, op: str) -> Any:
     load16d, store16d, far, half = p.load16d, p.store16d, U64(16), U32(0xFFFF)
     weight_of, applied = weight(where, dtype, op), _applied(where, dtype, op)
 
-    def weight_at(j: int) -> Any:
+    # Weights before loads: what is loaded would take registers while they are computed.
+    @p.four
+    def weights(j: int) -> Any:
         @device
         def of_one(e, s, relaxed):
             return weight_of(e[j], s[j], relaxed)
 
         return of_one
 
-    def applied_at(j: int) -> Any:
+    @p.four
+    def all4(j: int) -> Any:
         @device
         def to_one(raw, w):
             return applied(decode(raw[j]), zero, w[j])
 
         return to_one
-
-    # Weights before loads: what is loaded would take registers while they are computed.
-    weights, all4, first, second = p.four(weight_at), p.four(applied_at), *map(weight_at, (0, 1))
-    to_first, to_second = applied_at(0), applied_at(1)
 
     @device
     def of_4_bytes(x, y, e, s, relaxed):
@@ -149,9 +148,10 @@ def _together(where: str, dtype: str, op: str) -> Any:
 
     @device
     def two(x, y, e, s, relaxed):
-        w = first(e, s, relaxed), second(e, s, relaxed)
+        w0, w1 = weight_of(e[0], s[0], relaxed), weight_of(e[1], s[1], relaxed)
         raw = load16d(x)
-        store16d(y, (encode(to_first(raw, w)), encode(to_second(raw, w))))
+        v0, v1 = applied(decode(raw[0]), zero, w0), applied(decode(raw[1]), zero, w1)
+        store16d(y, (encode(v0), encode(v1)))
 
     @device
     def of_8_bytes(x, y, e, s, relaxed):

@@ -43,7 +43,8 @@ def target(name: str) -> SimpleNamespace:
     Words
         ``ones(m)``: the lowest m < 32 bits set. ``bit(w, at)``, ``sixteen(w, at)``: one of a word's
         bits, 0 or 1, or 16 from it on. ``fourth(of, index)``: one of four, for a U64 modulo 4,
-        without a branch. ``four(make)``: what the functions ``make(0)`` ... ``make(3)`` give.
+        without a branch. ``four(make)``, a decorator: a tuple of what the functions ``make(0)`` ...
+        ``make(3)`` give.
     """
     if name == "python":
         from fastdrop.backends.cuda.kernels.targets import python
