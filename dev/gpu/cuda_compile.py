@@ -51,8 +51,8 @@ def variants(axes: int = 4) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Every kernel that `fastdrop.cuda` launches on arrays of up to so many axes (after those that
     are one in memory became one): name, dtype and options as `compile_ptx` takes them.
     """
-    for name, (_, defaults, _) in kernels.KERNELS.items():
-        choices = kernels.choices(name, axes)
+    for name in kernels.KERNELS:
+        defaults, choices = kernels.defaults(name), kernels.choices(name, axes)
         for dtype in choices.pop("dtype"):
             for values in product(*(choices[option] for option in defaults)):
                 options = dict(zip(defaults, values, strict=True))
@@ -76,7 +76,7 @@ def compile_ptx(
     cc : tuple of int
         Compute capability, (7, 5) or later.
     options
-        Those of the kernel's function; else their defaults in ``cuda_table.KERNELS``.
+        Those of the kernel's function; else their defaults.
     """
     folder = os.environ.get("FASTDROP_CACHE")
     if not folder:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,12 @@ from fastdrop.backends.cuda.kernels import (
     rows,
     sums,
     variates,
-    words,
 )
 from fastdrop.base.dtypes import ITEMSIZE
 
 # Where kernels are, in the order of their imports.
 MODULES = (
-    *(words, philox, elements, layout, masks, operations, chunks, dropout, variates, noise),
+    *(philox, elements, layout, masks, operations, chunks, dropout, variates, noise),
     *(sums, rows, blocks, connect),
 )
 
@@ -49,78 +49,56 @@ class Parameter:
     length: int | str | None = None
 
 
-def _u64(names: str) -> tuple[Parameter, ...]:
-    return tuple(Parameter(name, "u64") for name in names.split())
+def _each(kind: str, names: str) -> tuple[Parameter, ...]:
+    return tuple(Parameter(name, kind) for name in names.split())
 
 
-def _real(names: str) -> tuple[Parameter, ...]:
-    return tuple(Parameter(name, "real") for name in names.split())
-
-
+_u64, _real = partial(_each, "u64"), partial(_each, "real")
 _RUN = _u64("n start")
-_SHAPE, _STRIDES, _TO = (Parameter(name, "u64", "axes") for name in ("shape", "strides", "to"))
-_LAYOUT = _SHAPE, _STRIDES
+_LAYOUT = Parameter("shape", "u64", "axes"), Parameter("strides", "u64", "axes")
+_TO = Parameter("to", "u64", "axes")
 _KEYS = Parameter("keys", "u32", 14), Parameter("call", "u64")
 _DRAW = *_KEYS, Parameter("t", "u32"), Parameter("f", "u32")
 
-# Each kernel's function, its options' defaults, and what it takes: parameters, or tuples of them
-# that are one parameter. Addresses are of global memory.
-KERNELS: dict[str, tuple[Any, dict[str, Any], tuple[Any, ...]]] = {
+# Each kernel's function, whose options have defaults, and what it takes: parameters, or tuples of
+# them that are one parameter. Addresses are of global memory.
+KERNELS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "dropout": (
         dropout.dropout_kernel,
-        {"op": "dropout", "source": "bytes", "shifted": False},
         (
             *(_u64("x residual bias y"), _u64("given saved"), _u64("own row words"), _RUN),
             *(_DRAW, _real("scale shift dropped")),
         ),
     ),
-    "draw": (
-        masks.draw_kernel,
-        {"source": "bytes", "shifted": False, "axes": 0, "small": True},
-        (*_u64("saved"), _RUN, _LAYOUT, _DRAW),
-    ),
-    "spread": (
-        masks.spread_kernel,
-        {"axes": 1, "small": True},
-        (*_u64("given saved n"), _LAYOUT),
-    ),
-    "copy": (
-        layout.copy_kernel,
-        {"axes": 1, "small": True},
-        (*_u64("x y n"), _SHAPE, _STRIDES, _TO),
-    ),
-    "unpack": (masks.unpack_kernel, {}, _u64("given y n")),
+    "draw": (masks.draw_kernel, (*_u64("saved"), _RUN, _LAYOUT, _DRAW)),
+    "spread": (masks.spread_kernel, (*_u64("given saved n"), _LAYOUT)),
+    "copy": (layout.copy_kernel, (*_u64("x y n"), *_LAYOUT, _TO)),
+    "unpack": (masks.unpack_kernel, _u64("given y n")),
     "noise": (
         noise.noise_kernel,
-        {"op": "scale", "axes": 0, "small": True},
         (
             *(_u64("x g y"), _u64("sigmas row"), _RUN, _LAYOUT, _KEYS),
             *(*_real("sigma"), _real("logit rate inverse scale")),
         ),
     ),
-    "weighted": (sums.weighted_kernel, {}, _u64("weights x y n wide")),
-    "sums": (sums.sums_kernel, {"by": "rows"}, _u64("x sums n row")),
-    "total": (sums.total_kernel, {"single": False}, _u64("sums y row")),
-    "ids": (
-        rows.ids_kernel,
-        {"axes": 1},
-        (*_u64("x y n"), _u64("width signed"), *_u64("words"), _LAYOUT),
+    "weighted": (sums.weighted_kernel, _u64("weights x y n wide")),
+    "sums": (sums.sums_kernel, _u64("x sums n row")),
+    "total": (sums.total_kernel, _u64("sums y row")),
+    "ids": (rows.ids_kernel, (*_u64("x y n"), _u64("width signed"), *_u64("words"), _LAYOUT)),
+    "sort": (rows.sort_kernel, _u64("x y n run")),
+    "add_rows": (
+        rows.add_rows_kernel,
+        (*_u64("order x given y n row words"), Parameter("scale", "f64")),
     ),
     "place": (
         blocks.place_kernel,
-        {},
         (*_u64("given saved n"), _u64("row size"), _u64("rows columns"), _u64("height width")),
     ),
-    "widen": (
-        blocks.widen_kernel,
-        {},
-        (*_u64("given saved n"), _u64("row size"), *_u64("far k keep")),
-    ),
-    "count": (blocks.count_kernel, {}, _u64("given sums n row")),
-    "scale": (blocks.scale_kernel, {}, _u64("sums y n size")),
+    "widen": (blocks.widen_kernel, (*_u64("given saved n"), _u64("row size"), *_u64("far k keep"))),
+    "count": (blocks.count_kernel, _u64("given sums n row")),
+    "scale": (blocks.scale_kernel, _u64("sums y n size")),
     "connect": (
         connect.connect_kernel,
-        {},
         (
             *(_u64("x m y"), _u64("rows terms columns"), _u64("start bits_i bits_j")),
             *(_u64("x_i x_j"), *_u64("more"), _DRAW, *_real("scale")),
@@ -128,17 +106,7 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], tuple[Any, ...]]] = {
     ),
     "connect_back": (
         connect.connect_back_kernel,
-        {},
-        (
-            *(_u64("m g y"), _u64("rows terms columns"), _u64("start bits_i"), _DRAW),
-            *_real("scale"),
-        ),
-    ),
-    "sort": (rows.sort_kernel, {}, _u64("x y n run")),
-    "add_rows": (
-        rows.add_rows_kernel,
-        {},
-        (*_u64("order x given y n row words"), Parameter("scale", "f64")),
+        (_u64("m g y"), _u64("rows terms columns"), _u64("start bits_i"), _DRAW, *_real("scale")),
     ),
 }
 
@@ -159,6 +127,12 @@ _CHOICES: dict[str, dict[str, Sequence[Any]]] = {
 _OF_NO_DTYPE = ("draw", "spread", "unpack", "ids", "sort", "place", "widen", "count")
 
 
+def defaults(name: str) -> dict[str, Any]:
+    """A kernel's options, and what they are if not given."""
+    known = signature(KERNELS[name][0]).parameters.values()
+    return {p.name: p.default for p in known if p.default is not p.empty}
+
+
 def dtype_of(name: str, dtype: str) -> str:
     """The dtype that a kernel is compiled for, if the arrays are of this one."""
     if name in _OF_NO_DTYPE:
@@ -168,7 +142,7 @@ def dtype_of(name: str, dtype: str) -> str:
 
 def choices(name: str, axes: int) -> dict[str, Sequence[Any]]:
     """The values of a kernel's dtype and options, on arrays of up to so many axes."""
-    least = KERNELS[name][1].get("axes", 0)  # 0 where there is a kernel for runs
+    least = defaults(name).get("axes", 0)  # 0 where there is a kernel for runs
     both = (False, True)
     counts = (0, *range(noise.NOISE_AXES, axes + 1)) if name == "noise" else range(least, axes + 1)
     general = {"shifted": both, "small": both, "single": both, "axes": counts}
@@ -201,13 +175,15 @@ def parameters(name: str, dtype: str, options: Mapping[str, Any]) -> tuple[Any, 
     def resolved(p: Any) -> Any:
         if isinstance(p, tuple):
             return tuple(map(resolved, p))
-        kind, length = real if p.kind == "real" else p.kind, axes if p.length else None
-        return replace(p, kind=kind, length=length if p.length == "axes" else p.length)
+        kind = real if p.kind == "real" else p.kind
+        return Parameter(p.name, kind, axes if p.length == "axes" else p.length)
 
-    return resolved(KERNELS[name][2])
+    return resolved(KERNELS[name][1])
 
 
-_parameters = cache(lambda name, dtype, options: parameters(name, dtype, dict(options)))
+@cache
+def _parameters(name: str, dtype: str, options: tuple[tuple[str, Any], ...]) -> tuple[Any, ...]:
+    return parameters(name, dtype_of(name, dtype), dict(options))
 
 
 def values(
@@ -228,7 +204,7 @@ def values(
             return kind(given)
         return tuple(map(kind, given or (0,) * p.length))
 
-    return value(_parameters(name, dtype_of(name, dtype), options))
+    return value(_parameters(name, dtype, options))
 
 
 def flattened(items: tuple[Any, ...]) -> Iterator[Any]:
@@ -242,5 +218,4 @@ def flattened(items: tuple[Any, ...]) -> Iterator[Any]:
 
 def kernel(where: str, name: str, dtype: str, **options: Any) -> Any:
     """A kernel by name, for a target of `fastdrop.backends.cuda.kernels.targets`."""
-    build, defaults, _ = KERNELS[name]
-    return build(where, dtype, **(defaults | options))
+    return KERNELS[name][0](where, dtype, **options)

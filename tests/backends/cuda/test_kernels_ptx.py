@@ -292,14 +292,14 @@ def test_keep_mask(cc, p, small):
         ((5, 40, 3), (2,), None),
         ((5, 6, 40), (), ((3, 0, 0), (8, 6, 40))),
     ]:
-        block = gate.block(shape, shared, region)
-        axes = 0 if block.is_run else len(block.shape)
+        place = gate.place(shape, shared, region)
+        axes = 0 if place.is_run else len(place.shape)
         kernel = compiled(
-            "draw", cc, "float32", source=source, shifted=block.start % 16 != 0, axes=axes,
+            "draw", cc, "float32", source=source, shifted=place.start % 16 != 0, axes=axes,
             small=small,
         )  # fmt: skip
-        n = prod(block.shape)
-        numbers = {"start": block.start, "shape": block.shape, "strides": block.strides}
+        n = prod(place.shape)
+        numbers = {"start": place.start, "shape": place.shape, "strides": place.strides}
         after = run(kernel, {"saved": room(n)}, n=n, **numbers, **threshold)
         mask = fd.keep_mask(shape, p, rng=fd.Rng(SEED, CALL), shared_axes=shared, region=region)
         for axis in shared:

@@ -159,7 +159,7 @@ MUTATIONS = {
         "missing = bits0 if nan0 else NONE",
         forward,
     ),
-    "NaN not looked for": ("return (a != a) | (b != b)", "return a != a", forward),
+    "NaN not looked for": ("(nan0 | nan1) | (nan2 | nan3)", "nan0 | nan2", forward),
     "NaN loses its payload": (
         "return r if v == v else value(raw(bits(v) | quiet))",
         "return r",
@@ -225,8 +225,8 @@ MUTATIONS = {
         connect,
     ),
     "columns behind the last": (
-        "return decode(load1(at)) if number < left",
-        "return decode(load1(at)) if number < U32(99)",
+        "return decode(load1(at + offset)) if number < left",
+        "return decode(load1(at + offset)) if number < U32(99)",
         connect,
     ),
     "a dropped weight counted": (

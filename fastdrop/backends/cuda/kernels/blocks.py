@@ -15,8 +15,7 @@ import numpy as np
 from fastdrop._core import PARTS
 from fastdrop.backends.cuda.kernels.elements import elements
 from fastdrop.backends.cuda.kernels.masks import packed
-from fastdrop.backends.cuda.kernels.targets import target
-from fastdrop.backends.cuda.kernels.words import U32, U64, words
+from fastdrop.backends.cuda.kernels.targets import U32, U64, target
 
 EACH_PART = U64(PARTS)  # of what is counted
 
@@ -74,7 +73,7 @@ def widen_kernel(where: str, dtype: str) -> Any:
     """
     p = target(where)
     first, step, load_u16, store_u16 = p.first, p.step, p.load_u16, p.store_u16
-    sixteen, ones = packed(where).sixteen, words(where).ones
+    sixteen, ones = packed(where).sixteen, p.ones
 
     @p.device
     def wider(given, i, at, far, k):

@@ -7,12 +7,12 @@ does its elements one by one.
 from __future__ import annotations
 
 from functools import cache, reduce
+from types import SimpleNamespace
 from typing import Any
 
 from fastdrop.backends.cuda.kernels.elements import elements
 from fastdrop.backends.cuda.kernels.operations import RESIDUAL, operation
-from fastdrop.backends.cuda.kernels.targets import target
-from fastdrop.backends.cuda.kernels.words import U32, U64
+from fastdrop.backends.cuda.kernels.targets import U32, U64, target
 from fastdrop.base.dtypes import ITEMSIZE
 
 NONE = U32(0)
@@ -42,88 +42,72 @@ def chunk(where: str, dtype: str, op: str, c: int) -> Any:
             x, r, b = operands
             keep = k & bit != NONE
             y, active = element((decode(x[j]), decode(r[j]), decode(b[j])), keep, constants)
-            return y, U32(active * bit)
+            return encode(y), y != y, U32(active * bit)
 
         return one
 
-    is_nan = _is_nan(where)
     if item == 8:
         first, second = at(0), at(1)
 
         @device
         def whole(operands, k, constants):
-            y0, a0 = first(operands, k, constants)
-            y1, a1 = second(operands, k, constants)
-            return (encode(y0), encode(y1)), is_nan(y0, y1), U32(a0 | a1)
+            y0, nan0, a0 = first(operands, k, constants)
+            y1, nan1, a1 = second(operands, k, constants)
+            return (y0, y1), nan0 | nan1, U32(a0 | a1)
 
-    else:
-        word0, word1, word2, word3 = map(at, range(4))
-
-        @device
-        def whole(operands, k, constants):
-            y0, a0 = word0(operands, k, constants)
-            y1, a1 = word1(operands, k, constants)
-            y2, a2 = word2(operands, k, constants)
-            y3, a3 = word3(operands, k, constants)
-            nan = is_nan(y0, y1) | is_nan(y2, y3)
-            y = encode(y0), encode(y1), encode(y2), encode(y3)
-            return y, nan, U32((a0 | a1) | (a2 | a3))
-
-    return whole
+        return whole
+    return _joined(t, t.four(at))
 
 
-def _is_nan(where: str) -> Any:
-    @target(where).device
-    def is_nan(a, b):
-        return (a != a) | (b != b)
+def _joined(t: SimpleNamespace, words: Any) -> Any:
+    """What ``words(operands, k, constants)`` gives of four words, of the four together."""
 
-    return is_nan
-
-
-def _of_pairs(where: str, dtype: str, op: str, c: int) -> Any:
-    """`chunk` with two elements a word."""
-    device = target(where).device
-
-    def active_at(j: int) -> Any:
-        down = U32(15 - 8 * c - 2 * j)
-
-        @device
-        def active_of(y):
-            """The bits of those that are not 0, where k below has them; y has no signs, and nothing
-            above 0 becomes 0 by a scale of 1 or more."""
-            return (y + U32(0x7FFF7FFF) & U32(0x80008000)) >> down
-
-        return active_of
-
-    word0, word1, word2, word3 = (_of_pair(where, dtype, op, c, j) for j in range(4))
-    active0, active1, active2, active3 = map(active_at, range(4))
-    with_active = op == "relu_dropout"
-
-    @device
+    @t.device
     def whole(operands, k, constants):
-        k = U32(k | k << 15)  # odd elements' from bit 16 on
-        (x, r, b), active = operands, NONE
-        y0, nan0 = word0((x[0], r[0], b[0]), k, constants)
-        y1, nan1 = word1((x[1], r[1], b[1]), k, constants)
-        y2, nan2 = word2((x[2], r[2], b[2]), k, constants)
-        y3, nan3 = word3((x[3], r[3], b[3]), k, constants)
-        if with_active:
-            active = U32((active0(y0) | active1(y1)) | (active2(y2) | active3(y3)))
-            active = U32((active | active >> 15) & U32(0xFFFF))
+        (y0, nan0, a0), (y1, nan1, a1), (y2, nan2, a2), (y3, nan3, a3) = words(
+            operands, k, constants
+        )
+        active = U32((a0 | a1) | (a2 | a3))
         return (y0, y1, y2, y3), (nan0 | nan1) | (nan2 | nan3), active
 
     return whole
 
 
-def _of_pair(where: str, dtype: str, op: str, c: int, j: int) -> Any:
-    """`operation` on word j, two elements: ``f(operands, k, constants)`` to (y, nan). What is
-    dropped is masked out of the operands, which is less work, where y is then what it has to be.
-    """
+def _of_pairs(where: str, dtype: str, op: str, c: int) -> Any:
+    """`chunk` with two elements a word."""
     t = target(where)
-    device, e, is_nan = t.device, elements(where, dtype), _is_nan(where)
+    joined = _joined(t, t.four(lambda j: _of_pair(where, dtype, op, c, j)))
+
+    @t.device
+    def whole(operands, k, constants):
+        k = U32(k | k << 15)  # odd elements' from bit 16 on
+        y, nan, active = joined(operands, k, constants)
+        return y, nan, U32((active | active >> 15) & U32(0xFFFF))
+
+    return whole
+
+
+def _of_pair(where: str, dtype: str, op: str, c: int, j: int) -> Any:
+    """`operation` on word j, two elements: ``f(operands, k, constants)`` to (y, nan, active). What
+    is dropped is masked out of the operands, which is less work, where y is then what it has to be.
+    """
+    t, e = target(where), elements(where, dtype)
+    device = t.device
     element = operation(where, dtype, op, False)
     decode, value, pack, half = e.decode, e.value, e.pack, t.half
     signs, up = (t.upper_signs if c else t.lower_signs), U32(7 - 2 * j)
+    down, with_active = U32(15 - 8 * c - 2 * j), op == "relu_dropout"
+
+    @device
+    def active_of(y):
+        """The bits of those that are not 0, where k has them; y has no signs, and nothing above 0
+        becomes 0 by a scale of 1 or more."""
+        above = U32((y + U32(0x7FFF7FFF)) & U32(0x80008000))
+        return U32(above >> down) if with_active else NONE
+
+    @device
+    def is_nan(a, b):
+        return (a != a) | (b != b)
 
     @device
     def mask(k):
@@ -153,29 +137,30 @@ def _of_pair(where: str, dtype: str, op: str, c: int, j: int) -> Any:
 
     @device
     def zoneout(operands, k, constants):
-        x, r, _ = operands
         m = mask(k)
-        y = U32(x & m | r & ~m)
-        return y, has_nan(y)
+        y = U32(operands[0][j] & m | operands[1][j] & ~m)
+        return y, has_nan(y), NONE
 
     @device
     def alpha_dropout(operands, k, constants):
         m, dropped = mask(k), constants[2]
-        x0, x1 = both(operands[0])
+        x0, x1 = both(operands[0][j])
         y0, _ = element((x0, x0, x0), True, constants)
         y1, _ = element((x1, x1, x1), True, constants)
-        return U32(pack(y0, y1) & m | pack(dropped, dropped) & ~m), is_nan(y0, y1)
+        y = U32(pack(y0, y1) & m | pack(dropped, dropped) & ~m)
+        return y, is_nan(y0, y1), NONE
 
     @device
     def others(operands, k, constants):
         x, r, b = operands
         m = mask(k)
-        x0, x1 = both(U32(x & m))
-        r0, r1 = both(r)
-        b0, b1 = both(U32(b & m))
+        x0, x1 = both(U32(x[j] & m))
+        r0, r1 = both(r[j])
+        b0, b1 = both(U32(b[j] & m))
         y0, _ = element((x0, r0, b0), True, constants)
         y1, _ = element((x1, r1, b1), True, constants)
-        return pack(y0, y1), is_nan(y0, y1)
+        y = pack(y0, y1)
+        return y, is_nan(y0, y1), active_of(y)
 
     return {"zoneout": zoneout, "alpha_dropout": alpha_dropout}.get(op, others)
 
@@ -205,9 +190,9 @@ def chunks(where: str, dtype: str, op: str) -> Any:
 
 def _stored(where: str, dtype: str, op: str, c: int, count: int) -> Any:
     """One or two chunks from c on. Loads come before stores: y may be x or residual."""
-    device = target(where).device
+    t, load = target(where), _operands(where, dtype, op)
+    device, put = t.device, t.store16d if dtype == "float64" else t.store16
     per = 16 // ITEMSIZE[dtype]  # elements of a chunk
-    load, put = _memory(where, dtype, op)
     f0, at0, bits0 = chunk(where, dtype, op, c), U64(16 * c), U32(((1 << per) - 1) << c * per)
 
     @device
@@ -236,23 +221,11 @@ def _stored(where: str, dtype: str, op: str, c: int, count: int) -> Any:
     return two
 
 
-def _memory(where: str, dtype: str, op: str) -> tuple[Any, Any]:
-    """``load(arrays, at)``: the op's operands, 16 bytes each; ``put(address, words)``."""
-    t = target(where)
+def _operands(where: str, dtype: str, op: str) -> Any:
+    """``f(arrays, at)``: 16 bytes each of what the op reads."""
+    t, wide = target(where), dtype == "float64"
+    load16, nothing = (t.load16d, (U64(0), U64(0))) if wide else (t.load16, (NONE,) * 4)
     has_bias, has_residual = op == "bias_dropout_add", op in RESIDUAL
-    if dtype == "float64":
-        nothing, load16, store16d = (U64(0), U64(0)), t.load16d, t.store16d
-
-        @t.device
-        def put(y, v):
-            store16d(y, v[0], v[1])
-
-    else:
-        nothing, load16, store16 = (NONE, NONE, NONE, NONE), t.load16, t.store16
-
-        @t.device
-        def put(y, v):
-            store16(y, v[0], v[1], v[2], v[3])
 
     @t.device
     def load(arrays, at):
@@ -263,4 +236,4 @@ def _memory(where: str, dtype: str, op: str) -> tuple[Any, Any]:
             load16(bias + at) if has_bias else nothing,
         )
 
-    return load, put
+    return load

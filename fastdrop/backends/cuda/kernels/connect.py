@@ -15,8 +15,7 @@ from typing import Any
 
 from fastdrop.backends.cuda.kernels.elements import elements
 from fastdrop.backends.cuda.kernels.philox import keep_bits
-from fastdrop.backends.cuda.kernels.targets import target
-from fastdrop.backends.cuda.kernels.words import U32, U64, words
+from fastdrop.backends.cuda.kernels.targets import U32, U64, target
 from fastdrop.base.dtypes import ITEMSIZE
 
 CHUNK = U64(4096)  # FD_TILE: so many columns are added up before they go to the others
@@ -25,8 +24,8 @@ CHUNK = U64(4096)  # FD_TILE: so many columns are added up before they go to the
 @cache
 def draw_anywhere(where: str) -> Any:
     """``f(index, draw)``: 16 keep bits from any index on, at any rate."""
-    device, of_group = target(where).device, keep_bits(where).of_group
-    sixteen = words(where).sixteen
+    t, of_group = target(where), keep_bits(where).of_group
+    device, sixteen = t.device, t.sixteen
     by_bytes, by_bits = of_group["bytes"], of_group["bits"]
 
     @device
@@ -51,147 +50,123 @@ def draw_anywhere(where: str) -> Any:
 
 @cache
 def quad(where: str, dtype: str, c: int) -> SimpleNamespace:
-    """Elements 4 c ... 4 c + 3 of 16; `left` of these are there, the others are 0.
+    """Elements 4 c ... 4 c + 3 of 16, a tuple; `left` of the 16 are there, the others are 0.
+    aligned: whether the 16 are at a multiple of 16 bytes.
 
-    ``load(address, left, aligned)`` and ``store(address, v, left, aligned)`` a tuple; aligned:
-    whether the 16 are at a multiple of 16 bytes. ``added(s, k, m, v)``: s + kept m * v, each
-    rounded once, where k has the keep bits of the 16.
+    ``load(at, left, aligned)``; ``store(at, v, left, aligned)``, ``scaled(s, scale)``: of v or s,
+    which has all four quads, its own. ``added(s, k, m, v)``: s + kept m * v, each rounded once,
+    where k has the keep bits of the 16.
     """
     p, e = target(where), elements(where, dtype)
-    device, decode, encode, item, zero = p.device, e.decode, e.encode, e.item, e.zero
+    device, decode, encode, zero = p.device, e.decode, e.encode, e.zero
     load1, store1, add, mul = e.load, e.store, e.exact.add, e.exact.mul
-    load4, store4 = _four(where, dtype)
     start, end = U64(4 * c * ITEMSIZE[dtype]), U32(4 * c + 4)
-    numbers = U32(4 * c), U32(4 * c + 1), U32(4 * c + 2), U32(4 * c + 3)
-    bits = tuple(U32(1 << n) for n in numbers)
+    load16, load16d, store16, store16d = p.load16, p.load16d, p.store16, p.store16d
+    wide, far = dtype == "float64", U64(16)
 
     @device
-    def one(address, number, left):
-        at = address + U64(number) * item
-        return decode(load1(at)) if number < left else zero
-
-    @device
-    def put(address, number, v, left):
-        if number < left:
-            store1(address + U64(number) * item, encode(v))
-
-    @device
-    def load(address, left, aligned):
-        if aligned and left >= end:
-            return load4(address + start)
-        return (
-            one(address, numbers[0], left),
-            one(address, numbers[1], left),
-            one(address, numbers[2], left),
-            one(address, numbers[3], left),
-        )
-
-    @device
-    def store(address, v, left, aligned):
-        if aligned and left >= end:
-            store4(address + start, v)
+    def store4(at, v):
+        raw = encode(v[0]), encode(v[1]), encode(v[2]), encode(v[3])
+        if wide:
+            store16d(at, (raw[0], raw[1]))
+            store16d(at + far, (raw[2], raw[3]))
         else:
-            put(address, numbers[0], v[0], left)
-            put(address, numbers[1], v[1], left)
-            put(address, numbers[2], v[2], left)
-            put(address, numbers[3], v[3], left)
+            store16(at, raw)
 
     @device
-    def kept(k, bit, m):
-        return m if k & bit != U32(0) else zero
+    def load4(at):
+        raw = load16d(at) + load16d(at + far) if wide else load16(at)
+        return decode(raw[0]), decode(raw[1]), decode(raw[2]), decode(raw[3])
+
+    @p.four
+    def each(j: int) -> Any:
+        number, offset = U32(4 * c + j), U64((4 * c + j) * ITEMSIZE[dtype])
+
+        @device
+        def load_one(at, left):
+            return decode(load1(at + offset)) if number < left else zero
+
+        return load_one
+
+    @p.four
+    def puts(j: int) -> Any:
+        number, offset = U32(4 * c + j), U64((4 * c + j) * ITEMSIZE[dtype])
+
+        @device
+        def store_one(at, v, left):
+            if number < left:
+                store1(at + offset, encode(v[j]))
+
+        return store_one
+
+    @p.four
+    def added(j: int) -> Any:
+        bit = U32(1 << 4 * c + j)
+
+        @device
+        def add_one(s, k, m, v):
+            kept = m[j] if k & bit != U32(0) else zero
+            return add(s[c][j], mul(kept, v[j]))
+
+        return add_one
+
+    @p.four
+    def scaled(j: int) -> Any:
+        @device
+        def scale_one(s, scale):
+            return mul(s[c][j], scale)
+
+        return scale_one
 
     @device
-    def added(s, k, m, v):
-        return (
-            add(s[0], mul(kept(k, bits[0], m[0]), v[0])),
-            add(s[1], mul(kept(k, bits[1], m[1]), v[1])),
-            add(s[2], mul(kept(k, bits[2], m[2]), v[2])),
-            add(s[3], mul(kept(k, bits[3], m[3]), v[3])),
-        )
+    def load(at, left, aligned):
+        if aligned and left >= end:
+            return load4(at + start)
+        return each(at, left)
 
-    return SimpleNamespace(load=load, store=store, added=added)
+    @device
+    def store(at, v, left, aligned):
+        if aligned and left >= end:
+            store4(at + start, v[c])
+        else:
+            puts(at, v[c], left)
 
-
-def _four(where: str, dtype: str) -> tuple[Any, Any]:
-    """``load(address)``, ``store(address, v)``: four elements at a multiple of 16 bytes."""
-    p, e = target(where), elements(where, dtype)
-    device, decode, encode = p.device, e.decode, e.encode
-    load16, store16, load16d, store16d = p.load16, p.store16, p.load16d, p.store16d
-
-    if dtype == "float64":
-
-        @device
-        def load(address):
-            a, b = load16d(address), load16d(address + U64(16))
-            return decode(a[0]), decode(a[1]), decode(b[0]), decode(b[1])
-
-        @device
-        def store(address, v):
-            store16d(address, encode(v[0]), encode(v[1]))
-            store16d(address + U64(16), encode(v[2]), encode(v[3]))
-
-    else:
-
-        @device
-        def load(address):
-            a = load16(address)
-            return decode(a[0]), decode(a[1]), decode(a[2]), decode(a[3])
-
-        @device
-        def store(address, v):
-            store16(address, encode(v[0]), encode(v[1]), encode(v[2]), encode(v[3]))
-
-    return load, store
+    return SimpleNamespace(load=load, store=store, added=added, scaled=scaled)
 
 
 @cache
 def quads(where: str, dtype: str) -> SimpleNamespace:
-    """The functions of four `quad`: a tuple of four tuples for 16 elements. ``scaled_row(s, k, row,
-    v, left, aligned)``, ``product(s, k, row, g, left, aligned)``: `added`, of what is at `row`, and
-    v or what is at g. Each four are loaded when they are needed, which takes less registers.
+    """The functions of four `quad`, on a tuple of four tuples for 16 elements. ``scaled_row(s, k,
+    row, v, left, aligned)``, ``product(s, k, row, g, left, aligned)``: `added`, of what is at
+    `row`, and v or what is at g. Each four are loaded when they are needed, which takes less
+    registers.
     """
-    device = target(where).device
-    q0, q1, q2, q3 = (quad(where, dtype, c) for c in range(4))
-    load_a, load_b, load_c, load_d = q0.load, q1.load, q2.load, q3.load
-    add_a, add_b, add_c, add_d = q0.added, q1.added, q2.added, q3.added
-    store_a, store_b, store_c, store_d = q0.store, q1.store, q2.store, q3.store
+    t = target(where)
+    of = tuple(quad(where, dtype, c) for c in range(4))
 
-    @device
-    def load(at, left, aligned):
-        return (
-            load_a(at, left, aligned),
-            load_b(at, left, aligned),
-            load_c(at, left, aligned),
-            load_d(at, left, aligned),
-        )
+    @t.four
+    def scaled_row(c: int) -> Any:
+        load, added = of[c].load, of[c].added
 
-    @device
-    def store(at, v, left, aligned):
-        store_a(at, v[0], left, aligned)
-        store_b(at, v[1], left, aligned)
-        store_c(at, v[2], left, aligned)
-        store_d(at, v[3], left, aligned)
+        @t.device
+        def of_quad(s, k, row, v, left, aligned):
+            return added(s, k, load(row, left, aligned), (v, v, v, v))
 
-    @device
-    def scaled_row(s, k, row, v, left, aligned):
-        v4 = (v, v, v, v)
-        return (
-            add_a(s[0], k, load_a(row, left, aligned), v4),
-            add_b(s[1], k, load_b(row, left, aligned), v4),
-            add_c(s[2], k, load_c(row, left, aligned), v4),
-            add_d(s[3], k, load_d(row, left, aligned), v4),
-        )
+        return of_quad
 
-    @device
-    def product(s, k, row, g, left, aligned):
-        return (
-            add_a(s[0], k, load_a(row, left, aligned), load_a(g, left, aligned)),
-            add_b(s[1], k, load_b(row, left, aligned), load_b(g, left, aligned)),
-            add_c(s[2], k, load_c(row, left, aligned), load_c(g, left, aligned)),
-            add_d(s[3], k, load_d(row, left, aligned), load_d(g, left, aligned)),
-        )
+    @t.four
+    def product(c: int) -> Any:
+        load, added = of[c].load, of[c].added
 
-    return SimpleNamespace(load=load, store=store, scaled_row=scaled_row, product=product)
+        @t.device
+        def of_quad(s, k, row, g, left, aligned):
+            return added(s, k, load(row, left, aligned), load(g, left, aligned))
+
+        return of_quad
+
+    names = "load", "store", "scaled"
+    functions = {name: t.four(lambda c, name=name: getattr(of[c], name)) for name in names}
+    return SimpleNamespace(**functions, scaled_row=scaled_row, product=product)
 
 
 @cache
@@ -205,17 +180,8 @@ def connect_kernel(where: str, dtype: str) -> Any:
     p, e = target(where), elements(where, dtype)
     first, step, keep16 = p.first, p.step, draw_anywhere(where)
     load1, decode, item, zero = e.load, e.decode, e.item, e.zero
-    mul, one, all16 = e.exact.mul, type(e.zero)(1), quads(where, dtype)
-    load, store, scaled_row = all16.load, all16.store, all16.scaled_row
-
-    @p.device
-    def scaled4(s, scale):
-        return mul(s[0], scale), mul(s[1], scale), mul(s[2], scale), mul(s[3], scale)
-
-    @p.device
-    def scaled(s, scale):
-        a, b = scaled4(s[0], scale), scaled4(s[1], scale)
-        return a, b, scaled4(s[2], scale), scaled4(s[3], scale)
+    one, q = type(e.zero)(1), quads(where, dtype)
+    load, store, scaled, scaled_row = q.load, q.store, q.scaled, q.scaled_row
 
     def connect(arrays, sizes, bits, steps, more, draw, scale):
         (x, m, y), (rows, terms, columns) = arrays, sizes

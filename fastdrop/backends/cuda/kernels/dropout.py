@@ -12,14 +12,15 @@ from fastdrop.backends.cuda.kernels.elements import elements
 from fastdrop.backends.cuda.kernels.masks import packed
 from fastdrop.backends.cuda.kernels.operations import RESIDUAL, operation
 from fastdrop.backends.cuda.kernels.philox import keep_bits
-from fastdrop.backends.cuda.kernels.targets import target
-from fastdrop.backends.cuda.kernels.words import U32, U64, words
+from fastdrop.backends.cuda.kernels.targets import U32, U64, target
 
 ALL = U32(0xFFFF)  # of a group
 
 
 @cache
-def dropout_kernel(where: str, dtype: str, op: str, source: str, shifted: bool) -> Any:
+def dropout_kernel(
+    where: str, dtype: str, op: str = "dropout", source: str = "bytes", shifted: bool = False
+) -> Any:
     """The kernel of one op on contiguous arrays of n elements.
 
     Parameters
@@ -48,7 +49,7 @@ def dropout_kernel(where: str, dtype: str, op: str, source: str, shifted: bool) 
     first, step, clz, store_u16 = p.first, p.step, p.clz, p.store_u16
     item, active_bits, has_bias = e.item, op == "relu_dropout", op == "bias_dropout_add"
     of_rows = source in ("rows", "examples")
-    whole, ones = chunks(where, dtype, op), words(where).ones
+    whole, ones = chunks(where, dtype, op), p.ones
     keep16, own_of = _keep16(where, source, shifted), _own_of(where, dtype, source)
     single = _single(where, dtype, op, source)
 
@@ -105,7 +106,7 @@ def dropout_kernel(where: str, dtype: str, op: str, source: str, shifted: bool) 
 
 
 def _keep16(where: str, source: str, shifted: bool) -> Any:
-    """``f(i, given, start, draw)``: keep bits of elements i ... i + 15."""
+    """``f(group, given, start, draw)``: keep bits of 16 elements."""
     t = target(where)
     device, load_u16 = t.device, t.load_u16
     if source in ("given", "examples"):

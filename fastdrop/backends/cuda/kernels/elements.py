@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdrop.backends.cuda.kernels.targets import target
-from fastdrop.backends.cuda.kernels.words import U32, U64
+from fastdrop.backends.cuda.kernels.targets import U32, U64, target
 from fastdrop.base.dtypes import ITEMSIZE
 
 # What an invalid operation gives on x86, which the CPU's kernels leave as it is.

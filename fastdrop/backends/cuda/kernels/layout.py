@@ -9,8 +9,7 @@ from functools import cache
 from typing import Any
 
 from fastdrop.backends.cuda.kernels.elements import elements
-from fastdrop.backends.cuda.kernels.targets import target
-from fastdrop.backends.cuda.kernels.words import U32, U64
+from fastdrop.backends.cuda.kernels.targets import U32, U64, target
 
 
 @cache
@@ -48,7 +47,7 @@ def positions(where: str, axes: int, small: bool) -> Any:
 
 
 @cache
-def copy_kernel(where: str, dtype: str, axes: int, small: bool) -> Any:
+def copy_kernel(where: str, dtype: str, axes: int = 1, small: bool = True) -> Any:
     """n elements from any layout to any other; `strides` and `to` are in bytes."""
     p, e = target(where), elements(where, dtype)
     first, step, load, store = p.first, p.step, e.load, e.store

@@ -11,8 +11,7 @@ from typing import Any
 
 from fastdrop.backends.cuda.kernels.layout import positions
 from fastdrop.backends.cuda.kernels.philox import keep_bits
-from fastdrop.backends.cuda.kernels.targets import target
-from fastdrop.backends.cuda.kernels.words import U32, U64, words
+from fastdrop.backends.cuda.kernels.targets import U32, U64, target
 
 
 @cache
@@ -20,8 +19,8 @@ def packed(where: str) -> SimpleNamespace:
     """``one(given, b)``: bit b of packed bits, 0 or 1; ``sixteen(given, b)``: those from it on;
     ``put(saved, group, k, n)``: a group's bits, and 0 from the n-th of all on.
     """
-    t, ones = target(where), words(where).ones
-    load_u8, store_u16, bit = t.load_u8, t.store_u16, words(where).bit
+    t = target(where)
+    load_u8, store_u16, bit, ones = t.load_u8, t.store_u16, t.bit, t.ones
 
     @t.device
     def one(given, b):
@@ -43,7 +42,14 @@ def packed(where: str) -> SimpleNamespace:
 
 
 @cache
-def draw_kernel(where: str, dtype: str, source: str, shifted: bool, axes: int, small: bool) -> Any:
+def draw_kernel(
+    where: str,
+    dtype: str,
+    source: str = "bytes",
+    shifted: bool = False,
+    axes: int = 0,
+    small: bool = True,
+) -> Any:
     """Packed keep bits of n elements: element i's index is `start` plus i, or with axes > 0 plus
     its position.
     """
@@ -63,11 +69,12 @@ def draw_kernel(where: str, dtype: str, source: str, shifted: bool, axes: int, s
 
 def _keep16_of(where: str, source: str, shifted: bool, axes: int, small: bool) -> Any:
     """``f(i, n, start, layout, draw)``: keep bits of 16 of n elements from the i-th on."""
-    device = target(where).device
+    t = target(where)
+    device, bit = t.device, t.bit
     of_group, from_any = keep_bits(where).of_group[source], keep_bits(where).from_any[source]
 
     if axes:
-        (position, left_of), bit, last = positions(where, axes, small), words(where).bit, axes - 1
+        (position, left_of), last = positions(where, axes, small), axes - 1
 
         @device
         def keep16(i, n, start, layout, draw):
@@ -101,7 +108,7 @@ def _keep16_of(where: str, source: str, shifted: bool, axes: int, small: bool) -
 
 
 @cache
-def spread_kernel(where: str, dtype: str, axes: int, small: bool) -> Any:
+def spread_kernel(where: str, dtype: str, axes: int = 1, small: bool = True) -> Any:
     """Packed bits from packed bits: bit i of n is the one at i's position."""
     p = target(where)
     first, step, last = p.first, p.step, axes - 1
@@ -159,7 +166,7 @@ def unpack_kernel(where: str, dtype: str) -> Any:
             if n - i >= U64(16):
                 a, b = bytes_of(k), bytes_of(k >> 4)
                 c, d = bytes_of(k >> 8), bytes_of(k >> 12)
-                store16(y + i, a, b, c, d)
+                store16(y + i, (a, b, c, d))
             else:
                 while i < n:
                     store_u8(y + i, U32(k & U32(1)))

@@ -18,9 +18,8 @@ import numpy as np
 
 from fastdrop.backends.cuda.kernels.elements import elements
 from fastdrop.backends.cuda.kernels.layout import positions
-from fastdrop.backends.cuda.kernels.targets import target
+from fastdrop.backends.cuda.kernels.targets import U32, U64, target
 from fastdrop.backends.cuda.kernels.variates import variates
-from fastdrop.backends.cuda.kernels.words import U32, U64, words
 from fastdrop.base.dtypes import ITEMSIZE
 
 # A variate takes so long that divisions by the lengths of axes that are not there do not count: one
@@ -31,7 +30,9 @@ GRADIENTS = ("gradient", "slope")  # ops that read g and write the compute type
 
 
 @cache
-def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool) -> Any:
+def noise_kernel(
+    where: str, dtype: str, op: str = "scale", axes: int = 0, small: bool = True
+) -> Any:
     """A noise op on n contiguous elements, whose indices are as in `draw_kernel`.
 
     axes = 0: `start` is a multiple of 4. "scales" takes `sigmas`, of the compute type, which repeat
@@ -42,7 +43,7 @@ def noise_kernel(where: str, dtype: str, op: str, axes: int, small: bool) -> Any
     kind = "logistic" if op in ("concrete", "gradient") else "normal"
     variates4, together = getattr(variates(where), kind), _together(where, dtype, op)
     one, four_sigmas = _one(where, dtype, op), _four_sigmas(where, dtype, op)
-    fourth, wide_stores = words(where).fourth, op not in GRADIENTS
+    fourth, wide_stores = p.fourth, op not in GRADIENTS
 
     if axes:
         position, _ = positions(where, axes, small)
@@ -111,58 +112,53 @@ def _together(where: str, dtype: str, op: str) -> Any:
     p, el = target(where), elements(where, dtype)
     device, decode, encode, encode2, zero = p.device, el.decode, el.encode, el.encode2, el.zero
     load16, store16, load_u64, store_u64 = p.load16, p.store16, p.load_u64, p.store_u64
-    load16d, store16d, itemsize = p.load16d, p.store16d, ITEMSIZE[dtype]
-    weight_of, applied_to = weight(where, dtype, op), _applied(where, dtype, op)
-
-    @device
-    def applied(x, w):
-        return applied_to(decode(x), zero, w)
+    load16d, store16d, far, half = p.load16d, p.store16d, U64(16), U32(0xFFFF)
+    weight_of, applied = weight(where, dtype, op), _applied(where, dtype, op)
 
     # Weights before loads: what is loaded would take registers while they are computed.
+    @p.four
+    def weights(j: int) -> Any:
+        @device
+        def of_one(e, s, relaxed):
+            return weight_of(e[j], s[j], relaxed)
+
+        return of_one
+
+    @p.four
+    def all4(j: int) -> Any:
+        @device
+        def to_one(raw, w):
+            return applied(decode(raw[j]), zero, w[j])
+
+        return to_one
+
     @device
-    def weights(e, s, relaxed):
-        return (
-            weight_of(e[0], s[0], relaxed),
-            weight_of(e[1], s[1], relaxed),
-            weight_of(e[2], s[2], relaxed),
-            weight_of(e[3], s[3], relaxed),
-        )
+    def of_4_bytes(x, y, e, s, relaxed):
+        w = weights(e, s, relaxed)
+        v = all4(load16(x), w)
+        store16(y, (encode(v[0]), encode(v[1]), encode(v[2]), encode(v[3])))
 
-    if itemsize == 4:
+    @device
+    def of_2_bytes(x, y, e, s, relaxed):
+        w = weights(e, s, relaxed)
+        a = load_u64(x)
+        low, high = U32(a), U32(a >> 32)
+        v = all4((U32(low & half), U32(low >> 16), U32(high & half), U32(high >> 16)), w)
+        store_u64(y, U64(encode2(v[0], v[1])) | U64(encode2(v[2], v[3])) << 32)
 
-        @device
-        def together(x, y, e, s, relaxed):
-            w = weights(e, s, relaxed)
-            a = load16(x)
-            v0, v1 = applied(a[0], w[0]), applied(a[1], w[1])
-            v2, v3 = applied(a[2], w[2]), applied(a[3], w[3])
-            store16(y, encode(v0), encode(v1), encode(v2), encode(v3))
+    @device
+    def two(x, y, e, s, relaxed):
+        w0, w1 = weight_of(e[0], s[0], relaxed), weight_of(e[1], s[1], relaxed)
+        raw = load16d(x)
+        v0, v1 = applied(decode(raw[0]), zero, w0), applied(decode(raw[1]), zero, w1)
+        store16d(y, (encode(v0), encode(v1)))
 
-    elif itemsize == 2:
+    @device
+    def of_8_bytes(x, y, e, s, relaxed):
+        two(x, y, (e[0], e[1]), (s[0], s[1]), relaxed)
+        two(x + far, y + far, (e[2], e[3]), (s[2], s[3]), relaxed)
 
-        @device
-        def together(x, y, e, s, relaxed):
-            w = weights(e, s, relaxed)
-            a = load_u64(x)
-            low, high = U32(a), U32(a >> 32)
-            v0, v1 = applied(U32(low & U32(0xFFFF)), w[0]), applied(U32(low >> 16), w[1])
-            v2, v3 = applied(U32(high & U32(0xFFFF)), w[2]), applied(U32(high >> 16), w[3])
-            store_u64(y, U64(encode2(v0, v1)) | U64(encode2(v2, v3)) << 32)
-
-    else:
-
-        @device
-        def two(x, y, e, s, relaxed):
-            w0, w1 = weight_of(e[0], s[0], relaxed), weight_of(e[1], s[1], relaxed)
-            a = load16d(x)
-            store16d(y, encode(applied(a[0], w0)), encode(applied(a[1], w1)))
-
-        @device
-        def together(x, y, e, s, relaxed):
-            two(x, y, (e[0], e[1]), (s[0], s[1]), relaxed)
-            two(x + U64(16), y + U64(16), (e[2], e[3]), (s[2], s[3]), relaxed)
-
-    return together
+    return {2: of_2_bytes, 4: of_4_bytes, 8: of_8_bytes}[ITEMSIZE[dtype]]
 
 
 def _four_sigmas(where: str, dtype: str, op: str) -> Any:

@@ -10,8 +10,7 @@ from functools import cache
 from typing import Any
 
 from fastdrop.backends.cuda.kernels.elements import elements
-from fastdrop.backends.cuda.kernels.targets import target
-from fastdrop.backends.cuda.kernels.words import U32
+from fastdrop.backends.cuda.kernels.targets import U32, target
 
 OPS = ("dropout", "dropout_add", "bias_dropout_add", "relu_dropout", "alpha_dropout", "zoneout")
 RESIDUAL = ("dropout_add", "bias_dropout_add", "zoneout", "mean")  # the ops that read it

@@ -15,8 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from fastdrop import rng
-from fastdrop.backends.cuda.kernels.targets import target
-from fastdrop.backends.cuda.kernels.words import U32, U64, words
+from fastdrop.backends.cuda.kernels.targets import U32, U64, target
 
 BYTES, REFINEMENT, BITS = (U32(d << 28) for d in (rng.BYTES, rng.REFINEMENT, rng.BITS))
 M0, M1 = U32(0xD2511F53), U32(0xCD9E8D57)
@@ -37,7 +36,7 @@ def philox(where: str) -> SimpleNamespace:
     bits of its word. ``word(index, domain, keys, call)``: one of a keystream.
     """
     t = target(where)
-    device, high, fourth = t.device, t.high, words(where).fourth
+    device, high, fourth = t.device, t.high, t.fourth
 
     @device
     def round_of(c, k0, k1):
@@ -74,7 +73,7 @@ def keep_bits(where: str) -> SimpleNamespace:
     t = target(where)
     device, clz, funnel = t.device, t.clz, t.funnel
     four, word = philox(where).four, philox(where).word
-    nibble, sixteen = U32(4), words(where).sixteen
+    nibble, sixteen = U32(4), t.sixteen
 
     @device
     def at_least(w, limit):

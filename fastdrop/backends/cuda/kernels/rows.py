@@ -10,14 +10,13 @@ import numpy as np
 from fastdrop.backends.cuda.kernels.elements import doubles, elements
 from fastdrop.backends.cuda.kernels.layout import positions
 from fastdrop.backends.cuda.kernels.masks import packed
-from fastdrop.backends.cuda.kernels.targets import target
-from fastdrop.backends.cuda.kernels.words import U32, U64
+from fastdrop.backends.cuda.kernels.targets import U32, U64, target
 
 WAYS = 16  # runs that a pass of `sort_kernel` merges
 
 
 @cache
-def ids_kernel(where: str, dtype: str, axes: int) -> Any:
+def ids_kernel(where: str, dtype: str, axes: int = 1) -> Any:
     """Integers of any layout to n uint64: of `width` bits each; one beyond `words`, or a negative
     one, becomes `words`. strides are in bytes; dtype is ignored.
     """

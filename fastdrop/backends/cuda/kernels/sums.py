@@ -11,8 +11,7 @@ import numpy as np
 
 from fastdrop._core import PARTS
 from fastdrop.backends.cuda.kernels.elements import doubles, elements
-from fastdrop.backends.cuda.kernels.targets import target
-from fastdrop.backends.cuda.kernels.words import U64
+from fastdrop.backends.cuda.kernels.targets import U64, target
 
 NOTHING = np.float64(0)
 EACH_PART = U64(PARTS)  # of the columns' sums; the parts are added up then
@@ -47,7 +46,7 @@ def weighted_kernel(where: str, dtype: str) -> Any:
 
 
 @cache
-def sums_kernel(where: str, dtype: str, by: str) -> Any:
+def sums_kernel(where: str, dtype: str, by: str = "rows") -> Any:
     """Sums of n elements over the columns of `row` elements, float64, a part of them each.
 
     by: "rows" or "tiles", of which each part has as many as any other, except for rounding. sums:
@@ -81,7 +80,7 @@ def sums_kernel(where: str, dtype: str, by: str) -> Any:
 
 
 @cache
-def total_kernel(where: str, dtype: str, single: bool) -> Any:
+def total_kernel(where: str, dtype: str, single: bool = False) -> Any:
     """What `sums_kernel` has left, to one sum: of each column, in dtype, or of all, in float64.
 
     single: the columns are 512, and added up in the order of NumPy's pairwise summation.

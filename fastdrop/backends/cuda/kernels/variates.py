@@ -9,8 +9,7 @@ import numpy as np
 
 from fastdrop import rng
 from fastdrop.backends.cuda.kernels.philox import philox
-from fastdrop.backends.cuda.kernels.targets import target
-from fastdrop.backends.cuda.kernels.words import U32
+from fastdrop.backends.cuda.kernels.targets import U32, target
 from fastdrop.reference import noise
 
 F32 = np.float32

@@ -14,7 +14,9 @@ from __future__ import annotations
 from functools import cache
 from types import SimpleNamespace
 
-REGISTERS = 40  # of a thread at most: 48 warps of a multiprocessor's 64 have room then
+from fastdrop.backends.cuda.kernels.targets.words import U32, U64, words
+
+__all__ = ["U32", "U64", "target"]
 
 
 @cache
@@ -25,8 +27,8 @@ def target(name: str) -> SimpleNamespace:
         ``kernel(f, registers)``, ``device(f)``: decorators; the first may be told how many
         registers a thread may have. ``first()``, ``step()``: this thread, and how many there are.
     Memory
-        ``load16``, ``store16``: four words; ``load16d``, ``store16d``: two uint64; ``load_u8`` ...
-        ``store_u64``: one integer.
+        ``load16``, ``store16``: a tuple of four words; ``load16d``, ``store16d``: of two uint64;
+        ``load_u8`` ... ``store_u64``: one integer.
     Floating point
         ``add32`` ... ``div32``, ``sqrt32``, ``add64`` ... ``div64``: rounded once, never
         contracted. ``f32``, ``b32``, ``f64``, ``b64``: bits to float and back. ``half``: float16
@@ -38,11 +40,18 @@ def target(name: str) -> SimpleNamespace:
         n)``: the upper word of both, shifted to the left by n < 32. ``lower_signs``: all bits of
         the lower half set if bit 7 is, of the upper half if bit 23 is; ``upper_signs``: bits 15 and
         31.
+    Words
+        ``ones(m)``: the lowest m < 32 bits set. ``bit(w, at)``, ``sixteen(w, at)``: one of a word's
+        bits, 0 or 1, or 16 from it on. ``fourth(of, index)``: one of four, for a U64 modulo 4,
+        without a branch. ``four(make)``, a decorator: a tuple of what the functions ``make(0)`` ...
+        ``make(3)`` give.
     """
     if name == "python":
         from fastdrop.backends.cuda.kernels.targets import python
 
-        return python.primitives()
-    from fastdrop.backends.cuda.kernels.targets import compiled
+        found = python.primitives()
+    else:
+        from fastdrop.backends.cuda.kernels.targets import compiled
 
-    return compiled.primitives(gpu=name != "njit", packs=name == "cuda")
+        found = compiled.primitives(gpu=name != "njit", packs=name == "cuda")
+    return SimpleNamespace(**found, **words(found["device"]))

@@ -1,28 +1,28 @@
 """The primitives as Numba compiles them, for a GPU or, so that tests can run them, for this CPU.
 
-Each is an intrinsic of Numba: a function that gives its types and what writes its LLVM code.
+Each is an intrinsic of Numba: its types, and a function that writes its LLVM code.
 """
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 
-from fastdrop.backends.cuda.kernels.targets import REGISTERS
+from fastdrop.backends.cuda.kernels.targets.words import U64
 
-U64 = np.uint64
+REGISTERS = 40  # of a thread at most: 48 warps of a multiprocessor's 64 have room then
+
 u32, u64, f32, f64 = types.uint32, types.uint64, types.float32, types.float64
 
 INTS = {bits: ir.IntType(bits) for bits in (8, 16, 32, 64)}
-i32 = INTS[32]
+i32, i64 = INTS[32], INTS[64]
 FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
+LLVM = {u32: i32, u64: i64, f32: FLOAT, f64: DOUBLE}
 
 
-def primitives(gpu: bool, packs: bool) -> SimpleNamespace:
+def primitives(gpu: bool, packs: bool) -> dict[str, Any]:
     """See `target`. packs: whether one instruction makes two 16-bit floats of two float32."""
     if gpu:
         try:  # numba-cuda has its own, the target in numba itself has not
@@ -32,14 +32,28 @@ def primitives(gpu: bool, packs: bool) -> SimpleNamespace:
     else:
         from numba.extending import intrinsic
 
-    return SimpleNamespace(
+    def writes(result: Any, *arguments: Any) -> Any:
+        """Decorates ``f(builder, *values)``, the code of a primitive of these types."""
+
+        def made(write: Any) -> Any:
+            def generate(context, builder, sig, args):
+                value = write(builder, *args)
+                return context.get_dummy_value() if result is types.void else value
+
+            signed = result(*arguments), generate
+            takes = (lambda typing, a: signed, lambda typing, a, b: signed)
+            return intrinsic((*takes, lambda typing, a, b, c: signed)[len(arguments) - 1])
+
+        return made
+
+    return {
         **(_threads_of_a_gpu() if gpu else _one_thread()),
-        **_memory(intrinsic, space=1 if gpu else 0),
-        **_conversions(intrinsic),
-        **_packs(intrinsic, packs),
-        **_arithmetic(intrinsic, gpu),
-        **_bits(intrinsic, gpu),
-    )
+        **_memory(writes, space=1 if gpu else 0),
+        **_conversions(writes),
+        **_packs(writes, packs),
+        **_arithmetic(writes, gpu),
+        **_bits(writes, gpu),
+    }
 
 
 def _threads_of_a_gpu() -> dict[str, Any]:
@@ -81,7 +95,7 @@ def _one_thread() -> dict[str, Any]:
     return {"device": device, "kernel": kernel, "first": first, "step": step}
 
 
-def _memory(intrinsic: Any, space: int) -> dict[str, Any]:
+def _memory(writes: Any, space: int) -> dict[str, Any]:
     """space: LLVM's number of the memory, 1 for a GPU's global one."""
 
     def pointer(builder: Any, address: Any, to: Any) -> Any:
@@ -89,88 +103,60 @@ def _memory(intrinsic: Any, space: int) -> dict[str, Any]:
 
     def vector(of: Any, bits: int, n: int) -> tuple[Any, Any]:
         """Load and store of 16 bytes as n integers: one access, whatever they are used for."""
-        kind = ir.VectorType(INTS[bits], n)
+        kind, words = ir.VectorType(INTS[bits], n), types.UniTuple(of, n)
 
-        @intrinsic
-        def load(typing, address):
-            signature = types.UniTuple(of, n)(u64)
-
-            def generate(context, builder, sig, args):
-                words = builder.load(pointer(builder, args[0], kind), align=16)
-                parts = [builder.extract_element(words, ir.Constant(i32, k)) for k in range(n)]
-                return context.make_tuple(builder, sig.return_type, parts)
-
-            return signature, generate
-
-        def store(context, builder, sig, args):
-            words = ir.Constant(kind, ir.Undefined)
+        @writes(words, u64)
+        def load(builder, address):
+            loaded = builder.load(pointer(builder, address, kind), align=16)
+            parts = ir.Constant(ir.ArrayType(INTS[bits], n), ir.Undefined)
             for k in range(n):
-                words = builder.insert_element(words, args[1 + k], ir.Constant(i32, k))
-            builder.store(words, pointer(builder, args[0], kind), align=16)
-            return context.get_dummy_value()
+                word = builder.extract_element(loaded, ir.Constant(i32, k))
+                parts = builder.insert_value(parts, word, k)
+            return parts
+
+        @writes(types.void, u64, words)
+        def store(builder, address, parts):
+            stored = ir.Constant(kind, ir.Undefined)
+            for k in range(n):
+                word = builder.extract_value(parts, k)
+                stored = builder.insert_element(stored, word, ir.Constant(i32, k))
+            builder.store(stored, pointer(builder, address, kind), align=16)
 
         return load, store
-
-    load16, store_words = vector(u32, 32, 4)
-    load16d, store_pair = vector(u64, 64, 2)
-
-    @intrinsic
-    def store16(typing, address, a, b, c, d):
-        return types.void(u64, u32, u32, u32, u32), store_words
-
-    @intrinsic
-    def store16d(typing, address, a, b):
-        return types.void(u64, u64, u64), store_pair
 
     def one(bits: int) -> tuple[Any, Any]:
         """Load and store of one integer, which is a uint32 if it has less bits."""
         kind = u64 if bits == 64 else u32
 
-        @intrinsic
-        def load(typing, address):
-            def generate(context, builder, sig, args):
-                value = builder.load(pointer(builder, args[0], INTS[bits]), align=bits // 8)
-                return builder.zext(value, i32) if bits < 32 else value
+        @writes(kind, u64)
+        def load(builder, address):
+            value = builder.load(pointer(builder, address, INTS[bits]), align=bits // 8)
+            return builder.zext(value, i32) if bits < 32 else value
 
-            return kind(u64), generate
-
-        @intrinsic
-        def store(typing, address, value):
-            def generate(context, builder, sig, args):
-                value = builder.trunc(args[1], INTS[bits]) if bits < 32 else args[1]
-                builder.store(value, pointer(builder, args[0], INTS[bits]), align=bits // 8)
-                return context.get_dummy_value()
-
-            return types.void(u64, kind), generate
+        @writes(types.void, u64, kind)
+        def store(builder, address, value):
+            value = builder.trunc(value, INTS[bits]) if bits < 32 else value
+            builder.store(value, pointer(builder, address, INTS[bits]), align=bits // 8)
 
         return load, store
 
-    found = {"load16": load16, "store16": store16, "load16d": load16d, "store16d": store16d}
+    found = {}
+    found["load16"], found["store16"] = vector(u32, 32, 4)
+    found["load16d"], found["store16d"] = vector(u64, 64, 2)
     for bits in INTS:
         found[f"load_u{bits}"], found[f"store_u{bits}"] = one(bits)
     return found
 
 
-def _conversions(intrinsic: Any) -> dict[str, Any]:
+def _conversions(writes: Any) -> dict[str, Any]:
     def conversion(how: str, result: Any, argument: Any) -> Any:
         """how: the instruction's name in llvmlite."""
+        return writes(result, argument)(lambda builder, v: getattr(builder, how)(v, LLVM[result]))
 
-        @intrinsic
-        def convert(typing, value):
-            def generate(context, builder, sig, args):
-                return getattr(builder, how)(args[0], context.get_value_type(result))
-
-            return result(argument), generate
-
-        return convert
-
-    @intrinsic
-    def half(typing, bits):
-        def generate(context, builder, sig, args):
-            value = builder.bitcast(builder.trunc(args[0], INTS[16]), ir.HalfType())
-            return builder.fpext(value, FLOAT)
-
-        return f32(u32), generate
+    @writes(f32, u32)
+    def half(builder, bits):
+        value = builder.bitcast(builder.trunc(bits, INTS[16]), ir.HalfType())
+        return builder.fpext(value, FLOAT)
 
     return {
         "f32": conversion("bitcast", f32, u32),
@@ -184,20 +170,17 @@ def _conversions(intrinsic: Any) -> dict[str, Any]:
     }
 
 
-def _packs(intrinsic: Any, packs: bool) -> dict[str, Any]:
+def _packs(writes: Any, packs: bool) -> dict[str, Any]:
     def packed(instruction: str, narrow: Any) -> Any:
         """Two float32 to a word: one instruction where the GPU has it."""
 
-        @intrinsic
-        def pack(typing, low, high):
-            def generate(context, builder, sig, args):
-                if packs:
-                    kind = ir.FunctionType(i32, [FLOAT, FLOAT])
-                    return builder.asm(kind, instruction, "=r,f,f", (args[1], args[0]), False)
-                low, high = (narrow(builder, v) for v in args)
-                return builder.or_(low, builder.shl(high, ir.Constant(i32, 16)))
-
-            return u32(f32, f32), generate
+        @writes(u32, f32, f32)
+        def pack(builder, low, high):
+            if packs:
+                kind = ir.FunctionType(i32, [FLOAT, FLOAT])
+                return builder.asm(kind, instruction, "=r,f,f", (high, low), False)
+            low, high = narrow(builder, low), narrow(builder, high)
+            return builder.or_(low, builder.shl(high, ir.Constant(i32, 16)))
 
         return pack
 
@@ -226,29 +209,23 @@ def _called(builder: Any, name: str, result: Any, *args: Any) -> Any:
     return builder.call(function, args)
 
 
-def _arithmetic(intrinsic: Any, gpu: bool) -> dict[str, Any]:
+def _arithmetic(writes: Any, gpu: bool) -> dict[str, Any]:
     def operation(name: str, kind: Any) -> Any:
         """On the GPU libdevice's function that rounds to nearest, of which no compiler makes a
         fused multiply-add; LLVM for CPUs fuses nothing unless asked."""
 
-        @intrinsic
-        def operation(typing, a, b):
-            def generate(context, builder, sig, args):
-                if not gpu:
-                    return getattr(builder, "f" + name)(*args)
-                letter = "f" if kind is f32 else "d"
-                return _called(builder, f"__nv_{letter}{name}_rn", args[0].type, *args)
-
-            return kind(kind, kind), generate
+        @writes(kind, kind, kind)
+        def operation(builder, a, b):
+            if not gpu:
+                return getattr(builder, "f" + name)(a, b)
+            letter = "f" if kind is f32 else "d"
+            return _called(builder, f"__nv_{letter}{name}_rn", a.type, a, b)
 
         return operation
 
-    @intrinsic
-    def sqrt32(typing, value):
-        def generate(context, builder, sig, args):
-            return _called(builder, "__nv_fsqrt_rn" if gpu else "llvm.sqrt.f32", FLOAT, *args)
-
-        return f32(f32), generate
+    @writes(f32, f32)
+    def sqrt32(builder, value):
+        return _called(builder, "__nv_fsqrt_rn" if gpu else "llvm.sqrt.f32", FLOAT, value)
 
     found = {"sqrt32": sqrt32}
     for kind, suffix in ((f32, "32"), (f64, "64")):
@@ -257,53 +234,39 @@ def _arithmetic(intrinsic: Any, gpu: bool) -> dict[str, Any]:
     return found
 
 
-def _bits(intrinsic: Any, gpu: bool) -> dict[str, Any]:
-    @intrinsic
-    def high(typing, a, b):
-        def generate(context, builder, sig, args):
-            if gpu:  # as a shift of a 64-bit product, LLVM would widen all around it
-                return _called(builder, "__nv_umulhi", i32, *args)
-            product = builder.mul(*(builder.zext(a, INTS[64]) for a in args))
-            return builder.trunc(builder.lshr(product, ir.Constant(INTS[64], 32)), i32)
+def _bits(writes: Any, gpu: bool) -> dict[str, Any]:
+    @writes(u32, u32, u32)
+    def high(builder, a, b):
+        if gpu:  # as a shift of a 64-bit product, LLVM would widen all around it
+            return _called(builder, "__nv_umulhi", i32, a, b)
+        product = builder.mul(builder.zext(a, i64), builder.zext(b, i64))
+        return builder.trunc(builder.lshr(product, ir.Constant(i64, 32)), i32)
 
-        return u32(u32, u32), generate
+    @writes(u32, u32)
+    def clz(builder, value):
+        if gpu:
+            return _called(builder, "__nv_clz", i32, value)
+        return builder.ctlz(value, ir.Constant(ir.IntType(1), 0))
 
-    @intrinsic
-    def clz(typing, value):
-        def generate(context, builder, sig, args):
-            if gpu:
-                return _called(builder, "__nv_clz", i32, *args)
-            return builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))
-
-        return u32(u32), generate
-
-    @intrinsic
-    def funnel(typing, a, b, n):
-        def generate(context, builder, sig, args):
-            if gpu:
-                kind = ir.FunctionType(i32, [i32] * 3)
-                operands = args[1], args[0], args[2]
-                shift = "shf.l.wrap.b32 $0, $1, $2, $3;"
-                return builder.asm(kind, shift, "=r,r,r,r", operands, False)
-            left, right = args[2], builder.sub(ir.Constant(i32, 32), args[2])
-            return builder.or_(builder.shl(args[0], left), builder.lshr(args[1], right))
-
-        return u32(u32, u32, u32), generate
+    @writes(u32, u32, u32, u32)
+    def funnel(builder, a, b, n):
+        if gpu:
+            kind, shift = ir.FunctionType(i32, [i32] * 3), "shf.l.wrap.b32 $0, $1, $2, $3;"
+            return builder.asm(kind, shift, "=r,r,r,r", (b, a, n), False)
+        right = builder.sub(ir.Constant(i32, 32), n)
+        return builder.or_(builder.shl(a, n), builder.lshr(b, right))
 
     def signs(selector: str, bit: int) -> Any:
         """A permutation of bytes can repeat their signs: one instruction on the GPU."""
 
-        @intrinsic
-        def halves_of(typing, word):
-            def generate(context, builder, sig, args):
-                if gpu:
-                    permute = f"prmt.b32 $0, $1, 0, {selector};"
-                    return builder.asm(ir.FunctionType(i32, [i32]), permute, "=r,r", args, False)
-                flags = builder.lshr(args[0], ir.Constant(i32, bit))
-                flags = builder.and_(flags, ir.Constant(i32, 0x00010001))
-                return builder.mul(flags, ir.Constant(i32, 0xFFFF))
-
-            return u32(u32), generate
+        @writes(u32, u32)
+        def halves_of(builder, word):
+            if gpu:
+                kind, permute = ir.FunctionType(i32, [i32]), f"prmt.b32 $0, $1, 0, {selector};"
+                return builder.asm(kind, permute, "=r,r", (word,), False)
+            flags = builder.lshr(word, ir.Constant(i32, bit))
+            flags = builder.and_(flags, ir.Constant(i32, 0x00010001))
+            return builder.mul(flags, ir.Constant(i32, 0xFFFF))
 
         return halves_of
 

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import ctypes
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numba import cuda  # during a launch, the simulator puts here what knows of the threads
 
-U32, U64 = np.uint32, np.uint64
+from fastdrop.backends.cuda.kernels.targets.words import U32, U64
 
 
-def primitives() -> SimpleNamespace:
+def primitives() -> dict[str, Any]:
     """See `target`."""
-    names: dict[str, Any] = {
+    return {
         "device": lambda f: f,
         "kernel": _kernel,
         "first": lambda: U64(cuda.grid(1)),
         "step": lambda: U64(cuda.gridsize(1)),
+        **_memory(),
+        **_floats(),
+        **_bits(),
     }
-    return SimpleNamespace(**names, **_memory(), **_floats(), **_bits())
 
 
 def _kernel(f: Any, registers: int | None = None) -> Any:
@@ -42,7 +43,7 @@ def _memory() -> dict[str, Any]:
         def load(address: Any) -> tuple:
             return tuple(map(of, at(address, bits, n)))
 
-        def store(address: Any, *words: Any) -> None:
+        def store(address: Any, words: tuple) -> None:
             at(address, bits, n)[:] = [int(w) for w in words]
 
         return load, store

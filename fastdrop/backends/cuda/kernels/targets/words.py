@@ -10,23 +10,15 @@
 
 from __future__ import annotations
 
-from functools import cache
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
-
-from fastdrop.backends.cuda.kernels.targets import target
 
 U32, U64 = np.uint32, np.uint64
 
 
-@cache
-def words(where: str) -> SimpleNamespace:
-    """``ones(m)``: the lowest m < 32 bits set. ``bit(w, at)``, ``sixteen(w, at)``: one of a word's
-    bits, 0 or 1, or 16 from it on. ``fourth(of, index)``: one of four, for a U64 modulo 4, without
-    a branch.
-    """
-    device = target(where).device
+def words(device: Any) -> dict[str, Any]:
+    """See `target`."""
 
     @device
     def ones(m):
@@ -46,4 +38,13 @@ def words(where: str) -> SimpleNamespace:
         upper = of[3] if index & U64(1) else of[2]
         return upper if index & U64(2) else lower
 
-    return SimpleNamespace(ones=ones, bit=bit, sixteen=sixteen, fourth=fourth)
+    def four(make):
+        f0, f1, f2, f3 = map(make, range(4))
+
+        @device
+        def all4(*args):
+            return f0(*args), f1(*args), f2(*args), f3(*args)
+
+        return all4
+
+    return {"ones": ones, "bit": bit, "sixteen": sixteen, "fourth": fourth, "four": four}
