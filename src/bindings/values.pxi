@@ -3,8 +3,8 @@
 cdef int64_t MAX_INDEX = <int64_t> 1 << 62  # element indices that the keystream can address
 
 
-# Arguments of a Place or Draw whose fields are filled in here, where they are right: no other code has
-# this object, so all others go through the checks.
+# Arguments of a Place or Draw whose fields are filled in here, where they are right. No other code
+# has this object, so all others go through the checks.
 cdef tuple UNCHECKED = (object(),)
 
 

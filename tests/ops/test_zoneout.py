@@ -165,7 +165,7 @@ def test_errors_of_options_and_backward():
     rng = fd.Rng(1)
     with pytest.raises(ValueError, match="save must be one of 'bits', 'seed', got 'x'"):
         fd.zoneout(X, X, rng=rng, save="x")
-    with pytest.raises(ValueError, match="region must contain the block"):
+    with pytest.raises(ValueError, match="region must contain a part"):
         fd.zoneout(X, X, rng=rng, region=((0, 0), (2, 4)))
     assert rng.call == 0
     for training in (True, False):
