@@ -406,6 +406,7 @@ def sampling(
     try:
         for layer in layers:
             layer.rng = rng
+            layer.forget()  # of the passes nothing stays: the calls before are put back
             layer.train()
             if consistent:
                 layer.share_batch()

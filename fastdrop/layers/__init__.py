@@ -4,10 +4,6 @@ Most are derived from their op, and take its arguments; `fastdrop.layers.learned
 parameters of their own.
 """
 
-from typing import Any
-
-import numpy.typing as npt
-
 from fastdrop.layers.layer import Layer, OpLayer
 from fastdrop.layers.learned import (
     AdversarialDropout,
@@ -80,11 +76,7 @@ class DropBlock(OpLayer, op=drop_block):
 
 
 class Zoneout(OpLayer, op=zoneout, inputs=2):
-    def __call__(  # type: ignore[override]  # two inputs
-        self, previous: npt.ArrayLike, new: npt.ArrayLike
-    ) -> npt.NDArray[Any]:
-        """y, an array like `new`; ``backward`` gives (dprevious, dnew)."""
-        return self._run(previous, new)
+    pass
 
 
 class DropPath(OpLayer, op=drop_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
 from inspect import Parameter, Signature, signature
@@ -19,8 +20,44 @@ Rate = float | Callable[[int], float]  # a rate, or a function of the step
 NO_RATE: Any = object()
 
 
+class Calls:
+    """The contexts of one mode's calls that no backward pass has undone yet.
+
+    At most `MOST` of them, and of those that hold something at most `BYTES`: the oldest are
+    forgotten, so a layer that is never asked for a gradient does not grow.
+    """
+
+    MOST, BYTES = 1024, 1 << 28
+
+    def __init__(self, most: int = MOST) -> None:
+        self.contexts: deque[Any] = deque()
+        self.most, self.nbytes, self.lost = most, 0, False
+
+    def add(self, ctx: Any) -> None:
+        self.contexts.append(ctx)
+        self.nbytes += ctx.nbytes
+        while len(self.contexts) > self.most or (
+            self.nbytes > self.BYTES and len(self.contexts) > 1
+        ):
+            self.nbytes -= self.contexts.popleft().nbytes
+            self.lost = True
+
+    def latest(self) -> Any:
+        """None if there is none."""
+        return self.contexts[-1] if self.contexts else None
+
+    def undone(self) -> None:
+        """The latest has been gone back through."""
+        self.nbytes -= self.contexts.pop().nbytes
+
+
 class Layer:
-    """A mode, a random state, a rate, and the context of the last call.
+    """A mode, a random state, a rate, and the contexts of its calls.
+
+    Calls are undone in reverse order, as in a network that uses a layer more than once: each
+    `backward` belongs to the latest call, in the mode that the layer is in, that has not been gone
+    back through. So a pass in evaluation mode between the two does not matter. In evaluation mode
+    only the last call is kept. `forward` returns the context instead, and keeps nothing.
 
     Parameters
     ----------
@@ -55,18 +92,42 @@ class Layer:
             self.p: Rate = p if callable(p) else gate.rate(p)
         self.step = 0
         self.training = True
-        self._ctx: Any = None
+        self.forget()
         self.gradients: dict[str, npt.NDArray[Any]] = {}
 
     @property
     def ctx(self) -> Any:
-        """Context of the last call; None before it."""
+        """Context of the last call, whether it has been undone or not; None before it."""
         return self._ctx
 
     @ctx.setter
     def ctx(self, ctx: Any) -> None:
         self._ctx = ctx
+        self._calls[self.training].add(ctx)
+
+    def forget(self) -> None:
+        """Drop the contexts of all calls."""
+        self._ctx: Any = None
+        self._calls = {True: Calls(), False: Calls(most=1)}
+
+    def forward(self, *inputs: Any, **options: Any) -> tuple[Any, Any]:
+        """(y, ctx) of a call, of which the layer keeps nothing: ``ctx.backward(dy)`` undoes it.
+
+        Takes what calling the layer takes. Gradients of learned parameters are behind those of the
+        inputs in what ``ctx.backward`` returns.
+        """
+        y, ctx = self._forward(*inputs, **options)
         self.step += self.training  # here, as a call that fails is no step
+        return y, ctx
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """y, an array like x."""
+        y, self.ctx = self.forward(*inputs, **options)
+        return y
+
+    def _forward(self, *inputs: Any, **options: Any) -> tuple[Any, Any]:
+        """What a call does."""
+        raise NotImplementedError(f"{type(self).__name__} is a base")
 
     @property
     def parameters(self) -> dict[str, npt.NDArray[Any]]:
@@ -101,20 +162,47 @@ class Layer:
         return self.p(self.step) if callable(self.p) else self.p
 
     def backward(self, dy: npt.ArrayLike, out: npt.NDArray[Any] | None = None) -> Any:
-        """Gradient with respect to the input of the last call (a tuple if there were several).
+        """Gradient with respect to the input of the latest call that has not been undone in this
+        mode (a tuple if there were several inputs).
 
         Those of the learned parameters go to `gradients`.
+
+        Raises
+        ------
+        RuntimeError
+            No such call.
         """
-        if self.ctx is None:
-            raise RuntimeError("backward needs a forward call of the layer before it")
-        if out is not None and not _takes_out(type(self.ctx)):  # type: ignore[arg-type]  # a class can be hashed
+        calls = self._calls[self.training]
+        ctx = calls.latest()
+        if ctx is None:
+            raise RuntimeError(self._nothing_to_undo())
+        if out is not None and not _takes_out(type(ctx)):  # type: ignore[arg-type]  # a class can be hashed
             raise TypeError(f"out is not taken by the backward pass of {type(self).__name__}")
-        grads = self.ctx.backward(dy) if out is None else self.ctx.backward(dy, out)
+        grads = ctx.backward(dy) if out is None else ctx.backward(dy, out)
+        calls.undone()
+        return self._divided(grads)
+
+    def _divided(self, grads: Any) -> Any:
+        """The gradients of the inputs; those of the learned parameters go to `gradients`."""
         if not self.learned:
             return grads
         inputs = len(grads) - len(self.learned)
         self.gradients = dict(zip(self.learned, grads[inputs:], strict=True))
         return grads[0] if inputs == 1 else grads[:inputs]
+
+    def _nothing_to_undo(self) -> str:
+        mode = "training" if self.training else "evaluation"
+        if self._calls[not self.training].contexts:
+            return f"backward needs a forward call in {mode} mode; there was one in the other mode"
+        if self._calls[self.training].lost:
+            return (
+                f"backward needs a forward call in {mode} mode, and what earlier ones left was "
+                "forgotten: y, ctx = layer.forward(x) leaves it to you"
+            )
+        return (
+            "backward needs a forward call of the layer before it, and each call is undone once: "
+            "y, ctx = layer.forward(x) gives a context that can be used again"
+        )
 
 
 class OpLayer(Layer):
@@ -134,6 +222,8 @@ class OpLayer(Layer):
     op: ClassVar[Callable[..., tuple[Any, Any]]]
     fields: ClassVar[tuple[str, ...]] = ()
     """The op's arguments that the layer keeps."""
+    inputs: ClassVar[int] = 1
+    """How many arrays a call takes."""
 
     def __init_subclass__(
         cls, op: Callable[..., tuple[Any, Any]] | None = None, inputs: int = 1
@@ -143,7 +233,7 @@ class OpLayer(Layer):
         """
         if op is None:
             return
-        cls.op = staticmethod(op)
+        cls.op, cls.inputs = staticmethod(op), inputs
         own = list(signature(op).parameters.values())[inputs:]
         kept = [p for p in own if p.name not in OF_A_CALL]
         cls.fields = tuple(p.name for p in kept)
@@ -168,18 +258,13 @@ class OpLayer(Layer):
 
         def __setattr__(self, name: str, value: Any) -> None: ...
 
-    def __call__(self, x: npt.ArrayLike, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
-        """y, an array like x."""
-        return self._run(x, out=out)
-
-    def _run(self, *inputs: npt.ArrayLike, **more: Any) -> Any:
-        """Calls the op with what the layer keeps, and keeps its context."""
-        more.update((name, getattr(self, name)) for name in self.fields)
-        if "p" in more:
-            more["p"] = self.rate()
-        op = type(self).op
-        y, self.ctx = op(*inputs, rng=self.rng, training=self.training, **more)
-        return y
+    def _forward(self, *inputs: Any, **options: Any) -> tuple[Any, Any]:
+        options.update((name, getattr(self, name)) for name in self.fields)
+        if "p" in options:
+            options["p"] = self.rate()
+        if len(inputs) > self.inputs:  # out, by position
+            *inputs, options["out"] = inputs
+        return type(self).op(*inputs, rng=self.rng, training=self.training, **options)
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.fields)

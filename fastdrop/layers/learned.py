@@ -50,21 +50,17 @@ class EmbeddingDropout(Layer):
         super().__init__(rng, p)
         self.weight = gate.array(weight, "weight")
 
-    def __call__(self, ids: npt.ArrayLike) -> npt.NDArray[Any]:
-        """Rows of the table: shape (*ids.shape, *weight.shape[1:])."""
-        y, self.ctx = embedding_dropout(
+    def _forward(self, ids: npt.ArrayLike) -> tuple[Any, Any]:
+        return embedding_dropout(
             self.weight, self.rate(), ids=ids, rng=self.rng, training=self.training
         )
-        return y
 
     def share_batch(self) -> None:
         """A word is dropped in all examples as it is; see `Layer.share_batch`."""
 
-    def backward(self, dy: npt.ArrayLike) -> None:  # type: ignore[override]  # ids have no gradient
+    def _divided(self, grads: Any) -> None:
         """The table's gradient goes to `gradients`; ids have none."""
-        if self.ctx is None:
-            raise RuntimeError("backward needs a forward call of the layer before it")
-        self.gradients = {"weight": self.ctx.backward(dy)}
+        self.gradients = {"weight": grads}
 
     def __repr__(self) -> str:
         return f"EmbeddingDropout(weight of {self.weight.shape}, p={self.p})"
@@ -119,9 +115,8 @@ class ConcreteDropout(Layer):
         """The rate that has been learned so far."""
         return sigmoid(float(np.clip(self.logit, -LOGIT_LIMIT, LOGIT_LIMIT)))
 
-    def __call__(self, x: npt.ArrayLike) -> npt.NDArray[Any]:
-        """y, an array like x."""
-        y, self.ctx = concrete_dropout(
+    def _forward(self, x: npt.ArrayLike) -> tuple[Any, Any]:
+        return concrete_dropout(
             x,
             self.logit,
             self.temperature,
@@ -129,7 +124,6 @@ class ConcreteDropout(Layer):
             training=self.training,
             shared_axes=self.shared_axes,
         )
-        return y
 
     def regularize(self, weight: npt.NDArray[Any], features: int) -> tuple[float, npt.NDArray[Any]]:
         """Add the regularizer's gradient to that of the logit, after `backward`.
@@ -179,10 +173,8 @@ class VariationalDropout(Layer):
             raise ValueError("alpha must be above 0 to be learned, got 0.0")
         self.log_alpha = np.full(gate.shape(shape), np.log(alpha))
 
-    def __call__(self, x: npt.ArrayLike) -> npt.NDArray[Any]:
-        """y, an array like x."""
-        y, self.ctx = variational_dropout(x, self.log_alpha, rng=self.rng, training=self.training)
-        return y
+    def _forward(self, x: npt.ArrayLike) -> tuple[Any, Any]:
+        return variational_dropout(x, self.log_alpha, rng=self.rng, training=self.training)
 
     def kl(self) -> tuple[float, npt.NDArray[Any]]:
         """`variational_kl` of the layer, and its gradient."""
@@ -227,12 +219,10 @@ class SparseVariationalLinear(Layer):
         self.bias = np.zeros(outputs, dtype) if bias else None
         self.learned = ("weight", "log_variance", *(("bias",) if bias else ()))
 
-    def __call__(self, x: npt.ArrayLike) -> npt.NDArray[Any]:
-        """y of shape (..., outputs)."""
-        y, self.ctx = sparse_variational_linear(
+    def _forward(self, x: npt.ArrayLike) -> tuple[Any, Any]:
+        return sparse_variational_linear(
             x, self.weight, self.log_variance, self.bias, rng=self.rng, training=self.training
         )
-        return y
 
     def kl(self) -> tuple[float, npt.NDArray[Any], npt.NDArray[Any]]:
         """`sparse_variational_kl` of the layer, and its gradients."""
@@ -302,9 +292,8 @@ class DropConnect(Layer):
         """One mask for the whole batch; see `Layer.share_batch`."""
         self.mode = "batch"
 
-    def __call__(self, x: npt.ArrayLike) -> npt.NDArray[Any]:
-        """y, shape (..., outputs)."""
-        y, self.ctx = dropconnect(
+    def _forward(self, x: npt.ArrayLike) -> tuple[Any, Any]:
+        return dropconnect(
             x,
             self.weight,
             self.bias,
@@ -314,7 +303,6 @@ class DropConnect(Layer):
             mode=self.mode,
             mask_bias=self.mask_bias,
         )
-        return y
 
     def __repr__(self) -> str:
         inputs, outputs = self.weight.shape
@@ -357,13 +345,11 @@ class TargetedDropout(Layer):
         self.targeted = targeted if callable(targeted) else gate.rate(targeted, "targeted")
         self.mode = gate.choice(mode, targeted_modes, "mode")
 
-    def __call__(self, weight: npt.ArrayLike) -> npt.NDArray[Any]:
-        """The weights to compute with."""
+    def _forward(self, weight: npt.ArrayLike) -> tuple[Any, Any]:
         targeted = self._fraction()
-        y, self.ctx = targeted_dropout(
+        return targeted_dropout(
             weight, self.rate(), targeted, mode=self.mode, rng=self.rng, training=self.training
         )
-        return y
 
     def share_batch(self) -> None:
         """Weights are the same for all examples as they are; see `Layer.share_batch`."""
@@ -426,12 +412,11 @@ class AdversarialDropout(Layer):
         self.delta = gate.rate(delta, "delta")
         self._base: tuple[npt.NDArray[Any], Context] | None = None
 
-    def __call__(self, x: npt.ArrayLike) -> npt.NDArray[Any]:
-        """y with the base mask."""
+    def _forward(self, x: npt.ArrayLike) -> tuple[Any, Any]:
         x = gate.array(x)
-        y, self.ctx = dropout(x, self.rate(), rng=self.rng, training=self.training)
-        self._base = x, self.ctx
-        return y
+        y, ctx = dropout(x, self.rate(), rng=self.rng, training=self.training)
+        self._base = x, ctx
+        return y, ctx
 
     def search(self, gradient: npt.ArrayLike) -> npt.NDArray[Any]:
         """y with the adversarial mask; gradient: of D with respect to y of the base mask.
@@ -443,7 +428,7 @@ class AdversarialDropout(Layer):
         x, base = self._base
         draw = base.draw
         rng = None if draw is None else Rng(draw.seed, draw.call)
-        y, self._ctx = adversarial_dropout(  # not ctx: that would count another step
+        y, self.ctx = adversarial_dropout(
             x, gradient, self.delta, base.p, rng=rng, training=draw is not None
         )
         return y

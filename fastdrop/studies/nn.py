@@ -185,15 +185,13 @@ class SELU(Layer):
 
 
 class Dropout(fd.layers.Dropout):
-    """fastdrop's, in place, and straight to the op."""
+    """fastdrop's, in place."""
 
-    def __call__(self, x: Array) -> Array:  # type: ignore[override]  # no out
-        if self.training:
-            x, self.ctx = fd.dropout(x, self.rate(), rng=self.rng, out=x)
-        return x
+    def __call__(self, x: Array) -> Array:
+        return super().__call__(x, out=x) if self.training else x
 
-    def backward(self, dy: Array) -> Array:  # type: ignore[override]  # no out
-        return self.ctx.backward(dy, out=dy)
+    def backward(self, dy: Array) -> Array:  # type: ignore[override]  # as the other layers here
+        return super().backward(dy, out=dy) if self.training else dy
 
 
 class LSTM(Layer):

@@ -8,6 +8,7 @@ import pytest
 from helpers.bitwise import assert_same_bits
 
 import fastdrop as fd
+from fastdrop.layers.layer import Calls
 
 
 def test_draws_a_new_mask_each_call():
@@ -131,3 +132,82 @@ def test_every_layer(name):
     assert layer.eval() is layer
     assert_same_bits(layer(*given), layer(*given))
     assert (layer.rng.call, layer.step) == (call, 1)
+
+
+@pytest.mark.parametrize("name", sorted(set(fd.layers.__all__) - {"Layer"}))
+def test_calls_are_undone_in_reverse_order(name):
+    """As in a network that uses a layer twice; a pass in evaluation mode between is none of it."""
+    make, inputs = EVERY.get(name, (lambda: getattr(fd.layers, name)(rng=1), 1))
+    layer, same = make(), make()
+    shape = (2, 4, 8, 8) if "Feature" in name or name in ("SpatialDropout", "DropBlock") else (6, 4)
+    generator = np.random.default_rng(0)
+    calls = [generator.standard_normal(shape, np.float32) for _ in range(3)]
+    if name != "DropConnect":
+        calls = [x.astype(np.float64) for x in calls]
+    given = [[x] * inputs or [np.arange(k + 3)] for k, x in enumerate(calls)]
+    outcomes = [same.forward(*g) for g in given]
+    ys = [layer(*g) for g in given]
+    layer.eval()
+    layer(*given[0])
+    layer.train()
+    for y, (expected, ctx) in reversed(list(zip(ys, outcomes, strict=True))):
+        assert_same_bits(y, expected)
+        dy = np.ones_like(y)
+        found, wanted = layer.backward(dy), ctx.backward(dy)
+        found = found if isinstance(found, tuple) else (found,)
+        learned = [layer.gradients[key] for key in layer.learned]
+        wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+        found = [*(a for a in found if a is not None), *learned]
+        for a, b in zip(found, wanted, strict=True):
+            assert_same_bits(np.asarray(a), np.asarray(b))
+    assert same.step == layer.step == 3
+    for again in (layer, same):
+        with pytest.raises(RuntimeError, match=r"layer\.forward\(x\)|in the other mode"):
+            again.backward(ys[0])
+
+
+def test_calls_of_the_other_mode():
+    layer, x = fd.layers.Dropout(0.5, rng=0), np.ones((3, 4))
+    y = layer(x)
+    layer.eval()
+    with pytest.raises(RuntimeError, match="in evaluation mode; there was one in the other mode"):
+        layer.backward(x)
+    layer(x)
+    assert_same_bits(layer.backward(x), x)
+    with pytest.raises(RuntimeError, match="in evaluation mode; there was one in the other mode"):
+        layer.backward(x)
+    assert_same_bits(layer.train().backward(x), y)
+
+
+def test_a_backward_pass_that_fails_undoes_nothing():
+    layer, x = fd.layers.Dropout(0.5, rng=0), np.ones((3, 4))
+    y = layer(x)
+    for wrong in (x[:2], "x", x.astype(int)):
+        with pytest.raises((TypeError, ValueError)):
+            layer.backward(wrong)
+    assert_same_bits(layer.backward(x), y)
+
+
+def test_calls_that_are_never_undone_are_forgotten(monkeypatch):
+    layer, x = fd.layers.Dropout(0.5, rng=0), np.ones(64)
+    for _ in range(Calls.MOST + 5):
+        y = layer(x)
+    assert len(layer._calls[True].contexts) == Calls.MOST
+    assert_same_bits(layer.backward(x), y)
+    for _ in range(Calls.MOST - 1):
+        layer.backward(x)
+    with pytest.raises(RuntimeError, match="what earlier ones left was forgotten"):
+        layer.backward(x)
+    monkeypatch.setattr(Calls, "BYTES", 100)
+    layer.forget()
+    for _ in range(50):
+        y = layer(x)
+    assert layer._calls[True].nbytes <= 100
+    assert len(layer._calls[True].contexts) == 100 // 8
+    large = np.ones(10_000)
+    y = layer(large)
+    assert_same_bits(layer.backward(large), y)  # the last is kept, whatever it holds
+    layer.eval()
+    for _ in range(5):
+        layer(x)
+    assert len(layer._calls[False].contexts) == 1
