@@ -84,6 +84,7 @@ class Layer:
     """Attributes that are learned, in the order of what ``ctx.backward`` returns behind dx."""
     shared_axes: int | Sequence[int]
     """Of layers whose op takes them."""
+    _ctx: Any
 
     def __init__(self, rng: RngLike = None, p: Rate = NO_RATE) -> None:
         shared = isinstance(rng, Rng | np.random.Generator | np.random.BitGenerator)
@@ -107,7 +108,7 @@ class Layer:
 
     def forget(self) -> None:
         """Drop the contexts of all calls."""
-        self._ctx: Any = None
+        self._ctx = None
         self._calls = {True: Calls(), False: Calls(most=1)}
 
     def forward(self, *inputs: Any, **options: Any) -> tuple[Any, Any]:
