@@ -20,12 +20,13 @@ from __future__ import annotations
 
 import operator
 import os
-from typing import TYPE_CHECKING, Any, TypeAlias
+from itertools import count
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from fastdrop._core import CallCounter, Draw, Place
+from fastdrop._core import CallCounter, Draw, Place, after_fork
 from fastdrop.base import gate
 
 __all__ = [
@@ -43,7 +44,7 @@ STREAM_VERSION = 1
 ROUNDS = 7
 
 # Domains: which keystream is meant.
-BYTES, REFINEMENT, BITS, NORMALS, UNIFORMS, CHILDREN = range(6)
+BYTES, REFINEMENT, BITS, NORMALS, UNIFORMS, CHILDREN, COPIES = range(7)
 
 _U32 = 0xFFFFFFFF
 _U64 = 0xFFFFFFFFFFFFFFFF
@@ -112,7 +113,17 @@ class Rng(CallCounter):
     seed : int, optional
         0 to 2**64 - 1. Fresh entropy from the operating system if omitted.
     call : int, optional
-        Number of the next call, 0 to 2**64 - 1.
+        Number of the next call, 0 to 2**64 - 1; 2**64 if none is left.
+
+    Attributes
+    ----------
+    seeded : bool
+        Whether the seed is the caller's.
+
+    Raises
+    ------
+    ValueError
+        A call is taken, and none is left.
 
     Examples
     --------
@@ -125,12 +136,20 @@ class Rng(CallCounter):
     ``Rng(ctx.seed, ctx.call)`` draws the mask of a saved context again. Two threads that share an
     `Rng` never get the same call; which of them gets which depends on their timing, so give each
     its own child (`spawn`) where runs must repeat.
+
+    Copies (`copy.copy`, `copy.deepcopy`) and forked processes: without a seed of the caller's each
+    gets a seed of its own. With one, a copy has the same state, as NumPy's generators do, and so
+    has the child of a fork; give each process a child (`spawn`). A copy of a layer always draws
+    other masks than the layer, unless it uses an `Rng` of yours. A pickle always has the state.
     """
 
     __slots__ = ()
 
     def __init__(self, seed: int | None = None, call: int = 0) -> None:
-        super().__init__(_entropy() if seed is None else uint64(seed, "seed"), uint64(call, "call"))
+        own = _entropy() if seed is None else uint64(seed, "seed")
+        spent = type(call) is int and call == 2**64
+        number = _U64 if spent else uint64(call, "call")
+        super().__init__(own, number, spent, seed is not None)
 
     @property
     def seed(self) -> int:
@@ -167,11 +186,43 @@ class Rng(CallCounter):
         seed, call = self.take()
         return [Rng(int(s)) for s in keystream(seed, call, CHILDREN, 8 * n).view("<u8")]
 
-    def __reduce__(self) -> tuple[type[Rng], tuple[int, int]]:
-        return Rng, self.peek()
+    def __copy__(self) -> Self:
+        return type(self)(*self.peek()) if self.seeded else type(self)()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.__copy__()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[int, int]]:
+        return type(self), self.peek()
 
     def __repr__(self) -> str:
         return "Rng(seed={}, call={})".format(*self.peek())
+
+
+class LayerRng(Rng):
+    """The generator of one layer alone. A copy of the layer runs beside it, so that the copy's seed
+    is another: it follows from this one, or is fresh if this one is not the caller's.
+    """
+
+    __slots__ = ("_copies",)
+
+    def __init__(self, seed: int | None = None, call: int = 0) -> None:
+        super().__init__(seed, call)
+        self._copies = count()
+
+    @classmethod
+    def of(cls, rng: RngLike) -> Self:
+        """From what seeds a layer."""
+        return cls() if rng is None else cls(*draw_call(rng))
+
+    def __copy__(self) -> Self:
+        seed = copy_seed(self.seed, next(self._copies)) if self.seeded else None
+        return type(self)(seed)
+
+
+def copy_seed(seed: int, number: int) -> int:
+    """Seed of the number-th copy of a layer with this seed. No call is taken for it."""
+    return int(keystream(seed, number, COPIES, 8).view("<u8")[0])
 
 
 if TYPE_CHECKING:
@@ -180,6 +231,10 @@ if TYPE_CHECKING:
     )
 else:  # The names would import NumPy's random module, which takes longer than all of fastdrop.
     RngLike: TypeAlias = Any
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=after_fork)
 
 
 def _entropy() -> int:

@@ -47,7 +47,7 @@ from thinc.types import Shape
 
 import fastdrop as fd
 from fastdrop.ops import door
-from fastdrop.rng import RngLike, draw_call
+from fastdrop.rng import LayerRng, RngLike, draw_call
 
 __all__ = ["Dropout", "DropoutMixin", "FastdropOps"]
 
@@ -104,8 +104,9 @@ def Dropout(rate: float = 0.0, *, rng: RngLike = None) -> Model:
     rate : float
         Drop rate in [0, 1]; `thinc.api.set_dropout_rate` changes it.
     rng : Rng, int, None, SeedSequence, Generator or BitGenerator
-        Seeds an `Rng` of the layer's own, which is saved and copied with the model. An `Rng` gives
-        it a child. None takes a seed from what `thinc.api.fix_random_seed` sets.
+        Seeds an `Rng` of the layer's own, which is saved with the model. An `Rng` gives it a child.
+        None takes a seed from what `thinc.api.fix_random_seed` sets. A copy of the model, as in
+        `thinc.api.clone`, gets seeds that follow from the model's, and draws other masks.
 
     Returns
     -------
@@ -114,9 +115,8 @@ def Dropout(rate: float = 0.0, *, rng: RngLike = None) -> Model:
         dtype of fastdrop.
     """
     if isinstance(rng, fd.Rng):
-        (own,) = rng.spawn(1)
-    else:
-        own = fd.Rng(*draw_call(thincs_seed() if rng is None else rng))
+        rng = rng.spawn(1)[0].seed
+    own = LayerRng(*draw_call(thincs_seed() if rng is None else rng))
     return Model("dropout", forward, attrs={"dropout_rate": rate, "is_enabled": True, "rng": own})
 
 
@@ -154,6 +154,6 @@ def _save(_: fd.Rng, rng: fd.Rng, name: str, model: Model) -> bytes:
 
 @deserialize_attr.register(fd.Rng)
 def _load(_: fd.Rng, state: bytes, name: str, model: Model) -> fd.Rng:
-    rng = fd.Rng()
+    rng = LayerRng()
     rng.state = srsly.msgpack_loads(state)
     return rng

@@ -31,7 +31,8 @@ Custom operators cannot be in ``torch.jit.script`` or under ``torch.func.grad``.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, ClassVar
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ from torch.autograd import forward_ad
 
 from fastdrop.backends.interface import Constants
 from fastdrop.ops.door import ALPHA_DROPOUT, DROPOUT, affine, drop, inverted
-from fastdrop.rng import Rng, uint64
+from fastdrop.rng import Rng, copy_seed, uint64
 
 __all__ = [
     "AlphaDropout",
@@ -168,7 +169,9 @@ class _Module(_Base):
     inplace : bool
         Whether the input gets the result, too. Saves no memory.
     seed : int, optional
-        0 to 2**64 - 1. If given, the masks do not depend on PyTorch's random state.
+        0 to 2**64 - 1. If given, the masks do not depend on PyTorch's random state. A copy
+        (``copy.deepcopy``, as in ``nn.TransformerEncoder``) runs beside the module: it gets a seed
+        of its own, which follows from this one.
     """
 
     axis: ClassVar[dict[int, int]] = {}
@@ -178,6 +181,16 @@ class _Module(_Base):
         super().__init__(p, inplace)
         self.seed = None if seed is None else uint64(seed, "seed")
         self.state = None if self.seed is None else _state(self.seed, 0)
+        self.copies = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        other = memo[id(self)] = type(self).__new__(type(self))
+        other.__setstate__(deepcopy(vars(self), memo))
+        if self.seed is not None:
+            other.seed, other.copies = copy_seed(self.seed, self.copies), 0
+            other.state = _state(other.seed, 0)
+            self.copies += 1
+        return other
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:

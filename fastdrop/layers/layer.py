@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdrop.base import gate
-from fastdrop.rng import Rng, RngLike, draw_call
+from fastdrop.rng import LayerRng, Rng, RngLike
 
 __all__ = ["Layer", "OpLayer", "Rate"]
 
@@ -64,7 +64,8 @@ class Layer:
     rng : Rng, int, None, SeedSequence, Generator or BitGenerator
         An `Rng` or a NumPy Generator is used as it is and may be shared by many layers; anything
         else seeds an `Rng` of the layer's own, so that successive calls draw different masks. Two
-        layers with the same int draw the same masks: give one `Rng` to all layers of a model.
+        layers with the same int draw the same masks: give one `Rng` to all layers of a model. A
+        copy of a layer draws other masks than the layer, unless it uses what you have given.
     p : float or callable
         Rate in [0, 1], or a function of the step, such as those of `fastdrop.schedules`. Can be
         assigned between calls.
@@ -88,7 +89,7 @@ class Layer:
 
     def __init__(self, rng: RngLike = None, p: Rate = NO_RATE) -> None:
         shared = isinstance(rng, Rng | np.random.Generator | np.random.BitGenerator)
-        self.rng: RngLike = rng if shared else Rng(*draw_call(rng))
+        self.rng: RngLike = rng if shared else LayerRng.of(rng)
         if p is not NO_RATE:
             self.p: Rate = p if callable(p) else gate.rate(p)
         self.step = 0
@@ -111,7 +112,7 @@ class Layer:
         self._ctx = None
         self._calls = {True: Calls(), False: Calls(most=1)}
 
-    def forward(self, *inputs: Any, **options: Any) -> tuple[Any, Any]:
+    def forward(self, *inputs: Any, **options: Any) -> tuple[npt.NDArray[Any], Any]:
         """(y, ctx) of a call, of which the layer keeps nothing: ``ctx.backward(dy)`` undoes it.
 
         Takes what calling the layer takes. Gradients of learned parameters are behind those of the
@@ -121,7 +122,7 @@ class Layer:
         self.step += self.training  # here, as a call that fails is no step
         return y, ctx
 
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
+    def __call__(self, *inputs: Any, **options: Any) -> npt.NDArray[Any]:
         """y, an array like x."""
         y, self.ctx = self.forward(*inputs, **options)
         return y

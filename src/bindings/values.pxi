@@ -193,21 +193,60 @@ cdef class Draw:
         return f"Draw(seed={self.seed}, call={self.call}, p={self.p}, place={self.place!r})"
 
 
+cdef int forks = 0  # how many lie between the first process and this one
+
+
+def after_fork():
+    """Tells this process that it is a child."""
+    global forks
+    forks += 1
+
+
 cdef class CallCounter:
-    """Seed and next call number; `take` is one step for all threads."""
+    """Seed and next call number; `take` is one step for all threads.
+
+    Parameters
+    ----------
+    seed, call : int
+        64 bits each.
+    spent : bool
+        Whether that call, the last there is, has been used up.
+    seeded : bool
+        Whether the seed is a user's. One that is not is drawn again in a process that was forked.
+    """
 
     cdef uint64_t _seed, _call
+    cdef bint _spent
+    cdef int _forks
+    cdef readonly bint seeded
 
-    def __init__(self, uint64_t seed, uint64_t call, /):
+    def __init__(self, uint64_t seed, uint64_t call, bint spent=False, bint seeded=True, /):
         with cython.critical_section(self):
-            self._seed, self._call = seed, call
+            self._seed, self._call, self._spent = seed, call, spent
+            self.seeded, self._forks = seeded, forks
+
+    cdef int _ready(self) except -1:
+        """Makes sure that there is a call; a copy in another process has a seed of its own."""
+        if self._spent:
+            raise ValueError("rng has given all its calls, the last was 2**64 - 1; take another seed")
+        if self._forks != forks and not self.seeded:
+            self._seed, self._call = int.from_bytes(os.urandom(8), "little"), 0
+            self._forks = forks
+        return 0
+
+    cdef void _step(self) noexcept:
+        if self._call == <uint64_t> -1:
+            self._spent = True
+        else:
+            self._call += 1
 
     def take(self):
         """(seed, call) of the next call, which is thereby used up."""
         cdef uint64_t seed, call
         with cython.critical_section(self):
+            self._ready()
             seed, call = self._seed, self._call
-            self._call = call + 1
+            self._step()
         return seed, call
 
     cpdef Draw draw(self, double p, Place place):
@@ -217,16 +256,20 @@ cdef class CallCounter:
         cdef Draw draw = Draw.__new__(Draw, *UNCHECKED)
         draw.p, draw.place = p, place
         with cython.critical_section(self):
+            self._ready()
             draw.seed, draw.call = self._seed, self._call
-            self._call += 1
+            self._step()
         return draw
 
     def peek(self):
-        """(seed, call) of the next call."""
+        """(seed, call) of the next call; the call is 2**64 if there is none."""
         cdef uint64_t seed, call
+        cdef bint spent
         with cython.critical_section(self):
-            seed, call = self._seed, self._call
-        return seed, call
+            if not self._spent:
+                self._ready()
+            seed, call, spent = self._seed, self._call, self._spent
+        return seed, 2**64 if spent else call
 
 
 cdef class Saved:

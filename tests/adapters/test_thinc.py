@@ -17,6 +17,7 @@ from thinc.api import (
     Ragged,
     Relu,
     chain,
+    clone,
     fix_random_seed,
     get_ops,
     registry,
@@ -204,12 +205,13 @@ def test_rates():
 
 
 def test_saved_and_copied_with_the_model():
-    """What comes next is the same in a copy, and in one that was loaded."""
+    """What comes next is the same in one that was loaded; copies draw other masks."""
     model = chain(Linear(5, 30), Dropout(0.5, rng=3)).initialize()
     model.begin_update(x)
     data = model.to_bytes()
-    copy, expected = model.copy(), model.begin_update(x)[0]
-    assert_same_bits(copy.begin_update(x)[0], expected)
+    copies, expected = [model.copy(), model.copy()], model.begin_update(x)[0]
+    masks = [m.begin_update(x)[0] == 0 for m in copies] + [expected == 0]
+    assert len({mask.tobytes() for mask in masks}) == 3
     loaded = chain(Linear(5, 30), Dropout(0.1, rng=2)).initialize()
     loaded.from_bytes(data)
     assert loaded.layers[1].attrs["dropout_rate"] == 0.5
@@ -217,6 +219,17 @@ def test_saved_and_copied_with_the_model():
     assert loaded.can_from_bytes(data, strict=False)
     top = chain(Linear(5, 30), Dropout(0.5, rng=2**64 - 1)).initialize()
     assert top.from_bytes(top.to_bytes()).layers[1].attrs["rng"].seed == 2**64 - 1
+
+
+@pytest.mark.parametrize("rng", [None, 3])
+def test_clones_draw_other_masks(rng):
+    fix_random_seed(0)
+    model = clone(Dropout(0.5, rng=rng), 3)
+    seeds = [node.attrs["rng"].seed for node in model.walk() if node.name == "dropout"]
+    fix_random_seed(0)
+    again = clone(Dropout(0.5, rng=rng), 3)
+    assert len(set(seeds)) == 3
+    assert seeds == [node.attrs["rng"].seed for node in again.walk() if node.name == "dropout"]
 
 
 def test_from_config():

@@ -219,10 +219,23 @@ def test_state_dicts_of_torchs_modules_load():
 
 def test_copies_are_independent():
     layer, x = ft.Dropout(0.5, seed=1), torch.ones(300)
-    other = copy.deepcopy(layer)
-    assert torch.equal(layer(x), other(x))
-    layer(x)
-    assert (layer.state[1], other.state[1]) == (2, 1)
+    layers = [layer, *(copy.deepcopy(layer) for _ in range(3)), ft.Dropout(0.5, seed=1)]
+    layers += [copy.deepcopy(layers[1]), copy.deepcopy(layers[-1])]
+    *ys, first, grandchild, again = [module(x) for module in layers]
+    assert len({y.numpy().tobytes() for y in [*ys, grandchild]}) == 5
+    assert torch.equal(ys[0], first)
+    assert torch.equal(ys[1], again)
+    assert [int(module.state[1]) for module in layers] == [1] * 7
+    assert repr(layers[1]) == f"Dropout(p=0.5, inplace=False, seed={layers[1].seed})"
+
+
+def test_layers_that_torch_copies():
+    """`TransformerEncoder` copies one layer: each of them draws other masks."""
+    layer = ft.replace(nn.TransformerEncoderLayer(4, 2), seed=7)
+    encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    seeds = [m.seed for m in encoder.modules() if isinstance(m, ft.Dropout)]
+    assert len(set(seeds)) == len(seeds) == 9
+    encoder(torch.ones(5, 2, 4)).sum().backward()
 
 
 def test_module_goes_to_another_dtype():

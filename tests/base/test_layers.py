@@ -123,15 +123,34 @@ def test_every_layer(name):
     assert (layer.rng.call, layer.step) == (call + 1, 1)
     layer.backward(y)
     assert list(layer.gradients) == list(layer.learned) == list(layer.parameters)
-    for same in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert_same_bits(same(*given), copy.deepcopy(layer)(*given))
-        assert same.ctx == same.ctx
+    saved, other = pickle.dumps(layer), copy.deepcopy(layer)
+    assert_same_bits(pickle.loads(saved)(*given), pickle.loads(saved)(*given))
+    assert other.rng.state not in (layer.rng.state, copy.deepcopy(layer).rng.state)
+    assert other.rng.state == copy.deepcopy(pickle.loads(saved)).rng.state
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         pickle.loads(pickle.dumps(layer.ctx, protocol))
     call = layer.rng.call
     assert layer.eval() is layer
     assert_same_bits(layer(*given), layer(*given))
     assert (layer.rng.call, layer.step) == (call, 1)
+
+
+def test_copies_draw_other_masks():
+    """With a seed, the same others each time; layers that share an `Rng` still do in a copy."""
+    x = np.ones(300, np.float32)
+    for seed in (None, 3):
+        layers = [fd.layers.Dropout(0.5, rng=seed)]
+        layers += [copy.deepcopy(layers[0]) for _ in range(3)] + [copy.copy(layers[0])]
+        layers.append(copy.deepcopy(layers[1]))
+        assert len({layer(x).tobytes() for layer in layers}) == len(layers)
+    (a, b), (c, _) = (copy.deepcopy([fd.layers.Dropout(0.5, rng=3)] * 2) for _ in range(2))
+    assert a is b
+    assert_same_bits(a(x), c(x))
+    rng = fd.Rng(3)
+    model = [fd.layers.Dropout(0.5, rng=rng), fd.layers.Dropout(0.5, rng=rng)]
+    first, second = copy.deepcopy(model)
+    assert first.rng is second.rng is not rng
+    assert first.rng.state == rng.state
 
 
 @pytest.mark.parametrize("name", sorted(set(fd.layers.__all__) - {"Layer"}))

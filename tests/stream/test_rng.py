@@ -1,5 +1,6 @@
 """Rng, and what ``rng=`` accepts."""
 
+import copy
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -69,7 +70,7 @@ def test_state_round_trip_is_json_safe():
         {"seed": 1, "call": 2},
         {"stream_version": 2, "seed": 1, "call": 2},
         {"stream_version": 1, "seed": -1, "call": 2},
-        {"stream_version": 1, "seed": 1, "call": 2**64},
+        {"stream_version": 1, "seed": 1, "call": 2**64 + 1},
         [1, 2],
     ],
 )
@@ -105,10 +106,39 @@ def test_fresh_entropy():
     assert mask(None) != mask(None)
 
 
-def test_call_wraps_at_64_bits():
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda rng: rng.take(),
+        lambda rng: rng.spawn(2),
+        lambda rng: fd.dropout(np.ones(9, "f"), 0.5, rng=rng),
+        lambda rng: fd.gaussian_noise(np.ones(9, "f"), 0.5, rng=rng),
+        lambda rng: fd.keep_mask(9, 0.5, rng=rng),
+    ],
+)
+def test_last_call_is_followed_by_none(use):
+    """There is no call after 2**64 - 1; the first is not drawn again."""
     rng = fd.Rng(1, 2**64 - 1)
-    assert rng.take() == (1, 2**64 - 1)
-    assert rng.call == 0
+    use(rng)
+    assert rng.call == 2**64
+    for spent in (rng, copy.copy(rng), pickle.loads(pickle.dumps(rng)), fd.Rng(1, 2**64)):
+        with pytest.raises(ValueError, match=r"rng has given all its calls.*another seed"):
+            use(spent)
+        assert spent.state == rng.state
+    rng.state = fd.Rng(1, 3).state
+    assert rng.take() == (1, 3)
+    for call in (2**64 + 1, float(2**64), -1):
+        with pytest.raises((ValueError, TypeError), match="call must be"):
+            fd.Rng(1, call)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_copies(copied):
+    """One whose seed is the caller's stays where it is, as NumPy's; others have nothing to keep."""
+    assert copied(fd.Rng(3, 5)).take() == (3, 5)
+    rng = fd.Rng()
+    assert len({rng.seed, copied(rng).seed, copied(copied(rng)).seed}) == 3
+    assert pickle.loads(pickle.dumps(rng)).state == rng.state
 
 
 def test_int_and_seed_sequence_stand_for_themselves():
@@ -149,7 +179,7 @@ def test_seeds_outside_64_bits_are_refused(bad):
     with pytest.raises(ValueError, match="seed must be in"):
         fd.Rng(bad)
     with pytest.raises(ValueError, match="call must be in"):
-        fd.Rng(0, bad)
+        fd.Rng(0, bad + (bad > 0))
     with pytest.raises(TypeError, match="seed must be an int"):
         fd.Rng(1.0)
 
