@@ -22,6 +22,7 @@ BIAS_DROPOUT_ADD: int
 RELU_DROPOUT: int
 ALPHA_DROPOUT: int
 ZONEOUT: int
+ANY_LAYOUT: tuple[int, ...]
 
 NORMAL: int
 LOGISTIC: int

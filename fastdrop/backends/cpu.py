@@ -11,10 +11,9 @@ import numpy.typing as npt
 
 from fastdrop import _core
 from fastdrop._core import (
-    ALPHA_DROPOUT,
+    ANY_LAYOUT,
     BIAS_ROOM,
     CONCRETE,
-    DROPOUT,
     LOGISTIC,
     NOISE_PAD,
     NORMAL,
@@ -102,7 +101,7 @@ class Cpu:
         residual: Array | None = None,
         bias: Array | None = None,
     ) -> tuple[Array, bytes | None]:
-        if op in (DROPOUT, ALPHA_DROPOUT):
+        if op in ANY_LAYOUT:
             return _core.forward(op, x, None, None, out, draw, keep, constants)
         x = np.asarray(x, order="C")
         residual = None if residual is None else np.asarray(residual, order="C")

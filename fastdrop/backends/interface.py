@@ -81,8 +81,8 @@ class Backend(Protocol):
         residual: Any = None,
         bias: Any = None,
     ) -> tuple[Any, Any]:
-        """y of one of the ops of src/kernels/table.h, and its bits if they are to be kept. All
-        but DROPOUT and ALPHA_DROPOUT take operands of any layout and give y in C order."""
+        """y of one of the ops of src/kernels/table.h, and its bits if they are to be kept. Those
+        of ANY_LAYOUT keep the order of x's axes, others give y in C order."""
 
     def select(self, dy: Any, out: Any, draw: Draw, bits: Any, scale: float) -> Any:
         """dy * scale where the mask keeps it, else 0. bits None: the mask is drawn again."""

@@ -1,7 +1,8 @@
 """The slow, plain NumPy model of every kernel: what the compiled code must reproduce.
 
 Nothing here is tuned; each function is its definition, written down. One module a family, named as
-the family's module in `fastdrop` is; this package offers all of their functions.
+the family's module in `fastdrop.ops` is, except that `dropout` has `ops.fused`, too, and `noise` is
+what others draw. This package offers all of their functions.
 """
 
 from fastdrop.reference.adversarial import *  # noqa: F403

@@ -96,7 +96,7 @@ cdef bytes forward_walk(fd_task *task, cnp.ndarray x, cnp.ndarray y, Place place
     cdef fd_place part
     cdef fd_axis axis[64]
     cdef int64_t most = place.size
-    if task.op in (FD_DROPOUT, FD_ALPHA_DROPOUT) and not save and most > settings.piece:
+    if not save and most > settings.piece and task.op in ANY_LAYOUT:
         most = settings.piece  # a piece at a time, as nothing of the mask is kept
     cdef bytes bits = empty_bits(most)
     cdef uint8_t *room = <uint8_t *> PyBytes_AsString(bits)

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastdrop._core import (
     ALPHA_DROPOUT,
+    ANY_LAYOUT,
     BIAS_DROPOUT_ADD,
     DROPOUT,
     DROPOUT_ADD,
@@ -226,7 +227,7 @@ def forward(
     of a draw; inverted: its complement.
     """
     relu, n, order = op == RELU_DROPOUT, x.size, x.order()
-    if op not in (DROPOUT, ALPHA_DROPOUT):
+    if op not in ANY_LAYOUT:
         order = list(range(x.ndim))
     x = dense(x, order)
     residual, bias = (None if a is None else contiguous(a) for a in (residual, bias))

@@ -1,7 +1,8 @@
 """What each op makes of one element, once it is known whether it is kept.
 
 Groups of parameters: ``operands = x, residual, bias``, and ``constants = scale, shift, dropped``,
-all in the compute type. An op ignores those that it has no use for.
+all in the compute type. An op ignores those that it has no use for. 16-bit elements come in pairs:
+`chunks.py` clears a dropped x before it asks here, except for the ops that it names.
 """
 
 from __future__ import annotations

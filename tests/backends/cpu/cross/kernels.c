@@ -1,9 +1,9 @@
 /* One table of kernels against the portable one, bit for bit, without Python: so that a table can be
  * tested that the Python at hand cannot run (another architecture under qemu, emulated AVX-512).
  *
- *     cc -DTABLE=fd_avx2 -I../../src kernels.c ../../src/simd/isa_{portable,avx2}.c -lm
+ *     cc -DTABLE=fd_avx2 -I../../../../src kernels.c ../../../../src/simd/isa_{portable,avx2}.c -lm
  *
- * usage: kernels KNOWN_ANSWERS [effort]: Random123's, as in ../known_answers, and how many of the usual
+ * usage: kernels KNOWN_ANSWERS [effort]: Random123's, as in tests/known_answers, and how many of the usual
  * number of cases, in percent. Prints one line; what differs first is described on stderr, and the exit
  * status is 1 then. */
 #include "kernels/table.h"
