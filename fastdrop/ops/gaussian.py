@@ -158,8 +158,11 @@ def _noisy(
     if not training:
         y = backend.copy(x, out)
         return y, GaussianContext.made(x.shape, None, 1.0, None, sigma=None)
+    with np.errstate(over="ignore"):
+        deviation = np.asarray(sigma, compute_type(x.dtype))
+    if np.isinf(deviation):
+        raise ValueError(f"std must be finite in {deviation.dtype}, got {sigma!r}")
     draw = draw_of(rng, p, place)
-    deviation = np.asarray(sigma, compute_type(x.dtype))
     y = backend.noise(op, x, draw, deviation, out)
     kept = deviation if op == NOISE_SCALE else None
     return y, GaussianContext.made(x.shape, draw, 1.0, None, sigma=kept)

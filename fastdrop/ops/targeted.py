@@ -15,6 +15,7 @@ from fastdrop.base import gate
 from fastdrop.ops.dropout import Context
 from fastdrop.rng import RngLike, draw_of
 
+ROUNDED = 1 + 2.0**-50  # more than rounding takes from a product that would be a whole number
 MODES = ("weight", "unit", "unit_weight")
 
 
@@ -56,13 +57,14 @@ def targeted_dropout(
         What is targeted and what is drawn:
 
         - "weight": in each unit, the weights smaller in magnitude than its weight of rank
-          floor(targeted * fan_in), from 0. One draw a weight.
+          floor(targeted * fan_in), from 0. One draw a weight. Of a product that is a whole number
+          except for rounding, as 0.29 * 100 is, that number is meant.
         - "unit": the units whose 2-norm is smaller than that of rank floor(targeted * units).
           One draw a unit, so units are dropped whole, as in the paper.
         - "unit_weight": the same units, but one draw a weight, as in the authors' code.
 
-        Ties with the one of that rank are no targets, and a NaN is larger than any number; at
-        targeted = 1 all are targets.
+        Ties with the one of that rank are no targets; at targeted = 1 all are targets. A NaN, or
+        the norm of a unit that has one, is larger than any number, and ties with other NaNs.
     rng : Rng, int, None, SeedSequence, Generator or BitGenerator
         Names the draw; see `fastdrop.Rng`.
     training : bool
@@ -151,19 +153,34 @@ def _targets(weight: npt.NDArray[Any], targeted: float, mode: str) -> npt.NDArra
     units = weight.shape[-1]
     flat = weight.reshape(prod(weight.shape[:-1]), units)
     if mode == "weight":
-        # Without their sign, floats sort as integers do, which takes half the time.
-        bits = flat.view(f"u{flat.itemsize}")
-        return _below(bits & (np.iinfo(bits.dtype).max >> 1), targeted)
-    # The squares sort as the norms; in float64, no square of a smaller type overflows.
-    squares = np.einsum("iu,iu->u", flat, flat, dtype=np.float64)
-    below = _below(squares[:, None], targeted)[:, 0]
+        return _below(_magnitudes(flat), targeted)
+    below = _below(_magnitudes(_norms(flat)[:, None]), targeted)[:, 0]
     return below if mode == "unit" else np.broadcast_to(below, flat.shape)
+
+
+def _magnitudes(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Integers that sort as the magnitudes do, which takes half the time; NaNs are one number."""
+    bits = values.view(f"u{values.itemsize}")
+    infinity = np.array(np.inf, values.dtype).view(bits.dtype)
+    return np.minimum(bits & (np.iinfo(bits.dtype).max >> 1), infinity + bits.dtype.type(1))
+
+
+def _norms(units: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """2-norm of each column; only one that is larger than any float64 is infinite."""
+    exponents = np.zeros(units.shape[1], np.int32)
+    if units.dtype == np.float64:  # squares of smaller types do not overflow
+        largest = np.abs(units).max(axis=0, initial=0.0)
+        exponents[:] = np.where(np.isfinite(largest), np.frexp(largest)[1], 0)
+        units = np.ldexp(units, -exponents)
+    squares = np.einsum("iu,iu->u", units, units, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        return np.ldexp(np.sqrt(squares), exponents)
 
 
 def _below(values: npt.NDArray[Any], fraction: float) -> npt.NDArray[np.bool_]:
     """Where a value is smaller than that of rank floor(fraction * length) in its column."""
     length, columns = values.shape
-    rank = int(fraction * length)
+    rank = min(int(fraction * length * ROUNDED), length)
     if rank == length:
         return np.ones(values.shape, np.bool_)
     rows = np.empty((columns, length), values.dtype)

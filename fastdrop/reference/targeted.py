@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import floor
+from fractions import Fraction
+from math import floor, hypot, nan
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,22 @@ def targets(weight: npt.NDArray[Any], targeted: float, mode: str) -> npt.NDArray
     if mode == "weight":
         chosen = np.array([smaller(np.abs(column), targeted) for column in columns])
     else:
-        norms = np.array([np.sqrt(np.sum(column**2)) for column in columns])
+        norms = np.array([nan if np.isnan(column).any() else hypot(*column) for column in columns])
         chosen = np.repeat(smaller(norms, targeted)[:, None], columns.shape[1], axis=1)
     return chosen.T.reshape(weight.shape)
 
 
 def smaller(values: npt.NDArray[Any], fraction: float) -> npt.NDArray[np.bool_]:
-    """Which are smaller than the one of rank floor(fraction * length); all at fraction 1."""
-    rank = floor(fraction * len(values))
-    return values < np.append(np.sort(values), np.inf)[rank]
+    """Which are smaller than the one of rank floor(fraction * length); all at fraction 1. A product
+    that differs from a whole number by rounding alone is that number; a NaN is the largest.
+    """
+    product = Fraction(fraction) * len(values)
+    nearest = round(product)
+    rank = nearest if abs(product - nearest) < nearest * Fraction(2) ** -51 else floor(product)
+    if rank == len(values):
+        return np.ones(len(values), np.bool_)
+    limit = np.sort(values)[rank]
+    return ~np.isnan(values) if np.isnan(limit) else values < limit
 
 
 def targeted_dropout(

@@ -155,15 +155,20 @@ cpdef cnp.ndarray backward(cnp.ndarray dy, cnp.ndarray out, Draw draw, bytes bit
 
 
 cdef bint writes_to(x, out) noexcept:
-    """Whether a kernel may read x and write to out, an array that its caller gave, or None."""
-    if out is None or out is x:
-        return out is None or cnp.PyArray_ISWRITEABLE(out)
+    """Whether a kernel may read x and write to out, an array that its caller gave, or None. The gate
+    has more time for one with gaps, which may overlap itself.
+    """
+    if out is None:
+        return True
+    if out is x:
+        return cnp.PyArray_ISWRITEABLE(out) and cnp.PyArray_ISONESEGMENT(out)
     return (
         type(out) is cnp.ndarray
         and has_kernels(out)
         and dtype_of(out) == dtype_of(x)
         and PyArray_SAMESHAPE(x, out)
         and cnp.PyArray_ISWRITEABLE(out)
+        and cnp.PyArray_ISONESEGMENT(out)
         and not overlaps_otherwise(x, out)
     )
 

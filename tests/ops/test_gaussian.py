@@ -155,3 +155,14 @@ def test_layers():
     assert repr(layer) == "GaussianNoise(std=0.4, shared_axes=())"
     with pytest.raises(ValueError, match="std must be"):
         fd.layers.GaussianNoise(-1.0)
+
+
+def test_deviations_that_a_dtype_cannot_hold(any_dtype):
+    """float16 and bfloat16 compute in float32."""
+    x, rng = np.ones(9, any_dtype), fd.Rng(1)
+    if any_dtype == np.float64:
+        assert np.isfinite(fd.gaussian_noise(x, 1e300, rng=rng)[0]).all()
+        return
+    with pytest.raises(ValueError, match=r"std must be finite in float32, got 1e\+300"):
+        fd.gaussian_noise(x, 1e300, rng=rng)
+    assert rng.call == 0

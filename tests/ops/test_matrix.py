@@ -308,3 +308,49 @@ def test_the_functions_for_devices_take_operands_by_name(name, kernels):
     case = CASES[name]
     y, _ = getattr(cuda, name.split(",")[0])(**there(case), rng=RNG())
     assert_same_bits(y.host, run(name, case, case.operands, "bits")[0])
+
+
+@pytest.mark.skipif(SIMULATED, reason="once is enough")
+@pytest.mark.parametrize("name", CASES)
+def test_masked_arrays_are_refused(name):
+    """An op would lose their mask, silently; so would an `out`."""
+    case, op, rng = CASES[name], getattr(fd, name.split(",")[0]), RNG()
+    arrays = {k: a for k, a in case.operands.items() if isinstance(a, np.ndarray)}
+    for key, a in arrays.items():
+        with pytest.raises(TypeError, match=rf"{key} is a masked array"):
+            op(**{**case.operands, key: np.ma.masked_array(a, a == a.flat[0])}, rng=rng)
+    y, ctx = run(name, case, case.operands, "bits")
+    with pytest.raises(TypeError, match=r"\w+ is a masked array"):
+        ctx.backward(np.ma.masked_array(y))
+    if "out" in inspect.signature(op).parameters:
+        with pytest.raises(TypeError, match="out is a masked array"):
+            op(**case.operands, rng=rng, out=np.ma.masked_array(y))
+    assert rng.state == RNG().state
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_out_that_overlaps_itself_is_refused(name, request):
+    """Two elements in one place: the last one written would count, silently."""
+    case, op, rng = CASES[name], getattr(fd, name.split(",")[0]), RNG()
+    if "out" not in inspect.signature(op).parameters:
+        return
+    y, ctx = run(name, case, case.operands, "bits")
+    once = np.zeros(y.size, y.dtype)
+    overlapping = [
+        np.lib.stride_tricks.as_strided(once, y.shape, strides)
+        for strides in ((0,) * y.ndim, (y.itemsize,) * y.ndim)
+    ]
+    calls = [lambda out: op(**case.operands, rng=rng, out=out)]
+    if "out" in inspect.signature(ctx.backward).parameters:
+        calls.append(lambda out: ctx.backward(y, out=out))
+    for call in calls:
+        for out in overlapping:
+            with pytest.raises(ValueError, match="out must not overlap itself"):
+                call(out)
+    assert rng.state == RNG().state
+    assert not once.any()
+    if case.kernels:
+        request.getfixturevalue("kernels")
+        for out in overlapping:
+            with pytest.raises(ValueError, match="out must not overlap itself"):
+                op(**there(case), rng=rng, out=FakeArray(out))

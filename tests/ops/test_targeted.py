@@ -117,8 +117,49 @@ def test_targets_that_are_not_finite():
     assert not np.signbit(y).any()
     large = np.full((4, 2), [1e30, 2e30], np.float32)  # their squares are no float32
     np.testing.assert_array_equal(fd.targeted_prune(large, 0.5, mode="unit")[0], [0, large[0, 1]])
-    infinite = large.astype(float) ** 10  # norms that are infinite are ties
+    infinite = np.full((4, 2), [1e308, 1.5e308])  # norms that are infinite are ties
     np.testing.assert_array_equal(fd.targeted_prune(infinite, 0.5, mode="unit"), infinite)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_nan_is_larger_than_any_number(mode, any_dtype):
+    """Whatever its sign and payload; and so is the norm of a unit with one."""
+    W = weights((30, 20), any_dtype)
+    for share in (0.05, 0.5, 0.95, 1.0):
+        holes = W.copy()
+        holes[np.random.default_rng(1).random(W.shape) < share] = np.nan
+        holes[::3] *= -1
+        bits = holes.view(f"u{holes.itemsize}")
+        bits[1::2] |= np.isnan(holes[1::2])  # another payload
+        holes[0, 0], holes[1, 1] = np.inf, -np.inf
+        for targeted in (0.1, 0.5, 0.9, 1.0):
+            y = fd.targeted_prune(holes, targeted, mode=mode)
+            _, keep = reference.targeted_dropout(holes, 1.0, targeted, mode, 0, 0)
+            assert_same_bits(y, np.where(keep, holes, holes.dtype.type(0)))
+    row = np.array([[1, np.nan, np.nan, np.nan]], any_dtype)
+    assert fd.targeted_prune(row, 0.5, mode="unit")[0, 0] == 0
+    assert fd.targeted_prune(row.T, 0.5)[0, 0] == 0
+
+
+@pytest.mark.parametrize("unit", [1e200, 1e-200, 2.0**-1070, 1e307])
+def test_norms_of_any_size(unit):
+    W = np.array([[1, 2, 3, 4]]) * unit
+    for mode in ("unit", "unit_weight"):
+        np.testing.assert_array_equal(fd.targeted_prune(W, 0.5, mode=mode), W * [0, 0, 1, 1])
+        _, keep = reference.targeted_dropout(W, 1.0, 0.5, mode, 0, 0)
+        np.testing.assert_array_equal(keep, [[False, False, True, True]])
+
+
+def test_counts_of_decimal_fractions():
+    """k / n of n are k, and so is the decimal; floor otherwise."""
+    for n in (3, 7, 10, 100, 1000):
+        W = np.arange(1.0, n + 1)[:, None]
+        for k in range(n + 1):
+            for fraction in (k / n, float(f"{k / n:.15g}")) if n in (10, 100, 1000) else (k / n,):
+                assert (fd.targeted_prune(W, fraction) == 0).sum() == k
+    W = np.arange(1.0, 101)[:, None]
+    assert (fd.targeted_prune(W, 0.2899) == 0).sum() == 28
+    assert (fd.targeted_prune(W, np.nextafter(0.29, 0) - 1e-15) == 0).sum() == 28
 
 
 def test_edges():
