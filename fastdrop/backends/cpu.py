@@ -54,10 +54,15 @@ class Cpu:
     def output(out: Any, x: Array, *others: Any) -> tuple[Any, ...]:
         if out is None:
             return (None, x, *others)
-        if not isinstance(out, np.ndarray):
-            raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
-        gate.output(out, x, out.flags.writeable)
-        return (out, *(_apart(a, out) for a in (x, *others)))
+        if type(out) is not np.ndarray:
+            if not isinstance(out, np.ndarray):
+                raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
+            gate.unmasked(out, "out")
+        flags = out.flags
+        gate.output(out, x, flags.writeable)
+        if not flags.forc:
+            gate.distinct(out)
+        return _core.apart(out, x, *others)
 
     @staticmethod
     def bring(x: Any, like: Array) -> Any:
@@ -294,11 +299,6 @@ def maps_of(x: Array, squares: Squares) -> Array:
     if squares.channels_last:
         x = x.transpose(0, x.ndim - 1, *range(1, x.ndim - 1))
     return x if x.ndim == 4 else x[:, :, None]
-
-
-def _apart(x: Any, out: Array) -> Any:
-    """x, or a copy if writing to out would change it too early."""
-    return x.copy() if x is not None and x is not out and _core.overlaps_otherwise(x, out) else x
 
 
 def _delivered(y: Array, out: Array | None) -> Array:

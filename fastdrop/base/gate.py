@@ -90,11 +90,11 @@ def host(x: Any, name: str) -> npt.NDArray[Any]:
         )
     if isinstance(x, tuple) and len(x) == 2 and hasattr(x[1], "backward"):
         raise TypeError(f"{name} is what an op returns, y and its context; give it y, the first")
-    _unmasked(x, name)
+    unmasked(x, name)
     return np.asarray(x)
 
 
-def _unmasked(x: Any, name: str) -> None:
+def unmasked(x: Any, name: str) -> None:
     """No array of `numpy.ma`, which somebody must have loaded to have one."""
     module = sys.modules.get("numpy.ma")
     if module is not None and isinstance(x, module.MaskedArray):
@@ -123,28 +123,24 @@ def array(x: Any, name: str = "x") -> npt.NDArray[Any]:
 
 def output(out: Any, x: Any, writeable: bool) -> None:
     """An array to write to: shape and dtype of x."""
-    _unmasked(out, "out")
     if out.shape != x.shape:
         raise ValueError(f"out must have shape {x.shape}, got {out.shape}")
     if out.dtype is not x.dtype and out.dtype != x.dtype:
         raise TypeError(f"out must have dtype {x.dtype}, got {out.dtype}")
     if not writeable:
         raise ValueError("out is read-only; pass a writeable array or a copy")
-    if _repeats(out):
-        raise ValueError(
-            f"out must not overlap itself, got strides {out.strides} of shape {out.shape}; "
-            "pass an array with a place for each element"
-        )
 
 
-def _repeats(a: Any) -> bool:
-    """Whether elements of an array may share memory, as those of a broadcast one do."""
-    end = a.itemsize
-    for stride, length in sorted((abs(s), n) for s, n in zip(a.strides, a.shape, strict=True)):
-        if stride < end and length > 1:
-            return 0 not in a.shape
+def distinct(out: Any) -> None:
+    """An array to write to whose elements share no memory, as those of a broadcast one do."""
+    end, size = out.itemsize, prod(out.shape)
+    for stride, length in sorted((abs(s), n) for s, n in zip(out.strides, out.shape, strict=True)):
+        if stride < end and length > 1 and size:
+            raise ValueError(
+                f"out must not overlap itself, got strides {out.strides} of shape {out.shape}; "
+                "pass an array with a place for each element"
+            )
         end += stride * (length - 1)
-    return False
 
 
 def row_numbers(ids: Any, rows: int) -> npt.NDArray[np.int64]:

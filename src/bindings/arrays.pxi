@@ -34,7 +34,7 @@ cdef inline void byte_bounds(cnp.ndarray x, const char **low, const char **high)
     high[0] += cnp.PyArray_ITEMSIZE(x) if cnp.PyArray_SIZE(x) else 0
 
 
-cpdef bint overlaps_otherwise(cnp.ndarray x, cnp.ndarray y) noexcept:
+cdef bint overlaps_otherwise(cnp.ndarray x, cnp.ndarray y) noexcept:
     """Whether x and y, of one shape and dtype, may share memory except element by element."""
     cdef const char *x0
     cdef const char *x1
@@ -48,6 +48,12 @@ cpdef bint overlaps_otherwise(cnp.ndarray x, cnp.ndarray y) noexcept:
         if cnp.PyArray_STRIDE(x, d) != cnp.PyArray_STRIDE(y, d) and cnp.PyArray_DIM(x, d) > 1:
             return True
     return cnp.PyArray_DATA(x) != cnp.PyArray_DATA(y)
+
+
+def apart(cnp.ndarray out not None, /, *operands):
+    """out and the operands: copies of those that writing to out would change too early."""
+    return (out, *[x.copy() if x is not None and x is not out and overlaps_otherwise(x, out) else x
+                   for x in operands])
 
 
 cpdef cnp.ndarray empty_like(cnp.ndarray x):

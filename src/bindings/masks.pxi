@@ -212,7 +212,7 @@ def common_call(fd_op op, x, p, tuple how, constants, kind, /):
     if not keep and save != "seed" or size > MAX_INDEX:
         return None
     cdef Place place = whole((<object> x).shape, size)
-    cdef Draw draw = (<CallCounter> rng).draw(p, place)
+    cdef Draw draw = (<CallCounter> rng).drawn(p, place)
     cdef tuple numbers = (fd_scale(p), 0.0, 0.0) if constants is None else constants(p)
     y, bits = forward(op, x, None, None, out, draw, keep, numbers)
     return y, saved(kind, draw.place.of, draw, numbers[0], bits)

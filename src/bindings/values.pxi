@@ -249,7 +249,11 @@ cdef class CallCounter:
             self._step()
         return seed, call
 
-    cpdef Draw draw(self, double p, Place place):
+    def draw(self, double p, Place place not None):
+        """What the next call draws at this rate and place."""
+        return self.drawn(p, place)
+
+    cdef Draw drawn(self, double p, Place place):
         """The Draw of the next call, which is thereby used up."""
         if place is None or not 0.0 <= p <= 1.0:
             raise ValueError(f"p must be in [0, 1], and place a Place, got {p!r}, {place!r}")

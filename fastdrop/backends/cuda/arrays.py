@@ -140,6 +140,7 @@ def output(out: Any, x: DeviceArray) -> DeviceArray:
         raise TypeError(f"out must be a CUDA array as x is, got {type(out).__name__}")
     view = DeviceArray(out)
     gate.output(view, x, view.writeable)
+    gate.distinct(view)
     return view
 
 
