@@ -153,38 +153,40 @@ def _targets(weight: npt.NDArray[Any], targeted: float, mode: str) -> npt.NDArra
     units = weight.shape[-1]
     flat = weight.reshape(prod(weight.shape[:-1]), units)
     if mode == "weight":
-        return _below(_magnitudes(flat), targeted)
-    below = _below(_magnitudes(_norms(flat)[:, None]), targeted)[:, 0]
+        return _below(flat, targeted)
+    below = _below(_norms(flat)[:, None], targeted)[:, 0]
     return below if mode == "unit" else np.broadcast_to(below, flat.shape)
-
-
-def _magnitudes(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Integers that sort as the magnitudes do, which takes half the time; NaNs are one number."""
-    bits = values.view(f"u{values.itemsize}")
-    infinity = np.array(np.inf, values.dtype).view(bits.dtype)
-    return np.minimum(bits & (np.iinfo(bits.dtype).max >> 1), infinity + bits.dtype.type(1))
 
 
 def _norms(units: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """2-norm of each column; only one that is larger than any float64 is infinite."""
-    exponents = np.zeros(units.shape[1], np.int32)
-    if units.dtype == np.float64:  # squares of smaller types do not overflow
-        largest = np.abs(units).max(axis=0, initial=0.0)
-        exponents[:] = np.where(np.isfinite(largest), np.frexp(largest)[1], 0)
-        units = np.ldexp(units, -exponents)
     squares = np.einsum("iu,iu->u", units, units, dtype=np.float64)
-    with np.errstate(over="ignore"):
-        return np.ldexp(np.sqrt(squares), exponents)
+    norms = np.sqrt(squares)
+    far = ~((squares > 2.0**-900) & (squares < 2.0**900))
+    if units.dtype == np.float64 and far.any():  # squares of smaller types do not go that far
+        rest = units[:, far]
+        largest = np.abs(rest).max(axis=0, initial=0.0)
+        exponents = np.where(np.isfinite(largest), np.frexp(largest)[1], 0)
+        rest = np.ldexp(rest, -exponents)
+        with np.errstate(over="ignore"):
+            norms[far] = np.ldexp(np.sqrt(np.einsum("iu,iu->u", rest, rest)), exponents)
+    return norms
 
 
 def _below(values: npt.NDArray[Any], fraction: float) -> npt.NDArray[np.bool_]:
-    """Where a value is smaller than that of rank floor(fraction * length) in its column."""
+    """Where a magnitude is smaller than that of rank floor(fraction * length) in its column;
+    NaNs are larger than numbers, and equal.
+    """
     length, columns = values.shape
     rank = min(int(fraction * length * ROUNDED), length)
     if rank == length:
         return np.ones(values.shape, np.bool_)
-    rows = np.empty((columns, length), values.dtype)
+    # Without their sign, floats sort as integers do, which takes half the time.
+    bits = values.view(f"u{values.itemsize}")
+    bits = bits & (np.iinfo(bits.dtype).max >> 1)
+    rows = np.empty((columns, length), bits.dtype)
     for i in range(0, length, 64):  # transposed as a whole, every element is a cache miss
-        rows[:, i : i + 64] = values[i : i + 64].T
+        rows[:, i : i + 64] = bits[i : i + 64].T
     rows.partition(rank, axis=1)
-    return values < np.ascontiguousarray(rows[:, rank])
+    least_nan = np.array(np.inf, values.dtype).view(bits.dtype) + bits.dtype.type(1)
+    return bits < np.minimum(rows[:, rank], least_nan)

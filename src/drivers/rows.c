@@ -11,23 +11,26 @@ typedef struct {
 static void look_up(const void *job, uint64_t first, uint64_t last)
 {
     const Lookup *l = job;
-    const size_t size = l->row * fd_itemsize[l->task.dtype];
+    const fd_task *t = &l->task;
+    const size_t size = l->row * fd_itemsize[t->dtype], tile = FD_TILE * fd_itemsize[t->dtype];
     const size_t ahead = 1 + 4096 / size; /* rows: where they are, no hardware would guess */
-    const char *table = l->task.operands.x;
+    const char *table = t->operands.x;
+    char *y = t->operands.y;
+    fd_apply_fn *apply = t->machine.kernels->apply[t->op][t->dtype];
+    fd_operands o = t->operands;
     uint8_t ones[FD_TILE / 8 + FD_BITS_PAD];
     memset(ones, 0xff, sizeof ones);
-    fd_task t = l->task;
     for (; first < last; first++) {
         const uint64_t id = (uint64_t)l->ids[first];
         if (first + ahead < last)
             for (size_t b = 0; b < size && b < 4096; b += 64)
                 prefetch(table + (uint64_t)l->ids[first + ahead] * size + b);
-        t.operands.x = table + id * size, t.operands.y = l->task.operands.y + first * size;
+        o.x = table + id * size, o.y = y + first * size;
         if (!(l->bits[id / 8] >> id % 8 & 1))
-            memset(t.operands.y, 0, size);
+            memset(o.y, 0, size);
         else
-            for (size_t i = 0; i < l->row; i += FD_TILE)
-                apply_at(&t, i, ones, 0, min_size(l->row - i, FD_TILE));
+            for (size_t i = 0; i < l->row; i += FD_TILE, o.x += tile, o.y += tile)
+                apply(&o, ones, 0, min_size(l->row - i, FD_TILE));
     }
 }
 
