@@ -184,7 +184,10 @@ class Rng(CallCounter):
         """n generators with independent seeds; takes one call."""
         n = gate.count(n, "n", 0)
         seed, call = self.take()
-        return [Rng(int(s)) for s in keystream(seed, call, CHILDREN, 8 * n).view("<u8")]
+        children = [Rng(int(s)) for s in keystream(seed, call, CHILDREN, 8 * n).view("<u8")]
+        for child in children:  # their seeds are the caller's if this one is
+            CallCounter.__init__(child, child.seed, 0, False, self.seeded)
+        return children
 
     def __copy__(self) -> Self:
         return type(self)(*self.peek()) if self.seeded else type(self)()

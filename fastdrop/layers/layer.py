@@ -23,7 +23,7 @@ NO_RATE: Any = object()
 class Calls:
     """The contexts of one mode's calls that no backward pass has undone yet.
 
-    At most `MOST` of them, and of those that hold something at most `BYTES`: the oldest are
+    At most `MOST` of them, and with their inputs at most `BYTES`, the latest aside: the oldest are
     forgotten, so a layer that is never asked for a gradient does not grow.
     """
 
@@ -35,11 +35,11 @@ class Calls:
 
     def add(self, ctx: Any) -> None:
         self.contexts.append(ctx)
-        self.nbytes += ctx.nbytes
+        self.nbytes += _held(ctx)
         while len(self.contexts) > self.most or (
             self.nbytes > self.BYTES and len(self.contexts) > 1
         ):
-            self.nbytes -= self.contexts.popleft().nbytes
+            self.nbytes -= _held(self.contexts.popleft())
             self.lost = True
 
     def latest(self) -> Any:
@@ -48,7 +48,13 @@ class Calls:
 
     def undone(self) -> None:
         """The latest has been gone back through."""
-        self.nbytes -= self.contexts.pop().nbytes
+        self.nbytes -= _held(self.contexts.pop())
+
+
+def _held(ctx: Any) -> int:
+    """Bytes that a context keeps from being freed, parameters aside."""
+    x = getattr(ctx, "x", None)
+    return ctx.nbytes if x is None else max(ctx.nbytes, x.nbytes)
 
 
 class Layer:
@@ -106,6 +112,13 @@ class Layer:
     def ctx(self, ctx: Any) -> None:
         self._ctx = ctx
         self._calls[self.training].add(ctx)
+
+    def __copy__(self) -> Self:
+        """Shares the random state, and so draws other masks; has no call to go back through."""
+        copied = object.__new__(type(self))
+        vars(copied).update(vars(self), gradients=dict(self.gradients))
+        copied.forget()
+        return copied
 
     def forget(self) -> None:
         """Drop the contexts of all calls."""

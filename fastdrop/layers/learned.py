@@ -410,22 +410,28 @@ class AdversarialDropout(Layer):
     def __init__(self, delta: float = 0.05, p: Rate = 0.0, *, rng: RngLike = None) -> None:
         super().__init__(rng, p)
         self.delta = gate.rate(delta, "delta")
-        self._base: tuple[npt.NDArray[Any], Context] | None = None
+
+    def forget(self) -> None:
+        super().forget()
+        self._base: dict[bool, tuple[npt.NDArray[Any], Context]] = {}
+
+    def __call__(self, x: npt.ArrayLike) -> npt.NDArray[Any]:
+        x = gate.array(x)
+        y = super().__call__(x)
+        self._base[self.training] = x, self.ctx
+        return y
 
     def _forward(self, x: npt.ArrayLike) -> tuple[Any, Any]:
-        x = gate.array(x)
-        y, ctx = dropout(x, self.rate(), rng=self.rng, training=self.training)
-        self._base = x, ctx
-        return y, ctx
+        return dropout(x, self.rate(), rng=self.rng, training=self.training)
 
     def search(self, gradient: npt.ArrayLike) -> npt.NDArray[Any]:
         """y with the adversarial mask; gradient: of D with respect to y of the base mask.
 
         Takes no random call. In evaluation mode, y is a copy of x.
         """
-        if self._base is None:
-            raise RuntimeError("search needs a forward call of the layer before it")
-        x, base = self._base
+        if self.training not in self._base:
+            raise RuntimeError("search needs a forward call of the layer before it, in this mode")
+        x, base = self._base[self.training]
         draw = base.draw
         rng = None if draw is None else Rng(draw.seed, draw.call)
         y, self.ctx = adversarial_dropout(

@@ -160,6 +160,7 @@ def _targets(weight: npt.NDArray[Any], targeted: float, mode: str) -> npt.NDArra
 
 def _norms(units: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """2-norm of each column; only one that is larger than any float64 is infinite."""
+    units = np.ascontiguousarray(units)  # the order of the additions is that of the memory
     squares = np.einsum("iu,iu->u", units, units, dtype=np.float64)
     norms = np.sqrt(squares)
     far = ~((squares > 2.0**-900) & (squares < 2.0**900))
@@ -167,8 +168,8 @@ def _norms(units: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         rest = units[:, far]
         largest = np.abs(rest).max(axis=0, initial=0.0)
         exponents = np.where(np.isfinite(largest), np.frexp(largest)[1], 0)
-        rest = np.ldexp(rest, -exponents)
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
+            rest = np.ldexp(rest, -exponents)
             norms[far] = np.ldexp(np.sqrt(np.einsum("iu,iu->u", rest, rest)), exponents)
     return norms
 

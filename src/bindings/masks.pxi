@@ -155,8 +155,9 @@ cpdef cnp.ndarray backward(cnp.ndarray dy, cnp.ndarray out, Draw draw, bytes bit
 
 
 cdef bint writes_to(x, out) noexcept:
-    """Whether a kernel may read x and write to out, an array that its caller gave, or None. The gate
-    has more time for one with gaps, which may overlap itself.
+    """Whether a kernel may read x and write to out, an array that its caller gave, or None.
+
+    The gate has more time for one with gaps, which may overlap itself.
     """
     if out is None:
         return True

@@ -228,7 +228,7 @@ cdef class CallCounter:
     cdef int _ready(self) except -1:
         """Makes sure that there is a call; a copy in another process has a seed of its own."""
         if self._spent:
-            raise ValueError("rng has given all its calls, the last was 2**64 - 1; take another seed")
+            raise ValueError("rng has given all its calls, 2**64 of them; take another seed")
         if self._forks != forks and not self.seeded:
             self._seed, self._call = int.from_bytes(os.urandom(8), "little"), 0
             self._forks = forks

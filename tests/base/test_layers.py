@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -151,6 +152,47 @@ def test_copies_draw_other_masks():
     first, second = copy.deepcopy(model)
     assert first.rng is second.rng is not rng
     assert first.rng.state == rng.state
+
+
+def test_a_shallow_copy_has_calls_of_its_own():
+    x = np.ones(300, np.float32)
+    layer = fd.layers.Dropout(0.5, rng=1)
+    y = layer(x)
+    other = copy.copy(layer)
+    with pytest.raises(RuntimeError, match="forward call"):
+        other.backward(x)
+    assert (other(x) != y).any()
+    assert_same_bits(layer.backward(x), y)
+
+
+@pytest.mark.parametrize("name", ["DropConnect", "SparseVariationalLinear"])
+def test_inputs_that_contexts_hold_do_not_pile_up(name, monkeypatch):
+    """What was not gone back through; parameters do not count."""
+    layer = getattr(fd.layers, name)(8, 2, rng=1)
+    dtype = next(iter(layer.parameters.values())).dtype
+    calls = layer._calls[True]
+    monkeypatch.setattr(type(calls), "BYTES", 1 << 16)
+    alive = []
+    for _ in range(30):
+        x = np.ones((512, 8), dtype)
+        layer(x)
+        alive.append(weakref.ref(x))
+    del x
+    assert sum(a() is not None for a in alive) * 512 * 8 * dtype.itemsize <= 1 << 16
+    layer.backward(np.ones((512, 2), dtype))
+
+
+def test_search_belongs_to_the_latest_call_in_its_mode():
+    x, g = np.ones((3, 100), np.float32), np.linspace(-1, 1, 300, dtype=np.float32).reshape(3, -1)
+    layer, same = (fd.layers.AdversarialDropout(0.3, p=0.5, rng=1) for _ in range(2))
+    layer(x)
+    layer.eval()(2 * x)
+    layer.train().forward(3 * x)
+    same(x)
+    assert_same_bits(layer.search(g), same.search(g))
+    layer.forget()
+    with pytest.raises(RuntimeError, match="search needs a forward call"):
+        layer.search(g)
 
 
 @pytest.mark.parametrize("name", sorted(set(fd.layers.__all__) - {"Layer"}))

@@ -150,6 +150,19 @@ def test_norms_of_any_size(unit):
         np.testing.assert_array_equal(keep, [[False, False, True, True]])
 
 
+def test_units_do_not_depend_on_the_layout():
+    """Norms that tie except for rounding are added up in one order; no floating-point error."""
+    generator = np.random.default_rng(3)
+    for _ in range(50):
+        values = generator.standard_normal(37)
+        W = np.stack([generator.permutation(values) for _ in range(9)], 1)
+        y = fd.targeted_prune(W, 0.5, mode="unit")
+        assert_same_bits(fd.targeted_prune(np.asfortranarray(W), 0.5, mode="unit"), y)
+    with np.errstate(all="raise"):
+        wide = np.array([[1e300, 1.0], [1e-300, 1.0]])
+        assert_same_bits(fd.targeted_prune(wide, 0.5, mode="unit"), wide * [1, 0])
+
+
 def test_counts_of_decimal_fractions():
     """k / n of n are k, and so is the decimal; floor otherwise."""
     for n in (3, 7, 10, 100, 1000):

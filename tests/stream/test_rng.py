@@ -139,6 +139,7 @@ def test_copies(copied):
     rng = fd.Rng()
     assert len({rng.seed, copied(rng).seed, copied(copied(rng)).seed}) == 3
     assert pickle.loads(pickle.dumps(rng)).state == rng.state
+    assert [r.spawn(1)[0].seeded for r in (rng, fd.Rng(3))] == [False, True]
 
 
 def test_int_and_seed_sequence_stand_for_themselves():
