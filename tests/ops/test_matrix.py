@@ -310,7 +310,6 @@ def test_the_functions_for_devices_take_operands_by_name(name, kernels):
     assert_same_bits(y.host, run(name, case, case.operands, "bits")[0])
 
 
-@pytest.mark.skipif(SIMULATED, reason="once is enough")
 @pytest.mark.parametrize("name", CASES)
 def test_masked_arrays_are_refused(name):
     """An op would lose their mask, silently; so would an `out`."""
