@@ -45,6 +45,9 @@ class Place:
     start: Final[int]
     size: Final[int]
     is_run: Final[bool]
+    scattered: Final[bool]
+    @property
+    def rows(self) -> npt.NDArray[np.int64] | None: ...
     @property
     def shared_axes(self) -> tuple[int, ...]: ...
     @property
@@ -54,16 +57,20 @@ class Place:
         of: tuple[int, ...],
         shared_axes: tuple[int, ...] = (),
         region: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
+        rows: npt.NDArray[np.int64] | None = None,
         /,
     ) -> Self: ...
 
 @final
 class Draw:
-    seed: Final[int]
-    call: Final[int]
+    given: Final[bool]
     p: Final[float]
     place: Final[Place]
-    def __new__(cls, seed: int, call: int, p: float, place: Place, /) -> Self: ...
+    @property
+    def seed(self) -> int | None: ...
+    @property
+    def call(self) -> int | None: ...
+    def __new__(cls, seed: int | None, call: int | None, p: float, place: Place, /) -> Self: ...
 
 @disjoint_base
 class CallCounter:
@@ -130,6 +137,7 @@ def forward(
     draw: Draw,
     save: bool,
     constants: tuple[float, float, float],
+    given: bytes | None = None,
 ) -> tuple[_Array, bytes | None]: ...
 def backward(
     dy: _Array, out: _Array | None, draw: Draw, bits: bytes | None, scale: float

@@ -18,6 +18,8 @@ from functools import wraps
 from inspect import signature
 from typing import Any
 
+import numpy.typing as npt
+
 from fastdrop.backends.cuda.backend import CUDA
 from fastdrop.backends.cuda.launch import why_not
 from fastdrop.base.devices import on_device
@@ -103,6 +105,8 @@ def keep_mask(
     rng: RngLike,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
+    at: npt.ArrayLike | tuple[npt.ArrayLike, ...] | None = None,
     packed: bool = False,
 ) -> Any:
     """`fastdrop.keep_mask` as a Numba device array, or without Numba as an array that has
@@ -110,5 +114,5 @@ def keep_mask(
     copy) and ``copy_to_host``.
     """
     CUDA.require()
-    draw = _dropout.drawn(shape, p, rng, shared_axes, region)
-    return CUDA.keep_mask(draw.place.of, draw, packed)
+    draw, wanted = _dropout.drawn(shape, p, rng, shared_axes, region, rows, at)
+    return CUDA.keep_mask(wanted, draw, packed)

@@ -69,9 +69,11 @@ typedef struct {
 /* Apply packed bits to any layout of x and y; operands beside them only if all are contiguous. */
 void fd_apply(const fd_task *task, const uint8_t *bits, int ndim, const fd_axis *axis);
 
-/* Part of a mask array: index of its first element, shape, and strides in elements of the whole. */
+/* Part of a mask array: index of its first element, shape, and strides in elements of the whole.
+ * rows: numbers of the rows along axis 0; NULL: they follow each other. */
 typedef struct {
     uint64_t start;
+    const int64_t *rows;
     int ndim;
     int64_t shape[FD_MAX_DIMS], stride[FD_MAX_DIMS];
 } fd_place;

@@ -105,14 +105,15 @@ class Cpu:
         keep: bool = False,
         residual: Array | None = None,
         bias: Array | None = None,
+        given: Any = None,
     ) -> tuple[Array, bytes | None]:
         if op in ANY_LAYOUT:
-            return _core.forward(op, x, None, None, out, draw, keep, constants)
+            return _core.forward(op, x, None, None, out, draw, keep, constants, given)
         x = np.asarray(x, order="C")
         residual = None if residual is None else np.asarray(residual, order="C")
         bias = None if bias is None else _repeated(bias) if bias.size else None
         own = out if out is not None and out.flags.c_contiguous else None
-        y, bits = _core.forward(op, x, residual, bias, own, draw, keep, constants)
+        y, bits = _core.forward(op, x, residual, bias, own, draw, keep, constants, given)
         return _delivered(y, out), bits
 
     @staticmethod
@@ -130,7 +131,7 @@ class Cpu:
         dy: Array, out: Array | None, draw: Draw, bits: Any, scale: float
     ) -> tuple[Array, Array]:
         bits, sums = host_bits(bits), np.zeros((PARTS, dy.shape[-1]))
-        if out is None and bits is not None and draw.place.is_run:
+        if out is None and bits is not None and draw.place.size == dy.size:
             dy = np.asarray(dy, order="C")
             dx = np.empty_like(dy)
             _core.backward_sums(dy, dx, bits, scale, sums)

@@ -80,9 +80,11 @@ class Backend(Protocol):
         keep: bool = False,
         residual: Any = None,
         bias: Any = None,
+        given: Any = None,
     ) -> tuple[Any, Any]:
         """y of one of the ops of src/kernels/table.h, and its bits if they are to be kept. Those
-        of ANY_LAYOUT keep the order of x's axes, others give y in C order."""
+        of ANY_LAYOUT keep the order of x's axes, others give y in C order. given: bits of the
+        draw's place, instead of drawing."""
 
     def select(self, dy: Any, out: Any, draw: Draw, bits: Any, scale: float) -> Any:
         """dy * scale where the mask keeps it, else 0. bits None: the mask is drawn again."""

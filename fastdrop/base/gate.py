@@ -192,21 +192,94 @@ def axes(value: Any, ndim: int, name: str) -> tuple[int, ...]:
 
 
 def place(
-    shape: tuple[int, ...], shared_axes: int | Sequence[int] = NO_AXES, region: Region | None = None
+    shape: tuple[int, ...],
+    shared_axes: int | Sequence[int] = NO_AXES,
+    region: Region | None = None,
+    rows: Any = None,
 ) -> Place:
     """The part of the mask array that belongs to x of this shape."""
-    if shared_axes is NO_AXES and region is None:
+    if shared_axes is NO_AXES and region is None and rows is None:
         return Place(shape)
     shared = axes(shared_axes, len(shape), "shared_axes")
-    if region is None:
-        return Place(shape, shared)
+    part = None if region is None else _part(region)
+    return Place(shape, shared, part, None if rows is None else positions(rows, "rows"))
+
+
+def _part(region: Region) -> tuple[tuple[int, ...], tuple[int, ...]]:
     try:
         start, whole = (tuple(operator.index(n) for n in part) for part in region)
     except (TypeError, ValueError):
         raise TypeError(
             f"region must be (start, global_shape), two tuples of ints, got {region!r}"
         ) from None
-    return Place(shape, shared, (start, whole))
+    return start, whole
+
+
+def positions(value: Any, name: str, length: int = MAX_INDEX) -> npt.NDArray[np.int64]:
+    """Positions along an axis: from 0 to length - 1, in the caller's shape."""
+    given = host(value, name)
+    if given.dtype.kind not in "iu" and given.size:
+        raise TypeError(f"{name} must be integers, got {given.dtype}")
+    if given.size and not 0 <= given.min() <= given.max() < length:
+        raise ValueError(
+            f"{name} must be in 0 ... {length - 1}, got {given.min()} ... {given.max()}"
+        )
+    return np.asarray(given, np.int64)
+
+
+def elements(place: Place, at: Any) -> npt.NDArray[np.int64]:
+    """Indices in the mask array of single elements of a place: by C-order positions in x, or by
+    positions along each axis.
+    """
+    if isinstance(at, tuple):
+        if len(at) != len(place.of):
+            raise ValueError(f"at must have positions for {len(place.of)} axes, got {len(at)}")
+        along = [positions(p, "at", n) for p, n in zip(at, place.of, strict=True)]
+        try:
+            along = list(np.broadcast_arrays(*along))
+        except ValueError:
+            shapes = [p.shape for p in along]
+            raise ValueError(f"at must have positions of one shape, got {shapes}") from None
+        index = np.zeros(np.shape(along[0]) if along else (), np.int64)
+    else:
+        left = positions(at, "at", prod(place.of))
+        index, along = np.zeros(left.shape, np.int64), []
+        for n in reversed(place.of):
+            left, p = np.divmod(left, max(n, 1))
+            along.insert(0, p)
+    if place.scattered:
+        along[0] = place.rows[along[0]]
+    for d, (p, stride) in enumerate(zip(along, place.strides, strict=True)):
+        if d not in place.shared_axes:
+            index += p * stride
+    return index + place.start
+
+
+def own_mask(mask: Any, place: Place, keeps: bool) -> bytes | None:
+    """A mask that the caller gives instead of a draw, packed; None if there is none."""
+    if mask is None:
+        return None
+    if place.shared_axes or place.region is not None or place.rows is not None:
+        raise ValueError("mask is for x as it is; leave out shared_axes, region and rows")
+    if not keeps:
+        raise ValueError("save must be 'bits' with a mask of your own, which no seed draws again")
+    size = prod(place.of)
+    given = host(mask, "mask")
+    if given.dtype == np.bool_:
+        like(given, "mask", place.of)
+        given = np.packbits(given, None, "little")
+    elif given.dtype == np.uint8:
+        if given.shape != ((size + 7) // 8,):
+            raise ValueError(
+                f"mask must be bool of shape {place.of}, or packed in {(size + 7) // 8} bytes of "
+                f"uint8, got uint8 of shape {given.shape}"
+            )
+    else:
+        raise TypeError(f"mask must be bool, or uint8 with packed bits, got {given.dtype}")
+    bits = bytearray(given.tobytes())
+    if size % 8:
+        bits[-1] &= (1 << size % 8) - 1
+    return bytes(bits) + bytes(_core.BITS_PAD)
 
 
 def choice(value: Any, options: tuple[str, ...], name: str) -> str:

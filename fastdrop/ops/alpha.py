@@ -37,6 +37,7 @@ def alpha_dropout(
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
     out: npt.NDArray[Any] | None = None,
     save: str = "bits",
 ) -> tuple[npt.NDArray[Any], Context]:
@@ -48,7 +49,7 @@ def alpha_dropout(
     Parameters
     ----------
     x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64, any shape and layout
-    p, rng, training, shared_axes, region, out, save
+    p, rng, training, shared_axes, region, rows, out, save
         As in `fastdrop.dropout`. At p = 1 there is no such a: y is zero.
 
     Returns
@@ -70,7 +71,7 @@ def alpha_dropout(
     G. Klambauer, T. Unterthiner, A. Mayr, S. Hochreiter: Self-normalizing neural networks. NeurIPS
     2017, "New dropout technique".
     """
-    how = rng, training, shared_axes, region, out, save
+    how = rng, training, shared_axes, region, rows, out, save
     return masked(ALPHA_DROPOUT, x, p, how, affine)
 
 
@@ -83,6 +84,7 @@ def feature_alpha_dropout(
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
     out: npt.NDArray[Any] | None = None,
     save: str = "bits",
 ) -> tuple[npt.NDArray[Any], Context]:
@@ -96,7 +98,7 @@ def feature_alpha_dropout(
         Whether the last axis is that of the channels, not the second.
     shared_axes : int or tuple of int
         Further axes that share a draw: 0 for the same maps in all examples.
-    p, rng, training, region, out, save
+    p, rng, training, region, rows, out, save
         As in `alpha_dropout`.
 
     Returns
@@ -111,5 +113,5 @@ def feature_alpha_dropout(
     ValueError
         x has no spatial axis, or more than 3.
     """
-    how = rng, training, shared_axes, region, out, save
+    how = rng, training, shared_axes, region, rows, out, save
     return masked(ALPHA_DROPOUT, x, p, how, affine, map_axes(channels_last))

@@ -78,6 +78,7 @@ def concrete_dropout(
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
 ) -> tuple[npt.NDArray[Any], ConcreteContext]:
     """Dropout with a learned rate p = sigmoid(logit) and a relaxed mask.
 
@@ -93,7 +94,7 @@ def concrete_dropout(
         ln(p / (1 - p)), within +-40.
     temperature : float
         Of the relaxation, above 0: a smaller one is nearer to a mask of zeros and ones.
-    rng, training, shared_axes, region
+    rng, training, shared_axes, region, rows
         As in `fastdrop.dropout`. Without training y is a copy of x.
 
     Returns
@@ -119,7 +120,7 @@ def concrete_dropout(
     x = backend.array(x)
     logit = gate.real(logit, "logit", -LOGIT_LIMIT, LOGIT_LIMIT)
     temperature = gate.positive(temperature, "temperature")
-    place = gate.place(x.shape, shared_axes, region)
+    place = gate.place(x.shape, shared_axes, region, rows)
     if not training:
         ctx = ConcreteContext.made(x.shape, None, 1.0, None, x=backend.held(x), relaxed=None)
         return backend.copy(x), ctx

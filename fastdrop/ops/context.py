@@ -55,6 +55,8 @@ class Context(Saved):
         for name, value in zip(names[4:], more, strict=True):
             object.__setattr__(self, name, _CHECKS[name](value, name))
         self._check()
+        if draw is not None and draw.given and type(held) is not bytes:
+            raise ValueError("bits must be held of a mask that no seed draws again")
 
     @classmethod
     def made(
@@ -78,10 +80,12 @@ class Context(Saved):
     @property
     def nbytes(self) -> int:
         """What is held for the backward pass, in bytes."""
+        rows = None if self.draw is None else self.draw.place.rows
+        numbers = 0 if rows is None else rows.nbytes
+        if self.held is None:
+            return numbers
         held = self.held
-        if held is None:
-            return 0
-        return len(held) - BITS_PAD if type(held) is bytes else held.nbytes
+        return numbers + (len(held) - BITS_PAD if type(held) is bytes else held.nbytes)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a context does not change; {name} cannot be set")

@@ -30,6 +30,7 @@ def drop(
     op: int = DROPOUT,
     shared_axes: Any = gate.NO_AXES,
     region: Region | None = None,
+    rows: Any = None,
     out: Any = None,
 ) -> Any:
     """y of an op that drops elements of one array.
@@ -46,7 +47,7 @@ def drop(
         `dropped`. `inverted` and `affine` tell them from the rate.
     op : int
         DROPOUT or ALPHA_DROPOUT.
-    shared_axes, region, out
+    shared_axes, region, rows, out
         As in `fastdrop.dropout`.
 
     Returns
@@ -56,7 +57,7 @@ def drop(
     """
     backend = of(x)
     x = backend.array(x)
-    place = gate.place(x.shape, shared_axes, region)
+    place = gate.place(x.shape, shared_axes, region, rows)
     out, x = backend.output(out, x)
     if p == 0.0:
         return backend.copy(x, out)

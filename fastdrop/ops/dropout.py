@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdrop import _core
-from fastdrop._core import BITS_PAD, DROPOUT, Draw
+from fastdrop._core import BITS_PAD, DROPOUT, Draw, Place
 from fastdrop.backends import of
 from fastdrop.backends.cpu import host_bits, unpacked
 from fastdrop.backends.interface import Constants
@@ -29,9 +29,9 @@ class Context(context.Context):
         Shape of x.
     seed, call : int or None
         Name the draw: ``Rng(seed, call)`` draws the same mask again. None if nothing was drawn
-        (``training=False``).
+        (``training=False``, or a mask was given).
     p : float
-        The rate at which elements were dropped; 0 if ``training=False``.
+        The rate at which elements were dropped, or that of a given mask; 0 if ``training=False``.
     scale : float
         What kept elements were multiplied by: 1 / (1 - p), and 0 at p = 1, where an op does not
         say otherwise.
@@ -96,6 +96,8 @@ def dropout(
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
+    mask: npt.ArrayLike | None = None,
     out: npt.NDArray[Any] | None = None,
     save: str = "bits",
 ) -> tuple[npt.NDArray[Any], Context]:
@@ -117,6 +119,14 @@ def dropout(
         x is the part that begins at index tuple `start` of an array of shape `global_shape`, and
         gets that part of the larger array's mask. So the result does not depend on how a tensor
         is cut into shards or chunks.
+    rows : array_like of int, shape (x.shape[0],), optional
+        Row i of x is row ``rows[i]`` of the mask array, 0 or more, in any order, some more than
+        once: a mask belongs to an example then, not to its place in the batch. The other axes are
+        x's, or those of a region, which begins at 0 along axis 0.
+    mask : array_like, optional
+        Your own keep mask instead of a drawn one: bool of x's shape, or uint8 of length
+        ceil(size / 8), packed as `keep_mask` packs it. No random call is taken; `p` gives the
+        scale, and `rng` is not looked at.
     out : ndarray, optional
         Where to write y: shape and dtype of x. May be x itself.
     save : {"bits", "seed"}
@@ -156,8 +166,8 @@ def dropout(
     >>> y, ctx = fastdrop.dropout(x, 0.2, rng=rng)
     >>> dx = ctx.backward(dy)
     """
-    how = rng, training, shared_axes, region, out, save
-    return masked(DROPOUT, x, p, how)
+    how = rng, training, shared_axes, region, rows, out, save
+    return masked(DROPOUT, x, p, how, mask=mask)
 
 
 def inverted(p: float) -> Constants:
@@ -165,8 +175,8 @@ def inverted(p: float) -> Constants:
     return _core.scale_of(p), 0.0, 0.0
 
 
-How = tuple[RngLike, bool, Any, Region | None, Any, str]
-"""rng, training, shared_axes, region, out and save, as the caller gave them."""
+How = tuple[RngLike, bool, Any, Region | None, Any, Any, str]
+"""rng, training, shared_axes, region, rows, out and save, as the caller gave them."""
 
 
 def masked(
@@ -177,26 +187,35 @@ def masked(
     constants: Callable[[float], Constants] | None = None,
     axes: Callable[[Any, Any], tuple[int, ...]] | None = None,
     name: str = "x",
+    mask: Any = None,
 ) -> tuple[Any, Context]:
     """The road of all ops that drop elements of one array.
 
     constants: of the rate; those of inverted dropout if None. axes: of the gated x and shared_axes,
-    those that share a draw. name: of x in errors.
+    those that share a draw. name: of x in errors. mask: the caller's own.
     """
-    if axes is None and (done := _core.common_call(op, x, p, how, constants, Context)):
-        return done
-    rng, training, shared_axes, region, out, save = how
+    if axes is None and mask is None:
+        if (done := _core.common_call(op, x, p, how, constants, Context)) is not None:
+            return done
+    rng, training, shared_axes, region, rows, out, save = how
     keep = gate.keeps_bits(save)
     backend = of(x)
     x, p = backend.array(x, name), gate.rate(p)
-    place = gate.place(x.shape, shared_axes if axes is None else axes(x, shared_axes), region)
+    shared = shared_axes if axes is None else axes(x, shared_axes)
+    place = gate.place(x.shape, shared, region, rows)
+    given = gate.own_mask(mask, place, keep) if training else None
     out, x = backend.output(out, x)
-    draw = draw_of(rng, p, place) if training else None
-    if draw is None or p == 0.0:
+    draw = draw_for(rng, p, place, given) if training else None
+    if draw is None or (p == 0.0 and given is None):
         return backend.copy(x, out), _core.saved(Context, x.shape, draw, 1.0, None)
     numbers = (constants or inverted)(p)
-    y, bits = backend.forward(op, x, draw, numbers, out, keep)
+    y, bits = backend.forward(op, x, draw, numbers, out, keep, given=given)
     return y, _core.saved(Context, x.shape, draw, numbers[0], bits)
+
+
+def draw_for(rng: RngLike, p: float, place: Place, given: bytes | None) -> Draw:
+    """The draw of a mask, which takes a call; or one without random numbers, if it was given."""
+    return draw_of(rng, p, place) if given is None else Draw(None, None, p, place)
 
 
 def keep_mask(
@@ -206,6 +225,8 @@ def keep_mask(
     rng: RngLike,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
+    at: npt.ArrayLike | tuple[npt.ArrayLike, ...] | None = None,
     packed: bool = False,
 ) -> npt.NDArray[Any]:
     """The mask that `dropout` applies to an array of this shape.
@@ -213,8 +234,12 @@ def keep_mask(
     Parameters
     ----------
     shape : int or tuple of int
-    p, rng, shared_axes, region
+    p, rng, shared_axes, region, rows
         As in `dropout`.
+    at : array_like of int, or tuple of them, optional
+        Of which elements alone the mask is wanted: their C-order positions in an array of `shape`,
+        or an array of positions along each axis, as in ``mask[at]``. Takes time and memory for
+        these only, whatever the shape: for sparse arrays of any format.
     packed : bool
         One bit an element instead of one byte: the layout of
         ``np.packbits(mask, bitorder="little")``.
@@ -222,7 +247,8 @@ def keep_mask(
     Returns
     -------
     ndarray
-        bool of `shape`, True where kept; or uint8 of length ceil(size / 8) if packed.
+        bool of `shape`, or with `at` of the shape of the positions, True where kept; or uint8 of
+        length ceil(size / 8) if packed.
 
     Raises
     ------
@@ -231,17 +257,32 @@ def keep_mask(
     ValueError
         Value or shape of an argument.
     """
-    draw = drawn(shape, p, rng, shared_axes, region)
+    draw, wanted = drawn(shape, p, rng, shared_axes, region, rows, at)
     bits = _core.draw_bits(draw)
     if packed and draw.place.shape == draw.place.of:
         return np.frombuffer(bits, np.uint8, len(bits) - BITS_PAD).copy()
     mask = unpacked(bits, draw)
-    return np.packbits(mask, bitorder="little") if packed else mask
+    return np.packbits(mask, bitorder="little") if packed else mask.reshape(wanted)
 
 
 def drawn(
-    shape: Any, p: Any, rng: RngLike, shared_axes: Any = gate.NO_AXES, region: Region | None = None
-) -> Draw:
-    """The draw of a mask alone."""
+    shape: Any,
+    p: Any,
+    rng: RngLike,
+    shared_axes: Any = gate.NO_AXES,
+    region: Region | None = None,
+    rows: Any = None,
+    at: Any = None,
+) -> tuple[Draw, tuple[int, ...]]:
+    """The draw of a mask alone, and the mask's shape."""
     dims, p = gate.shape(shape), gate.rate(p)
-    return draw_of(rng, p, gate.place(dims, shared_axes, region))
+    place = gate.place(dims, shared_axes, region, rows)
+    if at is not None:
+        index = gate.elements(place, at)
+        dims, place = index.shape, place_of(index)
+    return draw_of(rng, p, place), dims
+
+
+def place_of(index: npt.NDArray[np.int64]) -> Place:
+    """Of single elements of a mask array, by their indices."""
+    return Place((index.size,), (), None, index.reshape(-1))

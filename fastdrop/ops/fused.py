@@ -27,8 +27,8 @@ from fastdrop.backends.cpu import host_bits, unpacked
 from fastdrop.base import gate
 from fastdrop.base.gate import Region
 from fastdrop.ops.context import is_bits
-from fastdrop.ops.dropout import Context, How, inverted
-from fastdrop.rng import RngLike, draw_of
+from fastdrop.ops.dropout import Context, How, draw_for, inverted
+from fastdrop.rng import RngLike
 
 
 class AddContext(Context):
@@ -100,6 +100,8 @@ def dropout_add(
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
+    mask: npt.ArrayLike | None = None,
     out: npt.NDArray[Any] | None = None,
     save: str = "bits",
 ) -> tuple[npt.NDArray[Any], AddContext]:
@@ -111,7 +113,7 @@ def dropout_add(
     residual : array_like, shape and dtype of x
     out : ndarray, optional
         Where to write y. May be x or residual itself.
-    p, rng, training, shared_axes, region, save
+    p, rng, training, shared_axes, region, rows, mask, save
         As in `fastdrop.dropout`.
 
     Returns
@@ -128,8 +130,8 @@ def dropout_add(
     ValueError
         Value or shape of an argument.
     """
-    how = rng, training, shared_axes, region, out, save
-    return _fused(DROPOUT_ADD, AddContext, x, p, how, residual)
+    how = rng, training, shared_axes, region, rows, out, save
+    return _fused(DROPOUT_ADD, AddContext, x, p, how, mask, residual)
 
 
 def bias_dropout_add(
@@ -142,6 +144,8 @@ def bias_dropout_add(
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
+    mask: npt.ArrayLike | None = None,
     out: npt.NDArray[Any] | None = None,
     save: str = "bits",
 ) -> tuple[npt.NDArray[Any], BiasAddContext]:
@@ -154,7 +158,7 @@ def bias_dropout_add(
     residual : array_like, shape and dtype of x
     out : ndarray, optional
         Where to write y. May be x or residual itself.
-    p, rng, training, shared_axes, region, save
+    p, rng, training, shared_axes, region, rows, mask, save
         As in `fastdrop.dropout`.
 
     Returns
@@ -175,8 +179,8 @@ def bias_dropout_add(
     ----------
     M. Shoeybi et al.: Megatron-LM. arXiv:1909.08053 (2019), section 5.1: the fused kernel.
     """
-    how = rng, training, shared_axes, region, out, save
-    return _fused(BIAS_DROPOUT_ADD, BiasAddContext, x, p, how, residual, bias)
+    how = rng, training, shared_axes, region, rows, out, save
+    return _fused(BIAS_DROPOUT_ADD, BiasAddContext, x, p, how, mask, residual, bias)
 
 
 def relu_dropout(
@@ -187,6 +191,8 @@ def relu_dropout(
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
+    mask: npt.ArrayLike | None = None,
     out: npt.NDArray[Any] | None = None,
 ) -> tuple[npt.NDArray[Any], ReluContext]:
     """dropout(relu(x)), as in a perceptron's hidden layer.
@@ -194,7 +200,7 @@ def relu_dropout(
     Parameters
     ----------
     x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64
-    p, rng, training, shared_axes, region, out
+    p, rng, training, shared_axes, region, rows, mask, out
         As in `fastdrop.dropout`.
 
     Returns
@@ -212,8 +218,8 @@ def relu_dropout(
     ValueError
         Value or shape of an argument.
     """
-    how = rng, training, shared_axes, region, out, "bits"
-    return _fused(RELU_DROPOUT, ReluContext, x, p, how)
+    how = rng, training, shared_axes, region, rows, out, "bits"
+    return _fused(RELU_DROPOUT, ReluContext, x, p, how, mask)
 
 
 def _nothing(shape: tuple[int, ...]) -> Draw:
@@ -227,11 +233,12 @@ def _fused(
     x: Any,
     p: Any,
     how: How,
+    mask: Any,
     residual: Any = None,
     bias: Any = None,
 ) -> tuple[Any, Any]:
     """The road of all fused ops."""
-    rng, training, shared_axes, region, out, save = how
+    rng, training, shared_axes, region, rows, out, save = how
     keep = gate.keeps_bits(save)
     backend = of(x)
     x, p = backend.array(x), gate.rate(p)
@@ -243,11 +250,12 @@ def _fused(
             raise ValueError("x must have at least one axis, along which bias is added, got 0-d")
         bias = backend.array(bias, "bias")
         gate.like(bias, "bias", x.shape[-1:], x.dtype)
-    place = gate.place(x.shape, shared_axes, region)
+    place = gate.place(x.shape, shared_axes, region, rows)
+    given = gate.own_mask(mask, place, keep) if training else None
     out, x, residual = backend.output(out, x, residual)
-    draw = draw_of(rng, p, place) if training else None
+    draw = draw_for(rng, p, place, given) if training else None
     constants = inverted(p if training else 0.0)
-    keep = keep and draw is not None and p > 0.0
+    keep = keep and draw is not None and (p > 0.0 or given is not None)
     drawn = draw or _nothing(x.shape)
-    y, bits = backend.forward(op, x, drawn, constants, out, keep, residual, bias)
+    y, bits = backend.forward(op, x, drawn, constants, out, keep, residual, bias, given)
     return y, saved(kind, x.shape, draw, constants[0], bits)

@@ -65,6 +65,7 @@ def gaussian_dropout(
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
     out: npt.NDArray[Any] | None = None,
 ) -> tuple[npt.NDArray[Any], GaussianContext]:
     """Multiply by 1 + sqrt(p / (1 - p)) * noise: mean and variance of Bernoulli dropout.
@@ -74,7 +75,7 @@ def gaussian_dropout(
     x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64
     p : float
         Rate in [0, 1) of the dropout that has this variance.
-    rng, training, shared_axes, region, out
+    rng, training, shared_axes, region, rows, out
         As in `fastdrop.dropout`.
 
     Returns
@@ -100,7 +101,7 @@ def gaussian_dropout(
             "use fastdrop.dropout to drop everything"
         )
     sigma = float(np.sqrt(p / (1.0 - p))) if training else 0.0
-    return _noisy(NOISE_SCALE, x, p, sigma, (rng, training, shared_axes, region, out))
+    return _noisy(NOISE_SCALE, x, p, sigma, (rng, training, shared_axes, region, rows, out))
 
 
 def gaussian_noise(
@@ -111,6 +112,7 @@ def gaussian_noise(
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
     out: npt.NDArray[Any] | None = None,
 ) -> tuple[npt.NDArray[Any], GaussianContext]:
     """Add std * noise, standard normal.
@@ -120,7 +122,7 @@ def gaussian_noise(
     x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64
     std : float
         Standard deviation, in units of x; not negative.
-    rng, training, shared_axes, region, out
+    rng, training, shared_axes, region, rows, out
         As in `fastdrop.dropout`.
 
     Returns
@@ -143,17 +145,17 @@ def gaussian_noise(
     (1995) 108-116.
     """
     std = gate.real(std, "std", 0.0)
-    return _noisy(NOISE_ADD, x, 0.0, std, (rng, training, shared_axes, region, out))
+    return _noisy(NOISE_ADD, x, 0.0, std, (rng, training, shared_axes, region, rows, out))
 
 
 def _noisy(
     op: int, x: Any, p: float, sigma: float, arguments: tuple[Any, ...]
 ) -> tuple[Any, GaussianContext]:
     """The road of both."""
-    rng, training, shared_axes, region, out = arguments
+    rng, training, shared_axes, region, rows, out = arguments
     backend = of(x)
     x = backend.array(x)
-    place = gate.place(x.shape, shared_axes, region)
+    place = gate.place(x.shape, shared_axes, region, rows)
     out, x = backend.output(out, x)
     if not training:
         y = backend.copy(x, out)

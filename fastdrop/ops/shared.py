@@ -55,6 +55,7 @@ def spatial_dropout(
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
     out: npt.NDArray[Any] | None = None,
     save: str = "bits",
 ) -> tuple[npt.NDArray[Any], Context]:
@@ -67,7 +68,7 @@ def spatial_dropout(
         of a map is the same in both layouts.
     channels_last : bool
         Whether the last axis is that of the channels, not the second.
-    p, rng, training, shared_axes, region, out, save
+    p, rng, training, shared_axes, region, rows, out, save
         As in `fastdrop.dropout`; `shared_axes` beside those of a map.
 
     Returns
@@ -87,7 +88,7 @@ def spatial_dropout(
     J. Tompson, R. Goroshin, A. Jain, Y. LeCun, C. Bregler: Efficient object localization using
     convolutional networks. CVPR 2015, section 3.2.
     """
-    how = rng, training, shared_axes, region, out, save
+    how = rng, training, shared_axes, region, rows, out, save
     return masked(DROPOUT, x, p, how, None, map_axes(channels_last))
 
 
@@ -100,6 +101,7 @@ def locked_dropout(
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
     out: npt.NDArray[Any] | None = None,
     save: str = "bits",
 ) -> tuple[npt.NDArray[Any], Context]:
@@ -116,7 +118,7 @@ def locked_dropout(
         The axis of the steps.
     shared_axes : int or tuple of int
         Further axes that share a draw: 0 for the same mask in all sequences.
-    p, rng, training, region, out, save
+    p, rng, training, region, rows, out, save
         As in `fastdrop.dropout`.
 
     Returns
@@ -141,7 +143,7 @@ def locked_dropout(
     def axes(x: Any, shared_axes: Any) -> tuple[int, ...]:
         return _union(gate.axes(time_axis, x.ndim, "time_axis"), shared_axes, x)
 
-    return masked(DROPOUT, x, p, (rng, training, shared_axes, region, out, save), None, axes)
+    return masked(DROPOUT, x, p, (rng, training, shared_axes, region, rows, out, save), None, axes)
 
 
 class EmbeddingContext(context.Context):
@@ -247,7 +249,7 @@ def embedding_dropout(
     optimizing LSTM language models. ICLR 2018, section 4.
     """
     if ids is None:
-        how = rng, training, (), None, None, "bits"
+        how = rng, training, (), None, None, None, "bits"
         return masked(DROPOUT, weight, p, how, None, _row_axes, "weight")
     backend = of(weight)
     table, p = _words(backend.array(weight, "weight")), gate.rate(p)
@@ -277,6 +279,7 @@ def drop_path(
     rng: RngLike = None,
     training: bool = True,
     region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
     out: npt.NDArray[Any] | None = None,
     save: str = "bits",
 ) -> tuple[npt.NDArray[Any], Context]:
@@ -290,7 +293,7 @@ def drop_path(
         One draw for each example, or one for the whole batch.
     scale_by_keep : bool
         Whether kept examples are multiplied by 1 / (1 - p).
-    p, rng, training, region, out, save
+    p, rng, training, region, rows, out, save
         As in `fastdrop.dropout`.
 
     Returns
@@ -318,7 +321,7 @@ def drop_path(
         return tuple(range(mode == "row", x.ndim))
 
     constants = inverted if scale_by_keep else _unscaled
-    return masked(DROPOUT, x, p, (rng, training, (), region, out, save), constants, axes)
+    return masked(DROPOUT, x, p, (rng, training, (), region, rows, out, save), constants, axes)
 
 
 def _unscaled(p: float) -> tuple[float, float, float]:

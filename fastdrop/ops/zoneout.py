@@ -82,6 +82,7 @@ def zoneout(
     training: bool = True,
     expectation: bool = True,
     region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
     save: str = "bits",
 ) -> tuple[npt.NDArray[Any], ZoneoutContext | ZoneoutMeanContext]:
     """Each element keeps its previous value with chance p, else takes the new one.
@@ -97,7 +98,7 @@ def zoneout(
     expectation : bool
         Without training, y is the expectation p * previous + (1 - p) * new (the authors' code); if
         False it is `new` (Chainer's).
-    rng, region, save
+    rng, region, rows, save
         As in `fastdrop.dropout`.
 
     Returns
@@ -121,7 +122,7 @@ def zoneout(
     backend = of(previous)
     previous, new = backend.array(previous, "previous"), backend.array(new, "new")
     gate.like(new, "new", previous.shape, previous.dtype, "previous")
-    p, place = gate.rate(p), gate.place(new.shape, gate.NO_AXES, region)
+    p, place = gate.rate(p), gate.place(new.shape, gate.NO_AXES, region, rows)
     if not training:
         p = p if expectation else 0.0
         y = backend.blend(previous, new, p)

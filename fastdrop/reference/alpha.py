@@ -30,9 +30,10 @@ def alpha_dropout(
     call: int,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
     """y and the keep mask: a * x + b, of dropped ones a * SATURATION + b; x itself at p = 0."""
-    mask = keep(element_index(x.shape, shared_axes, region), p, seed, call)
+    mask = keep(element_index(x.shape, shared_axes, region, rows), p, seed, call)
     if p == 0.0:
         return x.copy(), mask
     kind = compute_type(x.dtype).type

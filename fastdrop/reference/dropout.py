@@ -53,9 +53,14 @@ def keep(index: npt.ArrayLike, p: float, seed: int, call: int) -> npt.NDArray[np
 
 
 def element_index(
-    shape: Sequence[int], shared_axes: int | Sequence[int] = (), region: Region | None = None
+    shape: Sequence[int],
+    shared_axes: int | Sequence[int] = (),
+    region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
 ) -> npt.NDArray[np.uint64]:
-    """Keystream index of every element: its C-order position in the (global) mask array."""
+    """Keystream index of every element: its C-order position in the (global) mask array. rows: the
+    positions along axis 0, if they do not follow each other.
+    """
     shared = normalize_axis_tuple(shared_axes, len(shape))
     start, whole = region if region is not None else ((0,) * len(shape), shape)
     index = np.zeros(shape, np.uint64)
@@ -63,6 +68,8 @@ def element_index(
     for d in reversed(range(len(shape))):
         if d not in shared:
             position = np.uint64(start[d]) + np.arange(shape[d], dtype=np.uint64)
+            if rows is not None and d == 0:
+                position = np.asarray(rows, np.uint64)
             index += (position * np.uint64(stride)).reshape(-1, *(1,) * (len(shape) - d - 1))
             stride *= whole[d]
     return index
@@ -94,9 +101,10 @@ def dropout(
     call: int,
     shared_axes: int | Sequence[int] = (),
     region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
     """y and the keep mask; backward is `apply` of dy with that mask."""
-    mask = keep(element_index(x.shape, shared_axes, region), p, seed, call)
+    mask = keep(element_index(x.shape, shared_axes, region, rows), p, seed, call)
     return apply(x, mask, p), mask
 
 

@@ -19,9 +19,10 @@ def zoneout(
     seed: int,
     call: int,
     region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
     """y and where the new value was taken: what `dropout` keeps."""
-    mask = keep(element_index(new.shape, (), region), p, seed, call)
+    mask = keep(element_index(new.shape, (), region, rows), p, seed, call)
     return np.where(mask, new, previous), mask
 
 

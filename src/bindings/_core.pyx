@@ -11,6 +11,8 @@ i // 8 says whether element i, in C order, of the Place it was drawn for is kept
 import os
 import warnings
 
+import numpy as np
+
 cimport cython
 cimport numpy as cnp
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize

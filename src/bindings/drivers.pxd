@@ -71,6 +71,7 @@ cdef extern from "fastdrop.h" nogil:
 
     ctypedef struct fd_place:
         uint64_t start
+        const int64_t *rows
         int ndim
         int64_t *shape  # in truth an array of FD_MAX_DIMS, as stride is
         int64_t *stride

@@ -41,7 +41,7 @@ cdef void set_axes(cnp.ndarray x, cnp.ndarray y, Place place, fd_axis *axis) noe
 
 
 cpdef tuple forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray bias,
-                    cnp.ndarray out, Draw draw, bint save, tuple constants):
+                    cnp.ndarray out, Draw draw, bint save, tuple constants, bytes given=None):
     """Draw a mask and do one of the ops of src/kernels/table.h.
 
     Parameters
@@ -57,6 +57,8 @@ cpdef tuple forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray b
         Whether the packed mask is wanted.
     constants : tuple of float
         scale, shift, and what stands for a dropped element.
+    given : bytes or None
+        The packed mask of the draw's place; None: it is drawn.
 
     Returns
     -------
@@ -65,9 +67,11 @@ cpdef tuple forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray b
         The packed mask for backward, if `save`; of RELU_DROPOUT which elements have a gradient.
     """
     cdef fd_task task
+    cdef fd_axis axis[64]
     cdef uint8_t *kept = NULL
     cdef bytes bits = None
     cdef Place place = draw.place
+    cdef int ndim = cnp.PyArray_NDIM(x)
     if out is None:
         out = empty_like(x)
     set_task(&task, op, x, out, 0)
@@ -80,6 +84,16 @@ cpdef tuple forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray b
     if op == FD_RELU_DROPOUT:
         bits = empty_bits(task.n)
         task.operands.active = <uint8_t *> PyBytes_AsString(bits)
+    if given is not None:
+        kept = <uint8_t *> PyBytes_AsString(given)
+        if flat(x, out) and place.size == <int64_t> task.n:
+            with nogil:
+                fd_backward(&task, kept)
+        else:
+            set_axes(x, out, place, axis)
+            with nogil:
+                fd_apply(&task, kept, ndim, axis)
+        return out, bits if bits is not None else given if save else None
     if not flat(x, out) or not place.is_run:
         return out, forward_walk(&task, x, out, place, save, bits)
     if save and bits is None:
@@ -134,24 +148,7 @@ cpdef cnp.ndarray backward(cnp.ndarray dy, cnp.ndarray out, Draw draw, bytes bit
     ndarray
         dx.
     """
-    cdef fd_task task
-    cdef fd_axis axis[64]
-    cdef Place place = draw.place
-    if bits is None:
-        return forward(FD_DROPOUT, dy, None, None, out, draw, False, (scale, 0.0, 0.0))[0]
-    if out is None:
-        out = empty_like(dy)
-    cdef uint8_t *mask = <uint8_t *> PyBytes_AsString(bits)
-    cdef int ndim = cnp.PyArray_NDIM(dy)
-    set_task(&task, FD_DROPOUT, dy, out, scale)
-    if flat(dy, out) and place.is_run:
-        with nogil:
-            fd_backward(&task, mask)
-    else:
-        set_axes(dy, out, place, axis)
-        with nogil:
-            fd_apply(&task, mask, ndim, axis)
-    return out
+    return forward(FD_DROPOUT, dy, None, None, out, draw, False, (scale, 0.0, 0.0), bits)[0]
 
 
 cdef bint writes_to(x, out) noexcept:
@@ -182,7 +179,7 @@ def common_call(fd_op op, x, p, tuple how, constants, kind, /):
     x, p
         As the caller gave them.
     how : tuple
-        rng, training, shared_axes, region, out and save, as the caller gave them.
+        rng, training, shared_axes, region, rows, out and save, as the caller gave them.
     constants : callable or None
         Those of the op from the rate; None: those of inverted dropout.
     kind : type
@@ -193,7 +190,7 @@ def common_call(fd_op op, x, p, tuple how, constants, kind, /):
     (y, context) or None
         None: something has to be looked at, and nothing was done.
     """
-    rng, training, shared_axes, region, out, save = how
+    rng, training, shared_axes, region, rows, out, save = how
     if (
         type(x) is not cnp.ndarray
         or not has_kernels(x)
@@ -204,6 +201,7 @@ def common_call(fd_op op, x, p, tuple how, constants, kind, /):
         or type(shared_axes) is not tuple
         or len(<tuple> shared_axes) != 0
         or region is not None
+        or rows is not None
         or type(save) is not str
         or not writes_to(x, out)
     ):

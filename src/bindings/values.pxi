@@ -30,17 +30,24 @@ cdef class Place:
         Axes that share a draw: none twice, none negative.
     region : (start, global_shape), optional
         Two tuples of int: where x begins in the larger array, and the shape of that.
+    rows : ndarray of int64, shape (of[0],), optional
+        Which rows of the larger array those of x are, along axis 0: any, in any order. A region
+        begins at 0 along that axis then. Without one, the larger array has as many as it takes.
 
     Attributes
     ----------
     of, shared_axes, region
         As given.
+    rows : ndarray or None
+        A copy that cannot be written to.
     shape : tuple of int
         Of the part of the mask array: 1 along shared axes.
     strides : tuple of int
         How far one step along each axis goes, in elements of the whole mask array.
     start : int
-        Index of the first element.
+        Index of the first element; of row 0 if `scattered`.
+    scattered : bool
+        Whether there are rows, and they do not follow each other.
     size : int
         Elements of the part.
     is_run : bool
@@ -49,24 +56,28 @@ cdef class Place:
     Raises
     ------
     ValueError
-        What cannot be: a region that does not contain x, more than 64 axes or 2**62 elements.
+        What cannot be: a region that does not contain x, rows outside of it, more than 64 axes or
+        2**62 elements.
     """
 
     cdef readonly tuple of, shape
     cdef readonly object region
     cdef readonly uint64_t start
     cdef readonly int64_t size
-    cdef readonly bint is_run
+    cdef readonly bint is_run, scattered
     cdef uint64_t shared  # a bit per axis
+    cdef bytes _rows  # int64
 
-    def __cinit__(self, of, tuple shared_axes not None=(), tuple region=None, /):
+    def __cinit__(self, of, tuple shared_axes not None=(), tuple region=None, rows=None, /):
         if of is UNCHECKED[0]:
             return
         if type(of) is not tuple:
             raise TypeError(f"shape must be a tuple, got {of!r}")
-        self._set(of, shared_axes, region)
+        self._set(of, shared_axes, region, rows is not None)
+        if rows is not None:
+            self._set_rows(rows)
 
-    cdef int _set(self, tuple of, tuple shared_axes, tuple region) except -1:
+    cdef int _set(self, tuple of, tuple shared_axes, tuple region, bint rows) except -1:
         cdef int64_t n, size = 1, step = 1
         cdef int d, ndim = len(of)
         if ndim > FD_MAX_DIMS:
@@ -90,10 +101,39 @@ cdef class Place:
             self.is_run = self.shape == of
         if region is not None:
             start, whole = region
-            self._begin(start, whole)
+            self._begin(start, whole, rows)
         return 0
 
-    cdef int _begin(self, tuple start, tuple whole) except -1:
+    cdef int _set_rows(self, rows) except -1:
+        """Names the rows; those that follow each other are what a region is."""
+        cdef fd_place place
+        cdef const int64_t *row
+        cdef int64_t i, most
+        if type(rows) is not cnp.ndarray or (<object> rows).dtype != "int64":
+            raise TypeError(f"rows must be an array of int64, got {rows!r:.60}")
+        if not self.of or (<object> rows).shape != self.of[:1] or self.shared & 1:
+            raise ValueError(
+                f"rows must have a number for each row of x, of shape {self.of}, whose axis 0 "
+                f"shares no draw, got shape {(<object> rows).shape}"
+            )
+        self.fill(&place)
+        if self.region is not None:
+            most = (<tuple> self.region[1])[0]
+        else:
+            most = MAX_INDEX // max(place.stride[0], 1)
+        self._rows = (<object> rows).tobytes()
+        row = <const int64_t *> PyBytes_AsString(self._rows)
+        for i in range(place.shape[0]):
+            if not 0 <= row[i] < most:
+                raise ValueError(f"rows must be in 0 ... {most - 1}, got {row[i]}")
+            self.scattered = self.scattered or row[i] != row[0] + i
+        if self.scattered:
+            self.is_run = False
+        elif self.size:
+            self.start += <uint64_t> (row[0] * place.stride[0])
+        return 0
+
+    cdef int _begin(self, tuple start, tuple whole, bint rows) except -1:
         """Sets where a region begins."""
         cdef uint64_t at = 0, step = 1, run = 1
         cdef int64_t size = 1, s, n, w
@@ -106,7 +146,12 @@ cdef class Place:
         for d in range(ndim - 1, -1, -1):
             s, w = length_of(start[d], "region", given), length_of(whole[d], "region", given)
             n = self.of[d]
-            if s < 0 or s > w - n:
+            if rows and not d:
+                if s or w < 0:
+                    raise ValueError(
+                        f"region must begin at 0 along axis 0, where rows are given, got {given!r}"
+                    )
+            elif s < 0 or s > w - n:
                 raise ValueError(f"region must contain a part of shape {self.of}, got {given!r}")
             if w and size > MAX_INDEX // w:
                 raise ValueError(
@@ -126,6 +171,7 @@ cdef class Place:
         cdef int64_t step = 1
         cdef tuple whole = self.of if self.region is None else <tuple> self.region[1]
         place.start, place.ndim = self.start, <int> len(self.of)
+        place.rows = <const int64_t *> PyBytes_AsString(self._rows) if self.scattered else NULL
         for d in range(place.ndim - 1, -1, -1):
             place.shape[d], place.stride[d] = self.shape[d], step
             if not self.shared >> d & 1:
@@ -136,16 +182,21 @@ cdef class Place:
         return tuple([d for d in range(len(self.of)) if self.shared >> d & 1])
 
     @property
+    def rows(self):
+        return None if self._rows is None else np.frombuffer(self._rows, "int64")
+
+    @property
     def strides(self):
         cdef fd_place place
         self.fill(&place)
         return tuple([place.stride[d] for d in range(place.ndim)])
 
     def __reduce__(self):
-        return Place, (self.of, self.shared_axes, self.region)
+        return Place, (self.of, self.shared_axes, self.region, self.rows)
 
     def __repr__(self):
-        return f"Place({self.of}, shared_axes={self.shared_axes}, region={self.region})"
+        rows = "" if self._rows is None else f", rows={self.rows!r}"
+        return f"Place({self.of}, shared_axes={self.shared_axes}, region={self.region}{rows})"
 
 
 cdef Place whole(tuple of, int64_t size):
@@ -162,15 +213,16 @@ cdef class Draw:
 
     Attributes
     ----------
-    seed, call : int
-        64 bits each.
+    seed, call : int or None
+        64 bits each. Both None: the mask was given, and nothing can be drawn.
     p : float
         The rate, in [0, 1].
     place : Place
         Which part of which mask array.
     """
 
-    cdef readonly uint64_t seed, call
+    cdef uint64_t _seed, _call
+    cdef readonly bint given
     cdef readonly double p
     cdef readonly Place place
 
@@ -181,10 +233,20 @@ cdef class Draw:
             raise TypeError("place must be a Place")
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"p must be in [0, 1], got {p!r}")
-        self.seed, self.call, self.p, self.place = seed, call, p, place
+        self.p, self.place, self.given = p, place, seed is None and call is None
+        if not self.given:
+            self._seed, self._call = seed, call
+
+    @property
+    def seed(self):
+        return None if self.given else self._seed
+
+    @property
+    def call(self):
+        return None if self.given else self._call
 
     cdef fd_draw of(self) noexcept:
-        return fd_draw_of(self.seed, self.call, self.p)
+        return fd_draw_of(self._seed, self._call, self.p)
 
     def __reduce__(self):
         return Draw, (self.seed, self.call, self.p, self.place)
@@ -261,7 +323,7 @@ cdef class CallCounter:
         draw.p, draw.place = p, place
         with cython.critical_section(self):
             self._ready()
-            draw.seed, draw.call = self._seed, self._call
+            draw._seed, draw._call = self._seed, self._call
             self._step()
         return draw
 

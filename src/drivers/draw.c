@@ -14,6 +14,7 @@ typedef struct {
     const fd_kernels *kernels;
     fd_draw draw;
     uint64_t start, size;
+    const int64_t *rows; /* numbers of axis 0's, or NULL */
     int axes, dense; /* dense: runs follow each other so closely that what is between is drawn, too */
     int64_t n[FD_MAX_DIMS + 1], stride[FD_MAX_DIMS + 1];
     uint8_t *bits;
@@ -28,7 +29,7 @@ static void draw_tiles(const void *job, uint64_t first, uint64_t last)
     for (int a = inner; a >= 0; a--) {
         at[a] = (int64_t)(j % (uint64_t)d->n[a]);
         j /= (uint64_t)d->n[a];
-        start += (uint64_t)(at[a] * d->stride[a]);
+        start += (uint64_t)((d->rows && !a ? d->rows[at[0]] : at[a]) * d->stride[a]);
     }
     uint8_t window[FD_BITS_BYTES], bits[FD_BITS_BYTES];
     uint64_t from = 0, until = 0; /* indices in the window */
@@ -39,7 +40,7 @@ static void draw_tiles(const void *job, uint64_t first, uint64_t last)
             r = min_size(m - done, (uint64_t)(d->n[inner] - at[inner]));
             if (start < from || start >= until) {
                 from = start - start % FD_ALIGN;
-                until = d->dense ? from + FD_TILE : start + r;
+                until = d->dense ? from + FD_TILE : start + r + (0 - (start + r)) % FD_ALIGN;
                 d->kernels->draw_bits(&d->draw, from, (size_t)(until - from), window,
                                       (fd_ahead){(const char *)window, 0});
             }
@@ -47,11 +48,14 @@ static void draw_tiles(const void *job, uint64_t first, uint64_t last)
             bits_copy(&w, window, start - from, r);
             start += r;
             at[inner] += (int64_t)r;
-            for (int a = inner; at[a] == d->n[a] && a; a--) {
+            int a = inner;
+            for (; at[a] == d->n[a] && a; a--) {
                 start += (uint64_t)(d->stride[a - 1] - d->n[a] * d->stride[a]);
                 at[a] = 0;
                 at[a - 1]++;
             }
+            if (d->rows && !a && at[0] < d->n[0])
+                start = d->start + (uint64_t)(d->rows[at[0]] * d->stride[0]);
         }
         memcpy(d->bits + tile * (FD_TILE / 8), bits, (m + 7) / 8);
     }
@@ -61,11 +65,12 @@ void fd_draw_bits(fd_machine m, const fd_draw *draw, const fd_place *place, uint
 {
     const int64_t *shape = place->shape, *stride = place->stride;
     Runs d = {.kernels = m.kernels, .draw = *draw, .start = place->start, .size = 1, .bits = bits};
+    d.rows = place->rows;
     for (int a = 0; a < place->ndim; a++) {
         d.size *= (uint64_t)shape[a];
-        if (shape[a] == 1)
+        if (shape[a] == 1 && !(d.rows && !a))
             continue;
-        if (d.axes && d.stride[d.axes - 1] == shape[a] * stride[a]) {
+        if (d.axes > !!d.rows && d.stride[d.axes - 1] == shape[a] * stride[a]) {
             d.n[d.axes - 1] *= shape[a];
             d.stride[d.axes - 1] = stride[a];
         } else {
@@ -73,11 +78,11 @@ void fd_draw_bits(fd_machine m, const fd_draw *draw, const fd_place *place, uint
             d.stride[d.axes++] = stride[a];
         }
     }
-    if (!d.axes || d.stride[d.axes - 1] != 1) { /* each element is a run */
+    if (d.axes == !!d.rows || d.stride[d.axes - 1] != 1) { /* each element is a run */
         d.n[d.axes] = 1;
         d.stride[d.axes++] = 1;
     }
-    d.dense = d.axes == 1 || d.stride[d.axes - 2] < 8 * d.n[d.axes - 1];
+    d.dense = d.axes == 1 || (d.axes - 2 >= !!d.rows && d.stride[d.axes - 2] < 8 * d.n[d.axes - 1]);
     if (d.size)
         pool_run(m.threads, tiles(d.size), CHUNK, draw_tiles, &d);
 }

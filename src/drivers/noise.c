@@ -61,13 +61,16 @@ void fd_draw_noise(fd_machine m, const fd_draw *draw, fd_noise kind, const fd_pl
     int outer = place->ndim; /* axes in front of it */
     for (int d = 0; d < place->ndim; d++)
         size *= (uint64_t)place->shape[d];
-    while (outer && (place->shape[outer - 1] == 1 || place->stride[outer - 1] == (int64_t)run->n))
+    const int rows = place->rows != NULL; /* axis 0's are not one run */
+    while (outer > rows &&
+           (place->shape[outer - 1] == 1 || place->stride[outer - 1] == (int64_t)run->n))
         run->n *= (uint64_t)place->shape[--outer];
     for (uint64_t done = 0; done < size; done += run->n) {
         uint64_t at = done / run->n;
         run->start = place->start, job.noise = noise + done;
         for (int d = outer - 1; d >= 0; d--) {
-            run->start += at % (uint64_t)place->shape[d] * (uint64_t)place->stride[d];
+            const uint64_t i = at % (uint64_t)place->shape[d];
+            run->start += (rows && !d ? (uint64_t)place->rows[i] : i) * (uint64_t)place->stride[d];
             at /= (uint64_t)place->shape[d];
         }
         pool_run(m.threads, tiles(run->n), NOISE_CHUNK, draw_tiles, &job);

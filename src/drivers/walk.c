@@ -296,7 +296,10 @@ void fd_forward_walk(const fd_task *task, const fd_place *place, const fd_axis *
     fd_task t = *task;
     for (int64_t begin = 0; begin < length; begin += step) {
         p.shape[cut] = part[cut].n = length - begin < step ? length - begin : step;
-        p.start = place->start + (uint64_t)(begin * place->stride[cut]);
+        if (place->rows && !cut)
+            p.rows = place->rows + begin;
+        else
+            p.start = place->start + (uint64_t)(begin * place->stride[cut]);
         t.operands.x = task->operands.x + begin * axis[cut].x;
         t.operands.y = task->operands.y + begin * axis[cut].y;
         fd_forward_walk(&t, &p, part, most, bits);

@@ -29,7 +29,7 @@ static void backward(int dtype, const void *dy, void *dx, const uint8_t *bits, s
 
 static void draw(uint8_t *bits, size_t n, uint64_t start, uint64_t seed, uint64_t call, double p)
 {
-    const fd_place place = {start, 1, {(int64_t)n}, {1}};
+    const fd_place place = {.start = start, .ndim = 1, .shape = {(int64_t)n}, .stride = {1}};
     const fd_draw of = fd_draw_of(seed, call, p);
     fd_draw_bits(fd_machine_now(), &of, &place, bits);
 }

@@ -219,23 +219,24 @@ def forward(
     keep: bool = False,
     residual: DeviceArray | None = None,
     bias: DeviceArray | None = None,
+    given: Any = None,
     *,
-    given: DeviceBits | None = None,
     inverted: bool = False,
 ) -> tuple[DeviceArray, DeviceBits | None]:
     """One of the ops, and its packed mask if it is to be kept. given: the mask of the place instead
     of a draw; inverted: its complement.
     """
+    given = None if given is None else DeviceBits.of(given, draw.place.size, x)
     relu, n, order = op == RELU_DROPOUT, x.size, x.order()
     if op not in ANY_LAYOUT:
         order = list(range(x.ndim))
     x = dense(x, order)
     residual, bias = (None if a is None else contiguous(a) for a in (residual, bias))
     y = place_to_write(x, out, *(a for a in (residual, bias) if a is not None))
-    bits = saved = None
+    saved = None
     if given is None and not (draw.place.is_run and x.has_strides(x.dense())):
         given = draw_bits(draw, x)
-        bits = given if keep and not relu else None
+    bits = given if keep and not relu else None
     each = None if given is None else spread(given, x.shape, order, steps_of(draw.place), x)
     if relu or (keep and given is None):
         saved = bits = DeviceBits.empty(n, x)
@@ -270,9 +271,9 @@ def forward(
 
 def keep_mask(shape: Sequence[int], draw: Draw, packed: bool) -> Any:
     """The mask itself, in an array that any library can take."""
-    like = DeviceArray(default_kind().empty(None, (1,), "float32", (4,)))
-    bits = spread(draw_bits(draw, like), shape, range(len(shape)), steps_of(draw.place), like)
-    n = prod(shape)
+    like, of = DeviceArray(default_kind().empty(None, (1,), "float32", (4,))), draw.place.of
+    bits = spread(draw_bits(draw, like), of, range(len(of)), steps_of(draw.place), like)
+    n = prod(of)
     if packed:
         return bits.bits.array[: (n + 7) // 8]
     mask = like.new("bool", tuple(shape))
@@ -281,22 +282,16 @@ def keep_mask(shape: Sequence[int], draw: Draw, packed: bool) -> Any:
     return mask
 
 
-def _given(bits: Any, draw: Draw, like: DeviceArray) -> DeviceBits | None:
-    """A context's bits on the device of `like`."""
-    return None if bits is None else DeviceBits.of(bits, draw.place.size, like)
-
-
 def select(
     dy: DeviceArray, out: DeviceArray | None, draw: Draw, bits: Any, scale: float
 ) -> DeviceArray:
     """dy * scale where the mask keeps it, else 0."""
-    given, constants = _given(bits, draw, dy), (scale, 0.0, 0.0)
-    return forward(DROPOUT, dy, draw, constants, out, given=given)[0]
+    return forward(DROPOUT, dy, draw, (scale, 0.0, 0.0), out, given=bits)[0]
 
 
 def split(dy: DeviceArray, draw: Draw, bits: Any) -> tuple[DeviceArray, DeviceArray]:
     """dy where the mask drops it, else 0; and where it keeps it."""
-    given = _given(bits, draw, dy) or draw_bits(draw, dy)
+    given = draw_bits(draw, dy) if bits is None else bits
     of = DROPOUT, dy, draw, (1.0, 0.0, 0.0)
     return forward(*of, given=given, inverted=True)[0], forward(*of, given=given)[0]
 
