@@ -18,6 +18,7 @@
 /* A run may begin anywhere, but is drawn from the 128-element boundary below it. */
 #define FD_ALIGN 128
 #define FD_DRAW_MAX (FD_TILE + FD_ALIGN)
+#define FD_PIECES (FD_DRAW_MAX / FD_ALIGN) /* so many elements as pieces that lie anywhere */
 
 /* Bits are read and written in words of 64. */
 #define FD_BITS_PAD 8

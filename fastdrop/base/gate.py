@@ -200,9 +200,9 @@ def place(
     """The part of the mask array that belongs to x of this shape."""
     if shared_axes is NO_AXES and region is None and rows is None:
         return Place(shape)
-    shared = axes(shared_axes, len(shape), "shared_axes")
+    shared = NO_AXES if shared_axes is NO_AXES else axes(shared_axes, len(shape), "shared_axes")
     part = None if region is None else _part(region)
-    return Place(shape, shared, part, None if rows is None else positions(rows, "rows"))
+    return Place(shape, shared, part, None if rows is None else integers(rows, "rows"))
 
 
 def _part(region: Region) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -215,22 +215,31 @@ def _part(region: Region) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return start, whole
 
 
-def positions(value: Any, name: str, length: int = MAX_INDEX) -> npt.NDArray[np.int64]:
-    """Positions along an axis: from 0 to length - 1, in the caller's shape."""
+def integers(value: Any, name: str) -> npt.NDArray[np.int64]:
+    """An array of whole numbers."""
     given = host(value, name)
     if given.dtype.kind not in "iu" and given.size:
         raise TypeError(f"{name} must be integers, got {given.dtype}")
+    if given.dtype == np.uint64 and given.size and given.max() > MAX_INDEX:
+        raise ValueError(f"{name} must be at most 2**62, got {given.max()}")
+    return np.asarray(given, np.int64)
+
+
+def positions(value: Any, name: str, length: int) -> npt.NDArray[np.int64]:
+    """Positions along an axis of this length."""
+    given = integers(value, name)
     if given.size and not 0 <= given.min() <= given.max() < length:
         raise ValueError(
             f"{name} must be in 0 ... {length - 1}, got {given.min()} ... {given.max()}"
         )
-    return np.asarray(given, np.int64)
+    return given
 
 
 def elements(place: Place, at: Any) -> npt.NDArray[np.int64]:
     """Indices in the mask array of single elements of a place: by C-order positions in x, or by
     positions along each axis.
     """
+    along: list[npt.NDArray[Any]]
     if isinstance(at, tuple):
         if len(at) != len(place.of):
             raise ValueError(f"at must have positions for {len(place.of)} axes, got {len(at)}")
@@ -243,11 +252,12 @@ def elements(place: Place, at: Any) -> npt.NDArray[np.int64]:
         index = np.zeros(np.shape(along[0]) if along else (), np.int64)
     else:
         left = positions(at, "at", prod(place.of))
-        index, along = np.zeros(left.shape, np.int64), []
+        index = np.zeros(left.shape, np.int64)
+        along = []
         for n in reversed(place.of):
             left, p = np.divmod(left, max(n, 1))
             along.insert(0, p)
-    if place.scattered:
+    if place.scattered and place.rows is not None:
         along[0] = place.rows[along[0]]
     for d, (p, stride) in enumerate(zip(along, place.strides, strict=True)):
         if d not in place.shared_axes:

@@ -286,7 +286,8 @@ class OpLayer(Layer):
         return f"{type(self).__name__}({arguments})"
 
 
-OF_A_CALL = "rng", "training", "region", "rows", "mask", "out"  # arguments of ops that a layer does not keep
+# Arguments of ops that a layer does not keep.
+OF_A_CALL = "rng", "training", "region", "rows", "mask", "out"
 
 CHECKS: dict[str, Callable[[Any], Any]] = {
     "save": gate.keeps_bits,

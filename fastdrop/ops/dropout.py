@@ -194,9 +194,9 @@ def masked(
     constants: of the rate; those of inverted dropout if None. axes: of the gated x and shared_axes,
     those that share a draw. name: of x in errors. mask: the caller's own.
     """
-    if axes is None and mask is None:
-        if (done := _core.common_call(op, x, p, how, constants, Context)) is not None:
-            return done
+    common = axes is None and mask is None
+    if common and (done := _core.common_call(op, x, p, how, constants, Context)):
+        return done
     rng, training, shared_axes, region, rows, out, save = how
     keep = gate.keeps_bits(save)
     backend = of(x)

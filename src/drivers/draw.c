@@ -15,10 +15,50 @@ typedef struct {
     fd_draw draw;
     uint64_t start, size;
     const int64_t *rows; /* numbers of axis 0's, or NULL */
-    int axes, dense; /* dense: runs follow each other so closely that what is between is drawn, too */
+    int axes;
     int64_t n[FD_MAX_DIMS + 1], stride[FD_MAX_DIMS + 1];
     uint8_t *bits;
 } Runs;
+
+/* What is drawn at once: pieces of the mask array, and the runs of keep bits that come from them. */
+enum { RUNS = 64 };
+typedef struct {
+    uint64_t piece[FD_PIECES];
+    uint32_t at[RUNS], n[RUNS]; /* a run's first bit in the pieces, and its length */
+    size_t pieces, runs;
+} Batch;
+
+static void draw_batch(const Runs *d, Batch *batch, bits_writer *to)
+{
+    uint8_t bits[FD_BITS_BYTES];
+    const uint64_t *const piece = batch->piece;
+    const size_t n = batch->pieces;
+    size_t follow = 1;
+    while (follow < n && piece[follow] == piece[follow - 1] + FD_ALIGN)
+        follow++;
+    if (follow >= n) /* faster */
+        d->kernels->draw_bits(&d->draw, piece[0], n * FD_ALIGN, bits, (fd_ahead){(char *)bits, 0});
+    else
+        d->kernels->draw_pieces(&d->draw, piece, n, bits);
+    for (size_t i = 0; i < batch->runs; i++)
+        bits_copy(to, bits, batch->at[i], batch->n[i]);
+    batch->pieces = batch->runs = 0;
+}
+
+/* n <= FD_TILE more, from index start on. */
+static void add_run(const Runs *d, Batch *batch, bits_writer *to, uint64_t start, size_t n)
+{
+    uint64_t piece = start - start % FD_ALIGN;
+    if (batch->runs == RUNS ||
+        batch->pieces + (start % FD_ALIGN + n + FD_ALIGN - 1) / FD_ALIGN > FD_PIECES)
+        draw_batch(d, batch, to);
+    const int same = batch->pieces && batch->piece[batch->pieces - 1] == piece;
+    const size_t first = batch->pieces - (size_t)same;
+    batch->at[batch->runs] = (uint32_t)(first * FD_ALIGN + start % FD_ALIGN);
+    batch->n[batch->runs++] = (uint32_t)n;
+    for (piece += same ? FD_ALIGN : 0; piece < start + n; piece += FD_ALIGN)
+        batch->piece[batch->pieces++] = piece;
+}
 
 static void draw_tiles(const void *job, uint64_t first, uint64_t last)
 {
@@ -31,21 +71,14 @@ static void draw_tiles(const void *job, uint64_t first, uint64_t last)
         j /= (uint64_t)d->n[a];
         start += (uint64_t)((d->rows && !a ? d->rows[at[0]] : at[a]) * d->stride[a]);
     }
-    uint8_t window[FD_BITS_BYTES], bits[FD_BITS_BYTES];
-    uint64_t from = 0, until = 0; /* indices in the window */
+    uint8_t bits[FD_BITS_BYTES];
+    Batch batch = {.pieces = 0};
     for (uint64_t tile = first; tile < last; tile++) {
         const size_t m = min_size(d->size - tile * FD_TILE, FD_TILE);
         bits_writer w = {bits, 0, 0};
         for (size_t done = 0, r; done < m; done += r) {
             r = min_size(m - done, (uint64_t)(d->n[inner] - at[inner]));
-            if (start < from || start >= until) {
-                from = start - start % FD_ALIGN;
-                until = d->dense ? from + FD_TILE : start + r + (0 - (start + r)) % FD_ALIGN;
-                d->kernels->draw_bits(&d->draw, from, (size_t)(until - from), window,
-                                      (fd_ahead){(const char *)window, 0});
-            }
-            r = min_size(r, until - start);
-            bits_copy(&w, window, start - from, r);
+            add_run(d, &batch, &w, start, r);
             start += r;
             at[inner] += (int64_t)r;
             int a = inner;
@@ -57,6 +90,7 @@ static void draw_tiles(const void *job, uint64_t first, uint64_t last)
             if (d->rows && !a && at[0] < d->n[0])
                 start = d->start + (uint64_t)(d->rows[at[0]] * d->stride[0]);
         }
+        draw_batch(d, &batch, &w); /* at least a run is left */
         memcpy(d->bits + tile * (FD_TILE / 8), bits, (m + 7) / 8);
     }
 }
@@ -82,7 +116,6 @@ void fd_draw_bits(fd_machine m, const fd_draw *draw, const fd_place *place, uint
         d.n[d.axes] = 1;
         d.stride[d.axes++] = 1;
     }
-    d.dense = d.axes == 1 || (d.axes - 2 >= !!d.rows && d.stride[d.axes - 2] < 8 * d.n[d.axes - 1]);
     if (d.size)
         pool_run(m.threads, tiles(d.size), CHUNK, draw_tiles, &d);
 }

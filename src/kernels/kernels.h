@@ -46,6 +46,7 @@
 const fd_kernels KERNELS = {
     .name = KERNELS_NAME,
     .draw_bits = draw_bits,
+    .draw_pieces = draw_pieces,
     .apply = {OP(dropout), OP(dropout_add), OP(bias_dropout_add), OP(relu_dropout),
               OP(alpha_dropout), OP(zoneout)},
     .draw_noise = draw_noise,

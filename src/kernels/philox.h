@@ -115,21 +115,47 @@ ALWAYS_INLINE void keystream(const Keys *keys, uint32_t domain, uint64_t block, 
     }
 }
 
-/* Words start + index[0] ... start + index[STEP - 1] of one domain's keystream; start is a multiple
- * of FD_ALIGN. */
-static inline void words_at(const Keys *keys, uint32_t domain, uint64_t start,
-                            const uint64_t *index, uint32_t *words)
+/* The two halves of STEP blocks of one domain, by their numbers. */
+static inline void blocks_at(const Keys *keys, uint32_t domain, const Lanes number[CHAINS],
+                             Lanes c[CHAINS][4])
 {
-    uint64_t half[CHAINS][2][LANES];
-    Lanes c[CHAINS][4];
     for (int j = 0; j < CHAINS; j++) {
-        const Lanes i = lanes_add(lanes_load(index + j * LANES), lanes_set(start));
-        /* block number = index / 4: its low word, and its high word */
-        c[j][0] = lanes_mul32(lanes_shr(i, 2), lanes_set(MULTIPLIER0));
-        c[j][1] = lanes_xor(lanes_shr(i, 34), lanes_set((uint64_t)domain << 28));
+        c[j][0] = lanes_mul32(number[j], lanes_set(MULTIPLIER0));
+        c[j][1] = lanes_xor(lanes_shr(number[j], 32), lanes_set((uint64_t)domain << 28));
         c[j][2] = keys->call[0], c[j][3] = keys->call[1];
     }
     philox(c, keys, ROUNDS);
+}
+
+/* `keystream` of n blocks that lie anywhere, by their numbers in the order of lanes_order; n is a multiple
+ * of STEP. */
+ALWAYS_INLINE void keystream_at(const Keys *keys, uint32_t domain, const uint64_t *block, size_t n,
+                                uint8_t *dst, uint8_t *tie, uint8_t t)
+{
+    for (size_t i = 0; i < n; i += STEP) {
+        Lanes number[CHAINS], c[CHAINS][4];
+        for (int j = 0; j < CHAINS; j++)
+            number[j] = lanes_load(block + i + (size_t)(j * LANES));
+        blocks_at(keys, domain, number, c);
+        for (int j = 0; j < CHAINS; j++) {
+            const size_t at = (tie ? 2 : 16) * (i + (size_t)(j * LANES));
+            if (tie)
+                halves_compare(c[j][0], c[j][2], t, dst + at, tie + at);
+            else
+                halves_store(c[j][0], c[j][2], dst + at);
+        }
+    }
+}
+
+/* Words index[0] ... index[STEP - 1] of one domain's keystream. */
+static inline void words_at(const Keys *keys, uint32_t domain, const uint64_t *index,
+                            uint32_t *words)
+{
+    uint64_t half[CHAINS][2][LANES];
+    Lanes number[CHAINS], c[CHAINS][4];
+    for (int j = 0; j < CHAINS; j++)
+        number[j] = lanes_shr(lanes_load(index + j * LANES), 2);
+    blocks_at(keys, domain, number, c);
     for (int j = 0; j < CHAINS; j++) {
         lanes_store(half[j][0], c[j][0]);
         lanes_store(half[j][1], c[j][2]);

@@ -95,6 +95,8 @@ typedef struct {
     /* Keep bits of n <= FD_DRAW_MAX elements from index start (a multiple of FD_ALIGN);
      * `bits` has room for FD_BITS_BYTES. */
     void (*draw_bits)(const fd_draw *draw, uint64_t start, size_t n, uint8_t *bits, fd_ahead ahead);
+    /* The same of FD_ALIGN elements from each of n <= FD_PIECES indices, all multiples of that. */
+    void (*draw_pieces)(const fd_draw *draw, const uint64_t *start, size_t n, uint8_t *bits);
     fd_apply_fn *apply[FD_OPS][FD_DTYPES];
     /* n variates from 4 * block on, at most FD_TILE + 4; noise is FD_NOISE_PAD longer. */
     void (*draw_noise)(fd_noise kind, const fd_draw *draw, uint64_t block, size_t n, float *noise,

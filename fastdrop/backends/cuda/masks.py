@@ -154,8 +154,8 @@ def draw_bits(draw: Draw, like: DeviceArray) -> DeviceBits:
     bits = DeviceBits.empty(n, like)
     if not n:
         return bits
-    shape, strides = collapsed(place.shape, place.strides)
-    run = shape == (n,) and (n == 1 or strides == (1,))
+    shape, strides = drawn_axes(place, place.shape)
+    run = not place.scattered and shape == (n,) and (n == 1 or strides == (1,))
     launch(
         "draw",
         like,
@@ -171,11 +171,29 @@ def draw_bits(draw: Draw, like: DeviceArray) -> DeviceBits:
         start=place.start,
         shape=() if run else shape,
         strides=() if run else strides,
+        rows=row_numbers(place, like),
         keys=keys(draw.seed),
         call=draw.call,
         **threshold(draw.p),
     )
     return bits
+
+
+def drawn_axes(place: Place, of: Sequence[int], least: int = 1) -> tuple[tuple[int, ...], ...]:
+    """Shape, and strides in the mask array, of a walk over an array of this shape: 0 along axes
+    that share a draw. At least so many axes; the first is that of the rows if they are scattered.
+    """
+    strides = [0 if n == 1 else s for n, s in zip(place.shape, place.strides, strict=True)]
+    front = int(place.scattered)
+    shape, steps = collapsed(of[front:], strides[front:])
+    missing = max(least - front - len(shape), 0)
+    shape, steps = (1,) * missing + shape, (0,) * missing + steps
+    return tuple(of[:front]) + shape, (*place.strides[:front], *steps)
+
+
+def row_numbers(place: Place, like: DeviceArray) -> Any:
+    """Numbers of scattered rows, on the device."""
+    return sent(place.rows, like) if place.scattered else 0
 
 
 def steps_of(place: Place) -> list[int]:

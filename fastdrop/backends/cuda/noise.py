@@ -7,9 +7,17 @@ from typing import Any
 import numpy as np
 
 from fastdrop._core import CONCRETE, NOISE_ADD, NOISE_SCALE, PARTS, Draw
-from fastdrop.backends.cuda.arrays import DeviceArray, collapsed, sent
+from fastdrop.backends.cuda.arrays import DeviceArray, sent
 from fastdrop.backends.cuda.launch import launch
-from fastdrop.backends.cuda.masks import contiguous, delivered, keys, place_to_write, select
+from fastdrop.backends.cuda.masks import (
+    contiguous,
+    delivered,
+    drawn_axes,
+    keys,
+    place_to_write,
+    row_numbers,
+    select,
+)
 from fastdrop.base.dtypes import compute_type
 
 OPS = {NOISE_SCALE: "scale", NOISE_ADD: "add", CONCRETE: "concrete"}
@@ -102,10 +110,7 @@ def _apply(
     else:
         more["sigma"] = float(constants)
     run = place.is_run and place.start % 4 == 0
-    drawn = [0 if m == 1 else s for m, s in zip(place.shape, place.strides, strict=True)]
-    shape, strides = collapsed(x.shape, drawn)
-    missing = NOISE_AXES - len(shape)
-    shape, strides = (1,) * missing + shape, (0,) * missing + strides
+    shape, strides = drawn_axes(place, x.shape, NOISE_AXES)
     launch(
         "noise",
         x,
@@ -118,6 +123,7 @@ def _apply(
         start=place.start,
         shape=() if run else shape,
         strides=() if run else strides,
+        rows=row_numbers(place, x),
         keys=keys(draw.seed),
         call=draw.call,
         **more,

@@ -56,6 +56,7 @@ def _each(kind: str, names: str) -> tuple[Parameter, ...]:
 _u64, _real = partial(_each, "u64"), partial(_each, "real")
 _RUN = _u64("n start")
 _LAYOUT = Parameter("shape", "u64", "axes"), Parameter("strides", "u64", "axes")
+_PLACE = *_LAYOUT, Parameter("rows", "u64")
 _TO = Parameter("to", "u64", "axes")
 _KEYS = Parameter("keys", "u32", 14), Parameter("call", "u64")
 _DRAW = *_KEYS, Parameter("t", "u32"), Parameter("f", "u32")
@@ -70,14 +71,14 @@ KERNELS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             *(_DRAW, _real("scale shift dropped")),
         ),
     ),
-    "draw": (masks.draw_kernel, (*_u64("saved"), _RUN, _LAYOUT, _DRAW)),
+    "draw": (masks.draw_kernel, (*_u64("saved"), _RUN, _PLACE, _DRAW)),
     "spread": (masks.spread_kernel, (*_u64("given saved n"), _LAYOUT)),
     "copy": (layout.copy_kernel, (*_u64("x y n"), *_LAYOUT, _TO)),
     "unpack": (masks.unpack_kernel, _u64("given y n")),
     "noise": (
         noise.noise_kernel,
         (
-            *(_u64("x g y"), _u64("sigmas row"), _RUN, _LAYOUT, _KEYS),
+            *(_u64("x g y"), _u64("sigmas row"), _RUN, _PLACE, _KEYS),
             *(*_real("sigma"), _real("logit rate inverse scale")),
         ),
     ),

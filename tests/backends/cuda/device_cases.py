@@ -180,24 +180,52 @@ LAYOUTS = {
 def test_layouts(layout, axes):
     x = LAYOUTS[layout](numbers((3, 4, 6), np.float32))
     fake = FakeArray(x)
-    for region in (None, ((2, 1, 3), (9, 8, 11))):
-        same_mask = {"shared_axes": axes, "region": region}
+    places = [{"region": None}, {"region": ((2, 1, 3), (9, 8, 11))}]
+    if 0 not in axes:
+        places.append({"rows": [5, 0, 2**40]})
+        places.append({"rows": [5, 0, 5], "region": ((0, 1, 3), (9, 8, 11))})
+    for place in places:
+        same_mask = {"shared_axes": axes, **place}
         y, ctx = fd.dropout(fake, 0.3, rng=rng(), **same_mask)
         expected, ctx_cpu = fd.dropout(x, 0.3, rng=rng(), **same_mask)
         assert_same_bits(y.host, expected)
         if layout != "reversed":
             assert y.host.strides == expected.strides
         assert ctx.nbytes == ctx_cpu.nbytes
-        assert host_bits(ctx.held)[: ctx.nbytes] == host_bits(ctx_cpu.held)[: ctx.nbytes]
+        used = (ctx.draw.place.size + 7) // 8
+        assert host_bits(ctx.held)[:used] == host_bits(ctx_cpu.held)[:used]
         same(ctx.backward(fake), ctx_cpu.backward(x))
         out = FakeArray(np.zeros((3, 6, 4), np.float32).transpose(0, 2, 1))
         assert fd.dropout(fake, 0.3, rng=rng(), out=out, save="seed", **same_mask)[0] is out
         assert_same_bits(out.host, expected)
-    same_mask = {"shared_axes": axes, "region": region}
+    same_mask = {"shared_axes": axes, **places[-1]}
     there, _ = fd.dropout_add(fake, fake, 0.3, rng=rng(), **same_mask)
     assert_same_bits(there.host, fd.dropout_add(x, x, 0.3, rng=rng(), **same_mask)[0])
     there, _ = fd.gaussian_dropout(fake, 0.3, rng=rng(), **same_mask)
     assert_same_bits(there.host, fd.gaussian_dropout(x, 0.3, rng=rng(), **same_mask)[0])
+
+
+@pytest.mark.parametrize("shape", [(7,), (7, 1), (7, 16), (7, 33), (7, 3, 2, 5, 3)])
+@pytest.mark.parametrize("p", [0.3, 0.5])
+def test_rows(shape, p):
+    x, ids = numbers(shape, np.float32), [3, 900, 0, 3, 17, 2**50, 4]
+    _, ctx, _, ctx_cpu = both(fd.dropout, x, p, rows=ids)
+    backward(ctx, ctx_cpu, x)
+    both(fd.dropout, x, p, rows=ids, save="seed")
+    both(fd.gaussian_noise, x, 0.5, rows=ids)
+    both(fd.relu_dropout, x, p, rows=np.arange(7) + 5)
+
+
+def test_a_mask_that_is_given():
+    x, mask = numbers((9, 21), np.float32), numbers((9, 21), np.float32) > 0
+    for given in (mask, np.packbits(mask, bitorder="little")):
+        for op, more in ((fd.dropout, ()), (fd.dropout_add, (x,)), (fd.relu_dropout, ())):
+            _, ctx, _, ctx_cpu = both(op, x, *more, 0.3, mask=given)
+            backward(ctx, ctx_cpu, x)
+    y, ctx = fd.dropout(FakeArray(np.asfortranarray(x)), 0.3, mask=mask)
+    expected, ctx_cpu = fd.dropout(x, 0.3, mask=mask)
+    assert_same_bits(y.host, expected)
+    same(ctx.backward(FakeArray(x)), ctx_cpu.backward(x))
 
 
 def test_many_axes_and_none():

@@ -1,6 +1,8 @@
 """Arrays of any layout, and a copy from one to another.
 
-The group of parameters is ``layout = shape, strides``, two tuples of U64.
+The group of parameters is ``layout = shape, strides``, two tuples of U64, or for `rows` ``layout =
+shape, strides, rows``: the address of the numbers, U64, of axis 0's rows, or 0 if they follow each
+other.
 """
 
 from __future__ import annotations
@@ -13,26 +15,36 @@ from fastdrop.backends.cuda.kernels.targets import U32, U64, target
 
 
 @cache
-def positions(where: str, axes: int, small: bool) -> Any:
+def positions(where: str, axes: int, small: bool, rows: bool = False) -> Any:
     """``f(i, layout)``, the dot product of element i's C-order coordinates and the strides, and
     ``g(i, length)``, how many elements of its row of the last axis begin with it.
 
     small: i and all lengths are below 2^32, so that the divisions are of 32 bits.
     """
-    device = target(where).device
+    t = target(where)
+    device, load_u64 = t.device, t.load_u64
 
     def behind(outer: Any, d: int) -> Any:
         @device
         def position(i, layout):
-            shape, strides = layout
+            shape, strides = layout[0], layout[1]
             q = U64(U32(i) // U32(shape[d])) if small else i // shape[d]
             return outer(q, layout) + (i - q * shape[d]) * strides[d]
 
         return position
 
-    @device
-    def outermost(i, layout):
-        return i * layout[1][0]
+    if rows:
+
+        @device
+        def outermost(i, layout):
+            row = i if layout[2] == U64(0) else load_u64(layout[2] + (i << 3))
+            return row * layout[1][0]
+
+    else:
+
+        @device
+        def outermost(i, layout):
+            return i * layout[1][0]
 
     @device
     def left(i, length):

@@ -74,11 +74,11 @@ def _keep16_of(where: str, source: str, shifted: bool, axes: int, small: bool) -
     of_group, from_any = keep_bits(where).of_group[source], keep_bits(where).from_any[source]
 
     if axes:
-        (position, left_of), last = positions(where, axes, small), axes - 1
+        (position, left_of), last = positions(where, axes, small, rows=True), axes - 1
 
         @device
         def keep16(i, n, start, layout, draw):
-            shape, strides = layout
+            shape, strides = layout[0], layout[1]
             m = min(n - i, U64(16))
             left = left_of(i, shape[last])
             if left >= m and strides[last] == U64(1):

@@ -46,7 +46,7 @@ def noise_kernel(
     fourth, wide_stores = p.fourth, op not in GRADIENTS
 
     if axes:
-        position, _ = positions(where, axes, small)
+        position, _ = positions(where, axes, small, rows=True)
 
         def noise(arrays, deviations, run, layout, draw, sigma, relaxed):
             n, start = run
