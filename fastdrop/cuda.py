@@ -18,6 +18,7 @@ from functools import wraps
 from inspect import signature
 from typing import Any
 
+from fastdrop._core import Draw
 from fastdrop.backends.cuda.backend import CUDA
 from fastdrop.backends.cuda.launch import why_not
 from fastdrop.base.devices import on_device
@@ -110,5 +111,8 @@ def keep_mask(
     copy) and ``copy_to_host``.
     """
     CUDA.require()
-    draw = _dropout.drawn(shape, p, rng, shared_axes, region)
-    return CUDA.keep_mask(draw.place.of, draw, packed)
+
+    def of_draw(draw: Draw) -> Any:
+        return CUDA.keep_mask(draw.place.of, draw, packed)
+
+    return _dropout.with_mask(of_draw, shape, p, rng, shared_axes, region)

@@ -19,9 +19,10 @@ from typing import Any, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
+from fastdrop._core import Draw, Place
 from fastdrop.base import gate
 from fastdrop.layers import Layer
-from fastdrop.rng import Rng, RngLike, draw_call
+from fastdrop.rng import Rng, RngLike, with_draw
 
 __all__ = [
     "Classification",
@@ -37,6 +38,7 @@ BLOCK = 16384  # elements taken in at a time, so that what is between them stays
 SUM_TOLERANCE = 1e-2  # of probabilities; a softmax in bfloat16 stays below it
 TINY = np.finfo(np.float64).tiny  # its logarithm is finite, so 0 log 0 becomes 0
 
+T = TypeVar("T")
 Floats = npt.NDArray[np.float64]
 
 
@@ -335,9 +337,12 @@ def predict(
             f"into must be a Regression, a Classification or other Moments, got {into!r}"
         )
     first = into.samples
-    seed = _shared_seed(rng)
-    for t in range(first, first + samples):
-        into.update(model(x, _of_pass(seed, t)))
+
+    def passes(seed: int) -> None:
+        for t in range(first, first + samples):
+            into.update(model(x, _of_pass(seed, t)))
+
+    _with_shared_seed(rng, passes)
     return into
 
 
@@ -365,7 +370,7 @@ def pass_rng(rng: RngLike, t: int) -> Rng:
     """
     if gate.count(t, "t", least=0) >= 2**32:
         raise ValueError(f"t must be in 0 ... 2**32 - 1, got {t}")
-    return _of_pass(_shared_seed(rng), t)
+    return _with_shared_seed(rng, lambda seed: _of_pass(seed, t))
 
 
 @contextmanager
@@ -454,10 +459,14 @@ def precision(p: float, length_scale: float, n: int, weight_decay: float) -> flo
     return keep * squared / (2.0 * n * gate.positive(weight_decay, "weight_decay"))
 
 
-def _shared_seed(rng: RngLike) -> int:
-    """The seed of all passes: a child's, so that none draws what the caller's other ops draw."""
-    (child,) = Rng(*draw_call(rng)).spawn(1)
-    return child.seed
+def _with_shared_seed(rng: RngLike, body: Callable[[int], T]) -> T:
+    """body(seed) of all passes: a child's, so that none draws what the caller's other ops draw."""
+
+    def of_draw(draw: Draw) -> T:
+        (child,) = Rng(draw.seed, draw.call).spawn(1)
+        return body(child.seed)
+
+    return with_draw(rng, 0.0, Place(()), of_draw)
 
 
 def _of_pass(seed: int, t: int) -> Rng:

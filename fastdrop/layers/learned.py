@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastdrop._core import Place
+from fastdrop._core import Draw, Place
 from fastdrop.backends.cpu import normals
 from fastdrop.base import gate
 from fastdrop.layers.layer import Layer, Rate
@@ -28,7 +28,7 @@ from fastdrop.ops.variational import (
     variational_dropout,
     variational_kl,
 )
-from fastdrop.rng import Rng, RngLike, draw_call, draw_of
+from fastdrop.rng import Rng, RngLike, with_draw
 
 
 class EmbeddingDropout(Layer):
@@ -213,8 +213,11 @@ class SparseVariationalLinear(Layer):
         inputs, outputs = gate.count(inputs, "inputs", 0), gate.count(outputs, "outputs", 0)
         gate.choice(np.dtype(dtype).name, ("float32", "float64"), "dtype")
         scale = np.sqrt(2.0 / max(inputs, 1))
-        draw = draw_of(self.rng, 0.0, Place((inputs, outputs)))
-        self.weight = (normals(draw) * scale).astype(dtype)
+
+        def initial(draw: Draw) -> npt.NDArray[Any]:
+            return (normals(draw) * scale).astype(dtype)
+
+        self.weight = with_draw(self.rng, 0.0, Place((inputs, outputs)), initial)
         self.log_variance = np.full((inputs, outputs), -10.0, dtype)
         self.bias = np.zeros(outputs, dtype) if bias else None
         self.learned = ("weight", "log_variance", *(("bias",) if bias else ()))
@@ -285,8 +288,12 @@ class DropConnect(Layer):
         self.bias = np.zeros(shape[1], dtype) if bias else None
         if not bias:
             self.learned = ("weight",)
-        init = np.random.default_rng(draw_call(self.rng))
-        self.weight = (init.standard_normal(shape) * np.sqrt(2.0 / inputs)).astype(dtype)
+
+        def initial(draw: Draw) -> npt.NDArray[Any]:
+            init = np.random.default_rng((draw.seed, draw.call))
+            return (init.standard_normal(shape) * np.sqrt(2.0 / inputs)).astype(dtype)
+
+        self.weight = with_draw(self.rng, 0.0, Place(()), initial)
 
     def share_batch(self) -> None:
         """One mask for the whole batch; see `Layer.share_batch`."""

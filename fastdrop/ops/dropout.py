@@ -16,7 +16,7 @@ from fastdrop.backends.interface import Constants
 from fastdrop.base import gate
 from fastdrop.base.gate import Region
 from fastdrop.ops import context
-from fastdrop.rng import RngLike, draw_of
+from fastdrop.rng import RngLike, with_draw
 
 
 class Context(context.Context):
@@ -191,12 +191,15 @@ def masked(
     x, p = backend.array(x, name), gate.rate(p)
     place = gate.place(x.shape, shared_axes if axes is None else axes(x, shared_axes), region)
     out, x = backend.output(out, x)
-    draw = draw_of(rng, p, place) if training else None
-    if draw is None or p == 0.0:
-        return backend.copy(x, out), _core.saved(Context, x.shape, draw, 1.0, None)
-    numbers = (constants or inverted)(p)
-    y, bits = backend.forward(op, x, draw, numbers, out, keep)
-    return y, _core.saved(Context, x.shape, draw, numbers[0], bits)
+
+    def of_draw(draw: Draw | None) -> tuple[Any, Context]:
+        if draw is None or p == 0.0:
+            return backend.copy(x, out), _core.saved(Context, x.shape, draw, 1.0, None)
+        numbers = (constants or inverted)(p)
+        y, bits = backend.forward(op, x, draw, numbers, out, keep)
+        return y, _core.saved(Context, x.shape, draw, numbers[0], bits)
+
+    return with_draw(rng, p, place, of_draw, out) if training else of_draw(None)
 
 
 def keep_mask(
@@ -231,17 +234,20 @@ def keep_mask(
     ValueError
         Value or shape of an argument.
     """
-    draw = drawn(shape, p, rng, shared_axes, region)
-    bits = _core.draw_bits(draw)
-    if packed and draw.place.shape == draw.place.of:
-        return np.frombuffer(bits, np.uint8, len(bits) - BITS_PAD).copy()
-    mask = unpacked(bits, draw)
-    return np.packbits(mask, bitorder="little") if packed else mask
+
+    def of_draw(draw: Draw) -> npt.NDArray[Any]:
+        bits = _core.draw_bits(draw)
+        if packed and draw.place.shape == draw.place.of:
+            return np.frombuffer(bits, np.uint8, len(bits) - BITS_PAD).copy()
+        mask = unpacked(bits, draw)
+        return np.packbits(mask, bitorder="little") if packed else mask
+
+    return with_mask(of_draw, shape, p, rng, shared_axes, region)
 
 
-def drawn(
-    shape: Any, p: Any, rng: RngLike, shared_axes: Any = gate.NO_AXES, region: Region | None = None
-) -> Draw:
-    """The draw of a mask alone."""
+def with_mask(
+    of_draw: Callable[[Draw], Any], shape: Any, p: Any, rng: RngLike, shared_axes: Any, region: Any
+) -> Any:
+    """What is made of the draw of a mask alone."""
     dims, p = gate.shape(shape), gate.rate(p)
-    return draw_of(rng, p, gate.place(dims, shared_axes, region))
+    return with_draw(rng, p, gate.place(dims, shared_axes, region), of_draw)

@@ -28,7 +28,7 @@ from fastdrop.base import gate
 from fastdrop.base.gate import Region
 from fastdrop.ops.context import is_bits
 from fastdrop.ops.dropout import Context, How, inverted
-from fastdrop.rng import RngLike, draw_of
+from fastdrop.rng import RngLike, with_draw
 
 
 class AddContext(Context):
@@ -245,9 +245,11 @@ def _fused(
         gate.like(bias, "bias", x.shape[-1:], x.dtype)
     place = gate.place(x.shape, shared_axes, region)
     out, x, residual = backend.output(out, x, residual)
-    draw = draw_of(rng, p, place) if training else None
     constants = inverted(p if training else 0.0)
-    keep = keep and draw is not None and p > 0.0
-    drawn = draw or _nothing(x.shape)
-    y, bits = backend.forward(op, x, drawn, constants, out, keep, residual, bias)
-    return y, saved(kind, x.shape, draw, constants[0], bits)
+
+    def of_draw(draw: Draw | None) -> tuple[Any, Any]:
+        drawn, kept = draw or _nothing(x.shape), keep and draw is not None and p > 0.0
+        y, bits = backend.forward(op, x, drawn, constants, out, kept, residual, bias)
+        return y, saved(kind, x.shape, draw, constants[0], bits)
+
+    return with_draw(rng, p, place, of_draw, out) if training else of_draw(None)

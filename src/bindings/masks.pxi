@@ -52,7 +52,8 @@ cpdef tuple forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray b
         As the op wants; contiguous, as x and out are then. bias repeats: BIAS_ROOM longer than it
         is.
     out : ndarray or None
-        Where y goes; shape and dtype of x, and may be x. None: a new array in x's memory order.
+        The caller's, where y goes; shape and dtype of x, and may be x. None: a new array in x's
+        memory order.
     save : bool
         Whether the packed mask is wanted.
     constants : tuple of float
@@ -68,7 +69,9 @@ cpdef tuple forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray b
     cdef uint8_t *kept = NULL
     cdef bytes bits = None
     cdef Place place = draw.place
-    if out is None:
+    cdef bint given = out is not None
+    global deliveries
+    if not given:
         out = empty_like(x)
     set_task(&task, op, x, out, 0)
     task.draw, task.start = draw.of(), place.start
@@ -81,12 +84,14 @@ cpdef tuple forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray b
         bits = empty_bits(task.n)
         task.operands.active = <uint8_t *> PyBytes_AsString(bits)
     if not flat(x, out) or not place.is_run:
-        return out, forward_walk(&task, x, out, place, save, bits)
-    if save and bits is None:
-        bits = empty_bits(task.n)
-        kept = <uint8_t *> PyBytes_AsString(bits)
-    with nogil:
-        fd_forward(&task, kept)
+        bits = forward_walk(&task, x, out, place, save, bits)
+    else:
+        if save and bits is None:
+            bits = empty_bits(task.n)
+            kept = <uint8_t *> PyBytes_AsString(bits)
+        with nogil:
+            fd_forward(&task, kept)
+    deliveries += given
     return out, bits
 
 
@@ -139,7 +144,9 @@ cpdef cnp.ndarray backward(cnp.ndarray dy, cnp.ndarray out, Draw draw, bytes bit
     cdef Place place = draw.place
     if bits is None:
         return forward(FD_DROPOUT, dy, None, None, out, draw, False, (scale, 0.0, 0.0))[0]
-    if out is None:
+    cdef bint given = out is not None
+    global deliveries
+    if not given:
         out = empty_like(dy)
     cdef uint8_t *mask = <uint8_t *> PyBytes_AsString(bits)
     cdef int ndim = cnp.PyArray_NDIM(dy)
@@ -151,6 +158,7 @@ cpdef cnp.ndarray backward(cnp.ndarray dy, cnp.ndarray out, Draw draw, bytes bit
         set_axes(dy, out, place, axis)
         with nogil:
             fd_apply(&task, mask, ndim, axis)
+    deliveries += given
     return out
 
 
@@ -213,10 +221,16 @@ def common_call(fd_op op, x, p, tuple how, constants, kind, /):
     if not keep and save != "seed" or size > MAX_INDEX:
         return None
     cdef Place place = whole((<object> x).shape, size)
-    cdef Draw draw = (<CallCounter> rng).drawn(p, place)
+    cdef CallCounter counter = <CallCounter> rng
     cdef tuple numbers = (fd_scale(p), 0.0, 0.0) if constants is None else constants(p)
-    y, bits = forward(op, x, None, None, out, draw, keep, numbers)
-    return y, saved(kind, draw.place.of, draw, numbers[0], bits)
+    cdef uint64_t before = deliveries
+    cdef Draw draw = counter.drawn(p, place)
+    try:
+        y, bits = forward(op, x, None, None, out, draw, keep, numbers)
+        return y, saved(kind, draw.place.of, draw, numbers[0], bits)
+    except BaseException:
+        counter.back(draw, out, before)
+        raise
 
 
 def common_backward(Saved ctx not None, dy, out, /):
