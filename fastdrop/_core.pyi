@@ -1,5 +1,6 @@
 """Types of the compiled module; src/bindings/*.pxi document what each function does."""
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Self, TypeVar, final
 
@@ -10,6 +11,7 @@ from typing_extensions import disjoint_base
 _Array = npt.NDArray[Any]
 _Kind = TypeVar("_Kind", bound=Saved)
 _T = TypeVar("_T")
+_Step = tuple[Any, ...]
 
 BUILD: str
 BITS_PAD: int
@@ -104,6 +106,23 @@ def saved(
     kind: type[_Kind], shape: tuple[int, ...], draw: Draw | None, scale: float, held: Any
 ) -> _Kind: ...
 
+# In one step.
+
+def delivered() -> None: ...
+def in_one_step(body: Callable[[], tuple[Any, *tuple[_Step, ...]]], /) -> Any: ...
+def with_last(
+    entries: deque[_T],
+    body: Callable[[_T], tuple[Any, *tuple[_Step, ...]]],
+    out: object,
+    /,
+) -> Any: ...
+
+@disjoint_base
+class Unchanged:
+    def __init__(self, objects: list[Any], enter: Callable[[], object], /) -> None: ...
+    def __enter__(self) -> None: ...
+    def __exit__(self, *args: object) -> None: ...
+
 # Settings.
 
 def available_isas() -> tuple[str, ...]: ...
@@ -121,7 +140,6 @@ def has_kernels(x: _Array) -> bool: ...
 def apart(out: _Array, /, *operands: _Array | None) -> tuple[Any, ...]: ...
 def empty_like(x: _Array) -> _Array: ...
 def copy(x: _Array, out: _Array | None, /) -> _Array: ...
-def delivered() -> None: ...
 
 # Masks.
 

@@ -58,9 +58,9 @@ class EmbeddingDropout(Layer):
     def share_batch(self) -> None:
         """A word is dropped in all examples as it is; see `Layer.share_batch`."""
 
-    def _divided(self, grads: Any) -> None:
-        """The table's gradient goes to `gradients`; ids have none."""
-        self.gradients = {"weight": grads}
+    def _divided(self, grads: Any) -> tuple[None, dict[str, npt.NDArray[Any]]]:
+        """Ids have no gradient."""
+        return None, {"weight": grads}
 
     def __repr__(self) -> str:
         return f"EmbeddingDropout(weight of {self.weight.shape}, p={self.p})"
@@ -424,9 +424,11 @@ class AdversarialDropout(Layer):
 
     def __call__(self, x: npt.ArrayLike) -> npt.NDArray[Any]:
         x = gate.array(x)
-        y = super().__call__(x)
-        self._base[self.training] = x, self.ctx
-        return y
+
+        def attributes(base: Context) -> dict[str, Any]:
+            return {**self._counted(base), "_base": {**self._base, self.training: (x, base)}}
+
+        return self._kept(lambda: self._forward(x), attributes)
 
     def _forward(self, x: npt.ArrayLike) -> tuple[Any, Any]:
         return dropout(x, self.rate(), rng=self.rng, training=self.training)
@@ -441,10 +443,12 @@ class AdversarialDropout(Layer):
         x, base = self._base[self.training]
         draw = base.draw
         rng = None if draw is None else Rng(draw.seed, draw.call)
-        y, self.ctx = adversarial_dropout(
-            x, gradient, self.delta, base.p, rng=rng, training=draw is not None
-        )
-        return y
+        training = draw is not None
+
+        def forward() -> tuple[Any, Any]:
+            return adversarial_dropout(x, gradient, self.delta, base.p, rng=rng, training=training)
+
+        return self._kept(forward)
 
     def __repr__(self) -> str:
         return f"AdversarialDropout(delta={self.delta}, p={self.p})"

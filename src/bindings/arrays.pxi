@@ -56,25 +56,6 @@ def apart(cnp.ndarray out not None, /, *operands):
                    for x in operands])
 
 
-# How often this thread has written an array that a caller gave. Whoever has to take something back
-# when a call raises sees by it whether the call had written before.
-cdef extern from *:
-    """
-    #if defined(_MSC_VER) && !defined(__clang__)
-    static __declspec(thread) uint64_t deliveries;
-    #else
-    static _Thread_local uint64_t deliveries;
-    #endif
-    """
-    uint64_t deliveries
-
-
-def delivered():
-    """Tell that an array of the caller has been written, by a GPU's kernel."""
-    global deliveries
-    deliveries += 1
-
-
 cpdef cnp.ndarray empty_like(cnp.ndarray x):
     """An array of x's shape, dtype and memory order."""
     return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)

@@ -227,6 +227,7 @@ def common_call(fd_op op, x, p, tuple how, constants, kind, /):
     cdef Draw draw = counter.drawn(p, place)
     try:
         y, bits = forward(op, x, None, None, out, draw, keep, numbers)
+        counter.spend(draw)
         return y, saved(kind, draw.place.of, draw, numbers[0], bits)
     except BaseException:
         counter.back(draw, out, before)

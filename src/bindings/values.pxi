@@ -260,10 +260,18 @@ cdef class CallCounter:
         cdef uint64_t before = deliveries
         cdef Draw draw = self.drawn(p, place)
         try:
-            return body(draw)
+            result = body(draw)
+            self.spend(draw)
+            return result
         except BaseException:
             self.back(draw, out, before)
             raise
+
+    cdef int spend(self, Draw draw) except -1:
+        """Tells the layer's call which this thread is in, if it is in one."""
+        if lent != NULL:
+            (<list> lent).append((self, draw))
+        return 0
 
     cdef Draw drawn(self, double p, Place place):
         """The Draw of the next call, which is thereby used up."""
