@@ -213,14 +213,14 @@ class SparseVariationalLinear(Layer):
         inputs, outputs = gate.count(inputs, "inputs", 0), gate.count(outputs, "outputs", 0)
         gate.choice(np.dtype(dtype).name, ("float32", "float64"), "dtype")
         scale = np.sqrt(2.0 / max(inputs, 1))
+        self.log_variance = np.full((inputs, outputs), -10.0, dtype)
+        self.bias = np.zeros(outputs, dtype) if bias else None
+        self.learned = ("weight", "log_variance", *(("bias",) if bias else ()))
 
         def initial(draw: Draw) -> npt.NDArray[Any]:
             return (normals(draw) * scale).astype(dtype)
 
         self.weight = with_draw(self.rng, 0.0, Place((inputs, outputs)), initial)
-        self.log_variance = np.full((inputs, outputs), -10.0, dtype)
-        self.bias = np.zeros(outputs, dtype) if bias else None
-        self.learned = ("weight", "log_variance", *(("bias",) if bias else ()))
 
     def _forward(self, x: npt.ArrayLike) -> tuple[Any, Any]:
         return sparse_variational_linear(
