@@ -1,5 +1,6 @@
 """Types of the compiled module; src/bindings/*.pxi document what each function does."""
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Self, TypeVar, final
 
@@ -9,6 +10,8 @@ from typing_extensions import disjoint_base
 
 _Array = npt.NDArray[Any]
 _Kind = TypeVar("_Kind", bound=Saved)
+_T = TypeVar("_T")
+_Step = tuple[Any, ...]
 
 BUILD: str
 BITS_PAD: int
@@ -80,7 +83,9 @@ class CallCounter:
         self, seed: int, call: int, spent: bool = False, seeded: bool = True, /
     ) -> None: ...
     def take(self) -> tuple[int, int]: ...
-    def draw(self, p: float, place: Place) -> Draw: ...
+    def lend(
+        self, p: float, place: Place, body: Callable[[Draw], _T], out: object = None, /
+    ) -> _T: ...
     def peek(self) -> tuple[int, int]: ...
 
 @disjoint_base
@@ -108,6 +113,23 @@ def saved(
     kind: type[_Kind], shape: tuple[int, ...], draw: Draw | None, scale: float, held: Any
 ) -> _Kind: ...
 
+# In one step.
+
+def delivered() -> None: ...
+def in_one_step(body: Callable[[], tuple[Any, *tuple[_Step, ...]]], /) -> Any: ...
+def with_last(
+    entries: deque[_T],
+    body: Callable[[_T], tuple[Any, *tuple[_Step, ...]]],
+    out: object,
+    /,
+) -> Any: ...
+
+@disjoint_base
+class Unchanged:
+    def __init__(self, objects: list[Any], enter: Callable[[], object], /) -> None: ...
+    def __enter__(self) -> None: ...
+    def __exit__(self, *args: object) -> None: ...
+
 # Settings.
 
 def available_isas() -> tuple[str, ...]: ...
@@ -124,6 +146,7 @@ def use_bfloat16(num: int, /) -> None: ...
 def has_kernels(x: _Array) -> bool: ...
 def apart(out: _Array, /, *operands: _Array | None) -> tuple[Any, ...]: ...
 def empty_like(x: _Array) -> _Array: ...
+def copy(x: _Array, out: _Array | None, /) -> _Array: ...
 
 # Masks.
 
@@ -164,8 +187,13 @@ def philox4x32(
 # Rows.
 
 def backward_sums(
-    dy: _Array, dx: _Array, bits: bytes | None, scale: float, sums: npt.NDArray[np.float64], /
-) -> None: ...
+    dy: _Array,
+    out: _Array | None,
+    bits: bytes | None,
+    scale: float,
+    sums: npt.NDArray[np.float64],
+    /,
+) -> _Array: ...
 def lookup(
     table: _Array, ids: npt.NDArray[np.int64], bits: bytes, y: _Array, scale: float, /
 ) -> None: ...
@@ -177,13 +205,13 @@ def draw_noise(kind: int, draw: Draw, noise: npt.NDArray[np.float32], /) -> None
 def noise_forward(
     op: int,
     x: _Array,
-    y: _Array,
+    out: _Array | None,
     draw: Draw,
     constants: Any,
     sigma_length: int,
     noise: npt.NDArray[np.float32] | None,
     /,
-) -> None: ...
+) -> _Array: ...
 def noise_backward(
     op: int,
     x: _Array,
@@ -208,4 +236,6 @@ def bytes_of_examples(examples: int, bits: int, /) -> int: ...
 def drop_blocks(
     seeds: bytes, shape: tuple[int, ...], block_height: int, block_width: int, /
 ) -> bytes: ...
-def apply_examples(x: _Array, y: _Array, keep: bytes, per_channel: bool, /) -> None: ...
+def apply_examples(
+    x: _Array, y: _Array, keep: bytes, per_channel: bool, given: bool, /
+) -> None: ...

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from fastdrop._core import Draw
 from fastdrop.backends.cuda.backend import CUDA
 from fastdrop.backends.cuda.launch import why_not
 from fastdrop.base.devices import on_device
@@ -114,5 +115,8 @@ def keep_mask(
     copy) and ``copy_to_host``.
     """
     CUDA.require()
-    draw, wanted = _dropout.drawn(shape, p, rng, shared_axes, region, rows, at)
-    return CUDA.keep_mask(wanted, draw, packed)
+
+    def of_draw(draw: Draw, wanted: tuple[int, ...]) -> Any:
+        return CUDA.keep_mask(wanted, draw, packed)
+
+    return _dropout.with_mask(of_draw, shape, p, rng, shared_axes, region, rows, at)

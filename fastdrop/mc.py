@@ -11,17 +11,18 @@ learning. ICML 2016. arXiv:1506.02142.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from math import prod
 from typing import Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from fastdrop._core import Draw, Place, Unchanged
 from fastdrop.base import gate
 from fastdrop.layers import Layer
-from fastdrop.rng import Rng, RngLike, draw_call
+from fastdrop.rng import Rng, RngLike, with_draw
 
 __all__ = [
     "Classification",
@@ -37,7 +38,9 @@ BLOCK = 16384  # elements taken in at a time, so that what is between them stays
 SUM_TOLERANCE = 1e-2  # of probabilities; a softmax in bfloat16 stays below it
 TINY = np.finfo(np.float64).tiny  # its logarithm is finite, so 0 log 0 becomes 0
 
+T = TypeVar("T")
 Floats = npt.NDArray[np.float64]
+Sums = dict[str, Floats]
 
 
 class Moments:
@@ -55,8 +58,9 @@ class Moments:
     """
 
     _shape: tuple[int, ...]
-    _mean: Floats
-    _squares: Floats
+    _sums: Sums
+    _spare: Sums | None = None
+    """What the next pass makes of the sums. So no pass is taken in by halves."""
 
     def __init__(self) -> None:
         self.samples = 0
@@ -74,7 +78,11 @@ class Moments:
         TypeError
             dtype that is not supported.
         ValueError
-            Shape that is not the first one's; then nothing is taken in.
+            Shape that is not the first one's.
+
+        Notes
+        -----
+        If it raises, or is interrupted, nothing is taken in.
         """
         y = gate.array(y, "y")
         if self.samples and y.shape != self._shape:
@@ -82,43 +90,45 @@ class Moments:
         self._check(y)
         length = y.shape[-1] if y.ndim else 1
         table = y.reshape(prod(y.shape[:-1]), length)
-        if self.samples == 0:
-            self._shape = y.shape
-            self._begin(*table.shape)
-        self.samples += 1
+        samples = self.samples + 1
+        sums = self._sums if self.samples else self._zeros(*table.shape)
+        spare = {name: np.empty_like(sums[name]) for name in sums}
+        if self.samples and self._spare is not None:
+            spare = self._spare
         step = max(1, BLOCK // max(1, length))
         for begin in range(0, len(table), step):
             rows = slice(begin, begin + step)
-            self._add(table[rows].astype(np.float64, copy=False), rows)
+            before, after = ({name: a[rows] for name, a in s.items()} for s in (sums, spare))
+            self._add(table[rows].astype(np.float64, copy=False), samples, before, after)
+        vars(self).update(samples=samples, _shape=y.shape, _sums=spare, _spare=sums)
 
     @property
     def mean(self) -> Floats:
         """The mean of the passes, in the shape of y."""
         self._need_one()
-        return self._mean.reshape(self._shape).copy()
+        return self._sums["mean"].reshape(self._shape).copy()
 
     @property
     def variance(self) -> Floats:
         """The mean squared distance from the mean, in the shape of y: the sum over `samples`."""
         self._need_one()
-        return self._squares.reshape(self._shape) / self.samples
+        return self._sums["squares"].reshape(self._shape) / self.samples
 
     def _check(self, y: npt.NDArray[Any]) -> None:
         """Refuse a y that is of no use."""
 
-    def _begin(self, rows: int, length: int) -> None:
-        """Make the arrays that rows along the last axis of y go to."""
-        self._mean, self._squares = np.zeros((rows, length)), np.zeros((rows, length))
+    def _zeros(self, rows: int, length: int) -> Sums:
+        """The arrays that rows along the last axis of y go to, of no pass."""
+        return {name: np.zeros((rows, length)) for name in ("mean", "squares")}
 
-    def _add(self, y: Floats, rows: slice) -> Floats:
+    def _add(self, y: Floats, samples: int, before: Sums, after: Sums) -> Floats:
         """Take in some rows; `samples` counts them already. Returns y minus the mean before."""
-        mean, squares = self._mean[rows], self._squares[rows]
-        distance = y - mean
-        step = distance * (1.0 / self.samples)
-        mean += step
+        distance = y - before["mean"]
+        step = distance * (1.0 / samples)
+        np.add(before["mean"], step, out=after["mean"])
         rest = np.subtract(distance, step, out=step)  # y minus the mean as it is now
         rest *= distance
-        squares += rest
+        np.add(before["squares"], rest, out=after["squares"])
         return distance
 
     def _need_one(self) -> None:
@@ -150,7 +160,6 @@ class Regression(Moments):
     def __init__(self, tau: float | None = None, covariance: bool = False) -> None:
         super().__init__()
         self.tau = None if tau is None else gate.positive(tau, "tau")
-        self._products: Floats | None = None
         self._track = bool(covariance)
 
     @property
@@ -162,10 +171,10 @@ class Regression(Moments):
     def covariance(self) -> Floats:
         """Of the outputs along the last axis, I / tau included: (..., D, D) for y (..., D)."""
         self._need_one()
-        if self._products is None:
+        if "products" not in self._sums:
             raise RuntimeError("the covariance was not tracked; pass covariance=True")
         length = self._shape[-1]
-        products = self._products.reshape(*self._shape, length)
+        products = self._sums["products"].reshape(*self._shape, length)
         return products / self.samples + self._noise * np.eye(length)
 
     @property
@@ -176,18 +185,16 @@ class Regression(Moments):
         if self._track and y.ndim == 0:
             raise ValueError("y must have a last axis, along which the outputs lie, got 0-d")
 
-    def _begin(self, rows: int, length: int) -> None:
-        super()._begin(rows, length)
-        if self._track:
-            self._products = np.zeros((rows, length, length))
+    def _zeros(self, rows: int, length: int) -> Sums:
+        products = {"products": np.zeros((rows, length, length))} if self._track else {}
+        return super()._zeros(rows, length) | products
 
-    def _add(self, y: Floats, rows: slice) -> Floats:
-        distance = super()._add(y, rows)
-        if self._products is not None:
-            products = self._products[rows]
+    def _add(self, y: Floats, samples: int, before: Sums, after: Sums) -> Floats:
+        distance = super()._add(y, samples, before, after)
+        if "products" in before:
             product = distance[:, :, None] * distance[:, None, :]
-            product *= (self.samples - 1) / self.samples
-            products += product
+            product *= (samples - 1) / samples
+            np.add(before["products"], product, out=after["products"])
         return distance
 
 
@@ -213,7 +220,7 @@ class Classification(Moments):
     def expected_entropy(self) -> Floats:
         """E, the mean entropy of a pass: the noise of the data, as the model sees it."""
         self._need_one()
-        return self._entropies.reshape(self._shape[:-1]).copy()
+        return self._sums["entropies"].reshape(self._shape[:-1]).copy()
 
     @property
     def mutual_information(self) -> Floats:
@@ -224,7 +231,7 @@ class Classification(Moments):
     def counts(self) -> npt.NDArray[np.int64]:
         """In how many passes each class was the likeliest (of equal ones, the first): (..., C)."""
         self._need_one()
-        return self._votes.reshape(self._shape).copy()
+        return self._sums["votes"].reshape(self._shape).astype(np.int64)
 
     @property
     def variation_ratio(self) -> Floats:
@@ -242,17 +249,17 @@ class Classification(Moments):
                 "apply a softmax"
             )
 
-    def _begin(self, rows: int, length: int) -> None:
-        super()._begin(rows, length)
-        self._entropies = np.zeros(rows)
-        self._votes = np.zeros((rows, length), np.int64)
+    def _zeros(self, rows: int, length: int) -> Sums:
+        more = {"entropies": np.zeros(rows), "votes": np.zeros((rows, length))}
+        return super()._zeros(rows, length) | more
 
-    def _add(self, y: Floats, rows: slice) -> Floats:
+    def _add(self, y: Floats, samples: int, before: Sums, after: Sums) -> Floats:
         # As the mean, so that equal passes have a mutual information of exactly 0.
-        entropies = self._entropies[rows]
-        entropies += (_entropy(y) - entropies) / self.samples
-        self._votes[rows][np.arange(len(y)), y.argmax(axis=-1)] += 1
-        return super()._add(y, rows)
+        entropies = before["entropies"]
+        np.add(entropies, (_entropy(y) - entropies) / samples, out=after["entropies"])
+        after["votes"][...] = before["votes"]
+        after["votes"][np.arange(len(y)), y.argmax(axis=-1)] += 1
+        return super()._add(y, samples, before, after)
 
 
 Accumulator = TypeVar("Accumulator", bound=Moments)
@@ -335,9 +342,12 @@ def predict(
             f"into must be a Regression, a Classification or other Moments, got {into!r}"
         )
     first = into.samples
-    seed = _shared_seed(rng)
-    for t in range(first, first + samples):
-        into.update(model(x, _of_pass(seed, t)))
+
+    def passes(seed: int) -> None:
+        for t in range(first, first + samples):
+            into.update(model(x, _of_pass(seed, t)))
+
+    _with_shared_seed(rng, passes)
     return into
 
 
@@ -365,13 +375,12 @@ def pass_rng(rng: RngLike, t: int) -> Rng:
     """
     if gate.count(t, "t", least=0) >= 2**32:
         raise ValueError(f"t must be in 0 ... 2**32 - 1, got {t}")
-    return _of_pass(_shared_seed(rng), t)
+    return _with_shared_seed(rng, lambda seed: _of_pass(seed, t))
 
 
-@contextmanager
 def sampling(
     layers: Layer | Iterable[Layer], rng: RngLike, *, consistent: bool = False
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """While this lasts, layers drop and draw from `rng`; behind it, they are as they were.
 
     Parameters
@@ -401,20 +410,17 @@ def sampling(
     for layer in layers:
         if not isinstance(layer, Layer):
             raise TypeError(f"layers must be layers of fastdrop.layers, got {layer!r}")
-    rng = Layer(rng).rng  # an int becomes an Rng, so that no two layers draw the same mask
-    before = [vars(layer).copy() for layer in layers]
-    try:
+    shared = Layer(rng).rng  # an int becomes an Rng, so that no two layers draw the same mask
+
+    def enter() -> None:
         for layer in layers:
-            layer.rng = rng
+            layer.rng = shared
             layer.forget()  # of the passes nothing stays: the calls before are put back
             layer.train()
             if consistent:
                 layer.share_batch()
-        yield
-    finally:
-        for layer, state in zip(layers, before, strict=True):
-            vars(layer).clear()
-            vars(layer).update(state)
+
+    return Unchanged(layers, enter)
 
 
 def precision(p: float, length_scale: float, n: int, weight_decay: float) -> float:
@@ -454,10 +460,14 @@ def precision(p: float, length_scale: float, n: int, weight_decay: float) -> flo
     return keep * squared / (2.0 * n * gate.positive(weight_decay, "weight_decay"))
 
 
-def _shared_seed(rng: RngLike) -> int:
-    """The seed of all passes: a child's, so that none draws what the caller's other ops draw."""
-    (child,) = Rng(*draw_call(rng)).spawn(1)
-    return child.seed
+def _with_shared_seed(rng: RngLike, body: Callable[[int], T]) -> T:
+    """body(seed) of all passes: a child's, so that none draws what the caller's other ops draw."""
+
+    def of_draw(draw: Draw) -> T:
+        (child,) = Rng(draw.seed, draw.call).spawn(1)
+        return body(child.seed)
+
+    return with_draw(rng, 0.0, Place(()), of_draw)
 
 
 def _of_pass(seed: int, t: int) -> Rng:

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import operator
 import os
+from collections.abc import Callable
 from itertools import count
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,11 +35,13 @@ __all__ = [
     "Rng",
     "RngLike",
     "draw_call",
-    "draw_of",
     "keystream",
     "philox4x32",
+    "with_draw",
     "words_at",
 ]
+
+T = TypeVar("T")
 
 STREAM_VERSION = 1
 ROUNDS = 7
@@ -183,11 +186,15 @@ class Rng(CallCounter):
     def spawn(self, n: int) -> list[Rng]:
         """n generators with independent seeds; takes one call."""
         n = gate.count(n, "n", 0)
-        seed, call = self.take()
-        children = [Rng(int(s)) for s in keystream(seed, call, CHILDREN, 8 * n).view("<u8")]
-        for child in children:  # their seeds are the caller's if this one is
-            CallCounter.__init__(child, child.seed, 0, False, self.seeded)
-        return children
+
+        def children(draw: Draw) -> list[Rng]:
+            seeds = keystream(draw.seed, draw.call, CHILDREN, 8 * n).view("<u8")
+            made = [Rng(int(seed)) for seed in seeds]
+            for child in made:  # their seeds are the caller's if this one is
+                CallCounter.__init__(child, child.seed, 0, False, self.seeded)
+            return made
+
+        return self.lend(0.0, Place(()), children)
 
     def __copy__(self) -> Self:
         return type(self)(*self.peek()) if self.seeded else type(self)()
@@ -264,11 +271,18 @@ def draw_call(rng: RngLike) -> tuple[int, int]:
     return uint64(rng, "rng"), 0
 
 
-def draw_of(rng: RngLike, p: float, place: Place) -> Draw:
-    """What one operation draws; takes one call."""
+def with_draw(
+    rng: RngLike, p: float, place: Place, body: Callable[[Draw], T], out: Any = None
+) -> T:
+    """body(draw), where one operation draws: takes one call of an `Rng`, if there is a result.
+
+    If body raises (an error, an interrupt at any line), no call is taken, except where `out` has
+    been written: then it is whole, and the call is its own. So body writes to `out` last, in one
+    step. A NumPy generator is not set back.
+    """
     if isinstance(rng, CallCounter):
-        return rng.draw(p, place)
-    return Draw(*draw_call(rng), p, place)
+        return rng.lend(p, place, body, out)
+    return body(Draw(*draw_call(rng), p, place))
 
 
 def uint64(value: int, name: str) -> int:

@@ -76,9 +76,7 @@ class Cpu:
 
     @staticmethod
     def copy(x: Array, out: Array | None = None) -> Array:
-        y = _core.empty_like(x) if out is None else out
-        np.copyto(y, x)
-        return y
+        return _core.copy(x, out)
 
     @staticmethod
     def apart(x: Array, out: Any) -> Array:
@@ -114,7 +112,7 @@ class Cpu:
         bias = None if bias is None else _repeated(bias) if bias.size else None
         own = out if out is not None and out.flags.c_contiguous else None
         y, bits = _core.forward(op, x, residual, bias, own, draw, keep, constants, given)
-        return _delivered(y, out), bits
+        return delivered(y, out), bits
 
     @staticmethod
     def select(dy: Array, out: Array | None, draw: Draw, bits: Any, scale: float) -> Array:
@@ -131,15 +129,15 @@ class Cpu:
         dy: Array, out: Array | None, draw: Draw, bits: Any, scale: float
     ) -> tuple[Array, Array]:
         bits, sums = host_bits(bits), np.zeros((PARTS, dy.shape[-1]))
-        if out is None and bits is not None and draw.place.size == dy.size:
-            dy = np.asarray(dy, order="C")
-            dx = np.empty_like(dy)
-            _core.backward_sums(dy, dx, bits, scale, sums)
+        if draw.place.size == dy.size:
+            bits = _core.draw_bits(draw) if bits is None else bits
+            own = out if out is not None and out.flags.c_contiguous else None
+            dx = _core.backward_sums(np.asarray(dy, order="C"), own, bits, scale, sums)
         else:
-            dx = _core.backward(dy, out, draw, bits, scale)
-            flat = np.ascontiguousarray(dx)
-            _core.backward_sums(flat, flat, None, scale, sums)
-        return dx, sums[0].astype(dx.dtype)
+            dx = _core.backward(dy, None, draw, bits, scale)
+            _core.backward_sums(np.ascontiguousarray(dx), None, None, scale, sums)
+        dbias = sums[0].astype(dx.dtype)
+        return delivered(dx, out), dbias
 
     @staticmethod
     def blend(a: Array, b: Array, weight: float) -> Array:
@@ -167,9 +165,9 @@ class Cpu:
     @staticmethod
     def noise(op: int, x: Array, draw: Draw, constants: Any, out: Array | None = None) -> Array:
         x = np.asarray(x, order="C")
-        y = out if out is not None and out.flags.c_contiguous else np.empty(x.shape, x.dtype)
-        _core.noise_forward(op, x, y, draw, *_noise_operands(op, x, draw, constants))
-        return _delivered(y, out)
+        own = out if out is not None and out.flags.c_contiguous else None
+        operands = _noise_operands(op, x, draw, constants)
+        return delivered(_core.noise_forward(op, x, own, draw, *operands), out)
 
     @staticmethod
     def noise_gradients(
@@ -224,9 +222,8 @@ class Cpu:
     @staticmethod
     def apply_squares(x: Array, out: Array | None, bits: Any, squares: Squares) -> Array:
         y = _core.empty_like(x) if out is None else out
-        _core.apply_examples(
-            maps_of(x, squares), maps_of(y, squares), host_bits(bits), squares.per_channel
-        )
+        maps = maps_of(x, squares), maps_of(y, squares)
+        _core.apply_examples(*maps, host_bits(bits), squares.per_channel, out is not None)
         return y
 
     # Linear layers: without masks they are left to BLAS.
@@ -302,12 +299,9 @@ def maps_of(x: Array, squares: Squares) -> Array:
     return x if x.ndim == 4 else x[:, :, None]
 
 
-def _delivered(y: Array, out: Array | None) -> Array:
+def delivered(y: Array, out: Array | None) -> Array:
     """y where the caller wants it."""
-    if out is None or y is out:
-        return y
-    np.copyto(out, y)
-    return out
+    return y if out is None or y is out else _core.copy(y, out)
 
 
 def _repeated(operand: Array) -> Array:

@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
 from inspect import Parameter, Signature, signature
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from fastdrop import _core
 from fastdrop.base import gate
 from fastdrop.rng import LayerRng, Rng, RngLike
 
@@ -18,10 +19,21 @@ __all__ = ["Layer", "OpLayer", "Rate"]
 
 Rate = float | Callable[[int], float]  # a rate, or a function of the step
 NO_RATE: Any = object()
+Step = tuple[Any, ...]  # a compiled function and its arguments
+
+
+class Call(NamedTuple):
+    """One that no backward pass has undone yet."""
+
+    ctx: Any
+    held: int
+    """Bytes that the context keeps from being freed."""
+    total: int
+    """Bytes of this one and of all below it, those that are forgotten included."""
 
 
 class Calls:
-    """The contexts of one mode's calls that no backward pass has undone yet.
+    """One mode's calls that no backward pass has undone yet.
 
     At most `MOST` of them, and with their inputs at most `BYTES`, the latest aside: the oldest are
     forgotten, so a layer that is never asked for a gradient does not grow.
@@ -30,25 +42,27 @@ class Calls:
     MOST, BYTES = 1024, 1 << 28
 
     def __init__(self, most: int = MOST) -> None:
-        self.contexts: deque[Any] = deque()
-        self.most, self.nbytes, self.lost = most, 0, False
+        self.stack: deque[Call] = deque()
+        self.most, self.lost = most, False
 
-    def add(self, ctx: Any) -> None:
-        self.contexts.append(ctx)
-        self.nbytes += _held(ctx)
-        while len(self.contexts) > self.most or (
-            self.nbytes > self.BYTES and len(self.contexts) > 1
-        ):
-            self.nbytes -= _held(self.contexts.popleft())
+    def entry(self, ctx: Any) -> Call:
+        """What is appended to the stack for a call with this context."""
+        held = _held(ctx)
+        return Call(ctx, held, held + (self.stack[-1].total if self.stack else 0))
+
+    @property
+    def nbytes(self) -> int:
+        """What all of them hold."""
+        if not self.stack:
+            return 0
+        first, last = self.stack[0], self.stack[-1]
+        return first.held + last.total - first.total
+
+    def trim(self) -> None:
+        """Forget the oldest that are too many."""
+        while len(self.stack) > self.most or (self.nbytes > self.BYTES and len(self.stack) > 1):
             self.lost = True
-
-    def latest(self) -> Any:
-        """None if there is none."""
-        return self.contexts[-1] if self.contexts else None
-
-    def undone(self) -> None:
-        """The latest has been gone back through."""
-        self.nbytes -= _held(self.contexts.pop())
+            self.stack.popleft()
 
 
 def _held(ctx: Any) -> int:
@@ -108,11 +122,6 @@ class Layer:
         """Context of the last call, whether it has been undone or not; None before it."""
         return self._ctx
 
-    @ctx.setter
-    def ctx(self, ctx: Any) -> None:
-        self._ctx = ctx
-        self._calls[self.training].add(ctx)
-
     def __copy__(self) -> Self:
         """Shares the random state, and so draws other masks; has no call to go back through."""
         copied = object.__new__(type(self))
@@ -131,13 +140,36 @@ class Layer:
         Takes what calling the layer takes. Gradients of learned parameters are behind those of the
         inputs in what ``ctx.backward`` returns.
         """
-        y, ctx = self._forward(*inputs, **options)
-        self.step += self.training  # here, as a call that fails is no step
-        return y, ctx
+
+        def body() -> tuple[Any, Step]:
+            result = self._forward(*inputs, **options)
+            return result, (vars(self).update, {"step": self.step + self.training})
+
+        return _core.in_one_step(body)
 
     def __call__(self, *inputs: Any, **options: Any) -> npt.NDArray[Any]:
         """y, an array like x."""
-        y, self.ctx = self.forward(*inputs, **options)
+        return self._kept(lambda: self._forward(*inputs, **options), self._counted)
+
+    def _counted(self, ctx: Any) -> dict[str, Any]:
+        """The attributes that a call changes, beside those that say which is the latest."""
+        return {"step": self.step + self.training}
+
+    def _kept(
+        self,
+        forward: Callable[[], tuple[Any, Any]],
+        attributes: Callable[[Any], dict[str, Any]] = lambda ctx: {},
+    ) -> Any:
+        """y of forward(), whose context becomes the latest in one step, with these attributes."""
+        calls = self._calls[self.training]
+
+        def body() -> tuple[Any, Step, Step]:
+            y, ctx = forward()
+            changed = {"_ctx": ctx, **attributes(ctx)}
+            return y, (vars(self).update, changed), (calls.stack.append, calls.entry(ctx))
+
+        y = _core.in_one_step(body)
+        calls.trim()
         return y
 
     def _forward(self, *inputs: Any, **options: Any) -> tuple[Any, Any]:
@@ -187,27 +219,30 @@ class Layer:
         RuntimeError
             No such call.
         """
-        calls = self._calls[self.training]
-        ctx = calls.latest()
-        if ctx is None:
+        stack = self._calls[self.training].stack
+        if not stack:
             raise RuntimeError(self._nothing_to_undo())
-        if out is not None and not _takes_out(type(ctx)):  # type: ignore[arg-type]  # a class can be hashed
-            raise TypeError(f"out is not taken by the backward pass of {type(self).__name__}")
-        grads = ctx.backward(dy) if out is None else ctx.backward(dy, out)
-        calls.undone()
-        return self._divided(grads)
 
-    def _divided(self, grads: Any) -> Any:
-        """The gradients of the inputs; those of the learned parameters go to `gradients`."""
+        def body(call: Call) -> tuple[Any, Step]:
+            ctx = call.ctx
+            if out is not None and not _takes_out(type(ctx)):  # type: ignore[arg-type]  # a class can be hashed
+                raise TypeError(f"out is not taken by the backward pass of {type(self).__name__}")
+            inputs, learned = self._divided(ctx.backward(dy, *(() if out is None else (out,))))
+            return inputs, (vars(self).update, {"gradients": learned} if self.learned else {})
+
+        return _core.with_last(stack, body, out)
+
+    def _divided(self, grads: Any) -> tuple[Any, dict[str, npt.NDArray[Any]]]:
+        """The gradients of the inputs, and those of the learned parameters."""
         if not self.learned:
-            return grads
+            return grads, {}
         inputs = len(grads) - len(self.learned)
-        self.gradients = dict(zip(self.learned, grads[inputs:], strict=True))
-        return grads[0] if inputs == 1 else grads[:inputs]
+        learned = dict(zip(self.learned, grads[inputs:], strict=True))
+        return grads[0] if inputs == 1 else grads[:inputs], learned
 
     def _nothing_to_undo(self) -> str:
         mode = "training" if self.training else "evaluation"
-        if self._calls[not self.training].contexts:
+        if self._calls[not self.training].stack:
             return f"backward needs a forward call in {mode} mode; there was one in the other mode"
         if self._calls[self.training].lost:
             return (

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastdrop._core import Place
+from fastdrop._core import Draw, Place
 from fastdrop.backends.cpu import normals
 from fastdrop.base import gate
 from fastdrop.layers.layer import Layer, Rate
@@ -28,7 +28,7 @@ from fastdrop.ops.variational import (
     variational_dropout,
     variational_kl,
 )
-from fastdrop.rng import Rng, RngLike, draw_call, draw_of
+from fastdrop.rng import Rng, RngLike, with_draw
 
 
 class EmbeddingDropout(Layer):
@@ -58,9 +58,9 @@ class EmbeddingDropout(Layer):
     def share_batch(self) -> None:
         """A word is dropped in all examples as it is; see `Layer.share_batch`."""
 
-    def _divided(self, grads: Any) -> None:
-        """The table's gradient goes to `gradients`; ids have none."""
-        self.gradients = {"weight": grads}
+    def _divided(self, grads: Any) -> tuple[None, dict[str, npt.NDArray[Any]]]:
+        """Ids have no gradient."""
+        return None, {"weight": grads}
 
     def __repr__(self) -> str:
         return f"EmbeddingDropout(weight of {self.weight.shape}, p={self.p})"
@@ -213,11 +213,14 @@ class SparseVariationalLinear(Layer):
         inputs, outputs = gate.count(inputs, "inputs", 0), gate.count(outputs, "outputs", 0)
         gate.choice(np.dtype(dtype).name, ("float32", "float64"), "dtype")
         scale = np.sqrt(2.0 / max(inputs, 1))
-        draw = draw_of(self.rng, 0.0, Place((inputs, outputs)))
-        self.weight = (normals(draw) * scale).astype(dtype)
         self.log_variance = np.full((inputs, outputs), -10.0, dtype)
         self.bias = np.zeros(outputs, dtype) if bias else None
         self.learned = ("weight", "log_variance", *(("bias",) if bias else ()))
+
+        def initial(draw: Draw) -> npt.NDArray[Any]:
+            return (normals(draw) * scale).astype(dtype)
+
+        self.weight = with_draw(self.rng, 0.0, Place((inputs, outputs)), initial)
 
     def _forward(self, x: npt.ArrayLike) -> tuple[Any, Any]:
         return sparse_variational_linear(
@@ -285,8 +288,12 @@ class DropConnect(Layer):
         self.bias = np.zeros(shape[1], dtype) if bias else None
         if not bias:
             self.learned = ("weight",)
-        init = np.random.default_rng(draw_call(self.rng))
-        self.weight = (init.standard_normal(shape) * np.sqrt(2.0 / inputs)).astype(dtype)
+
+        def initial(draw: Draw) -> npt.NDArray[Any]:
+            init = np.random.default_rng((draw.seed, draw.call))
+            return (init.standard_normal(shape) * np.sqrt(2.0 / inputs)).astype(dtype)
+
+        self.weight = with_draw(self.rng, 0.0, Place(()), initial)
 
     def share_batch(self) -> None:
         """One mask for the whole batch; see `Layer.share_batch`."""
@@ -417,9 +424,11 @@ class AdversarialDropout(Layer):
 
     def __call__(self, x: npt.ArrayLike) -> npt.NDArray[Any]:
         x = gate.array(x)
-        y = super().__call__(x)
-        self._base[self.training] = x, self.ctx
-        return y
+
+        def attributes(base: Context) -> dict[str, Any]:
+            return {**self._counted(base), "_base": {**self._base, self.training: (x, base)}}
+
+        return self._kept(lambda: self._forward(x), attributes)
 
     def _forward(self, x: npt.ArrayLike) -> tuple[Any, Any]:
         return dropout(x, self.rate(), rng=self.rng, training=self.training)
@@ -434,10 +443,12 @@ class AdversarialDropout(Layer):
         x, base = self._base[self.training]
         draw = base.draw
         rng = None if draw is None else Rng(draw.seed, draw.call)
-        y, self.ctx = adversarial_dropout(
-            x, gradient, self.delta, base.p, rng=rng, training=draw is not None
-        )
-        return y
+        training = draw is not None
+
+        def forward() -> tuple[Any, Any]:
+            return adversarial_dropout(x, gradient, self.delta, base.p, rng=rng, training=training)
+
+        return self._kept(forward)
 
     def __repr__(self) -> str:
         return f"AdversarialDropout(delta={self.delta}, p={self.p})"

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdrop import _core
-from fastdrop._core import BITS_PAD
-from fastdrop.backends.cpu import CPU, unpacked
+from fastdrop._core import BITS_PAD, Draw
+from fastdrop.backends.cpu import CPU, delivered, unpacked
 from fastdrop.base import gate
 from fastdrop.base.dtypes import compute_type
 from fastdrop.ops.dropout import Context
-from fastdrop.rng import RngLike, draw_of
+from fastdrop.rng import RngLike, with_draw
 
 
 class AdversarialContext(Context):
@@ -48,7 +48,7 @@ class AdversarialContext(Context):
         dy = gate.array(dy, "dy")
         out, dy = CPU.output(out, dy)
         self._check_shape(dy)
-        return _scaled(self, dy, out)
+        return delivered(_scaled(self, dy), out)
 
     def _check(self) -> None:
         super()._check()
@@ -56,14 +56,12 @@ class AdversarialContext(Context):
         gate.like(self.changed, "changed", self.shape[:1])
 
 
-def _scaled(
-    ctx: AdversarialContext, dy: npt.NDArray[Any], out: npt.NDArray[Any] | None
-) -> npt.NDArray[Any]:
-    """Selects by the bits, scaled by 1, and then by each example's scale."""
+def _scaled(ctx: AdversarialContext, dy: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Selects by the bits, scaled by 1, and then by each example's scale; a new array."""
     if ctx.draw is None or ctx.held is None:
-        dx = CPU.copy(dy, out)
+        dx = CPU.copy(dy)
     else:
-        dx = CPU.select(dy, out, ctx.draw, ctx.held, 1.0)
+        dx = CPU.select(dy, None, ctx.draw, ctx.held, 1.0)
     scale = ctx.scales.astype(compute_type(dx.dtype))
     scale = scale.reshape(-1, *(1,) * (len(ctx.shape) - 1))
     with np.errstate(over="ignore", under="ignore"):
@@ -148,21 +146,24 @@ def adversarial_dropout(
             changed=np.zeros(examples, np.intp),
         )
         return CPU.copy(x), ctx
-    draw = draw_of(rng, p, gate.place(x.shape))
-    mask = unpacked(_core.draw_bits(draw), draw).reshape(examples, length)
     limit = int(delta * length) if p < 1.0 else 0
-    flipped = _flipped(x, gradient, mask, limit)
-    mask ^= flipped
-    kept = np.count_nonzero(mask, axis=1)
-    ctx = AdversarialContext.made(
-        x.shape,
-        draw,
-        1.0,
-        np.packbits(mask, bitorder="little").tobytes() + bytes(BITS_PAD),
-        scales=np.divide(length, kept, out=np.zeros(examples), where=kept > 0),
-        changed=np.count_nonzero(flipped, axis=1),
-    )
-    return _scaled(ctx, x, None), ctx
+
+    def of_draw(draw: Draw) -> tuple[npt.NDArray[Any], AdversarialContext]:
+        mask = unpacked(_core.draw_bits(draw), draw).reshape(examples, length)
+        flipped = _flipped(x, gradient, mask, limit)
+        mask ^= flipped
+        kept = np.count_nonzero(mask, axis=1)
+        ctx = AdversarialContext.made(
+            x.shape,
+            draw,
+            1.0,
+            np.packbits(mask, bitorder="little").tobytes() + bytes(BITS_PAD),
+            scales=np.divide(length, kept, out=np.zeros(examples), where=kept > 0),
+            changed=np.count_nonzero(flipped, axis=1),
+        )
+        return _scaled(ctx, x), ctx
+
+    return with_draw(rng, p, gate.place(x.shape), of_draw)
 
 
 def _flipped(

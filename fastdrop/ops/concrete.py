@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastdrop._core import CONCRETE
+from fastdrop._core import CONCRETE, Draw
 from fastdrop.backends import of
 from fastdrop.base import gate
 from fastdrop.base.dtypes import compute_type
 from fastdrop.base.gate import Region
 from fastdrop.ops import context
-from fastdrop.rng import RngLike, draw_of
+from fastdrop.rng import RngLike, with_draw
 
 LOGIT_LIMIT = 40.0  # float32 can tell no more: beyond, exp of 87 is what it clips at
 Real = float | np.floating | npt.NDArray[np.floating]
@@ -126,10 +126,13 @@ def concrete_dropout(
         return backend.copy(x), ctx
     p = sigmoid(logit)
     relaxed = logit, p, 1.0 / temperature, 1.0 + exp(logit)
-    draw = draw_of(rng, p, place)
-    y = backend.noise(CONCRETE, x, draw, relaxed)
-    held = backend.held(x)
-    return y, ConcreteContext.made(x.shape, draw, relaxed[3], None, x=held, relaxed=relaxed)
+
+    def of_draw(draw: Draw) -> tuple[Any, ConcreteContext]:
+        y = backend.noise(CONCRETE, x, draw, relaxed)
+        held = backend.held(x)
+        return y, ConcreteContext.made(x.shape, draw, relaxed[3], None, x=held, relaxed=relaxed)
+
+    return with_draw(rng, p, place, of_draw)
 
 
 def concrete_regularizer(

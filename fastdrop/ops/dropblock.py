@@ -16,7 +16,7 @@ from fastdrop.backends.cpu import CPU, host_bits, maps_of
 from fastdrop.base import gate
 from fastdrop.base.gate import Region
 from fastdrop.ops import context
-from fastdrop.rng import RngLike, draw_of
+from fastdrop.rng import RngLike, with_draw
 
 
 @dataclass(frozen=True)
@@ -243,24 +243,27 @@ def drop_block(
     place = gate.place(x.shape, gate.NO_AXES, region)
     _only_the_batch(place)
     out, x = backend.output(out, x)
-    draw = draw_of(rng, p, place) if training else None
     squares = Geometry(x.shape, block_size, bool(channels_last), bool(per_channel))
-    bits = None
-    if draw is None or p == 0.0 or not x.size:
-        y = backend.copy(x, out)
-    else:
-        bits = backend.keep_squares(squares.seeds(draw), squares, x)
-        y = backend.apply_squares(x, out, bits, squares)
-    ctx = DropBlockContext.made(
-        x.shape,
-        draw,
-        1.0,
-        bits if keep else None,
-        block_size=block_size,
-        channels_last=squares.channels_last,
-        per_channel=squares.per_channel,
-    )
-    return y, ctx
+
+    def of_draw(draw: Draw | None) -> tuple[Any, DropBlockContext]:
+        bits = None
+        if draw is None or p == 0.0 or not x.size:
+            y = backend.copy(x, out)
+        else:
+            bits = backend.keep_squares(squares.seeds(draw), squares, x)
+            y = backend.apply_squares(x, out, bits, squares)
+        ctx = DropBlockContext.made(
+            x.shape,
+            draw,
+            1.0,
+            bits if keep else None,
+            block_size=block_size,
+            channels_last=squares.channels_last,
+            per_channel=squares.per_channel,
+        )
+        return y, ctx
+
+    return with_draw(rng, p, place, of_draw, out) if training else of_draw(None)
 
 
 def _maps_of(shape: tuple[int, ...]) -> None:

@@ -20,7 +20,7 @@ from fastdrop.backends.cpu import CPU, normals
 from fastdrop.backends.interface import Backend
 from fastdrop.base import gate
 from fastdrop.ops import context
-from fastdrop.rng import Rng, RngLike, draw_call, draw_of, uint64
+from fastdrop.rng import Rng, RngLike, uint64, with_draw
 
 Array = npt.NDArray[Any]
 Operands = tuple[Any, Any, Any]  # x, weight, masked bias or None
@@ -298,14 +298,17 @@ def dropconnect(
     x, weight, bias = _operands(backend, x, weight, bias)
     _check_first(first, x, weight)
     outputs = prod(x.shape[:-1]), weight.shape[1]
-    draw = draw_of(rng, p, Place(outputs)) if training else None
     held = (None if a is None else backend.held(a) for a in (x, weight, bias))
-    operands = dict(zip(("x", "weight", "bias"), held, strict=True))
-    mask_bias, scale = bool(mask_bias), _core.scale_of(p if training else 0.0)
-    ctx = kind.made(x.shape, draw, scale, None, mask_bias=mask_bias, first=first, **operands)
-    if bias is None or mask_bias:
-        return ctx._forward(backend, (x, weight, bias)), ctx
-    return backend.add_bias(ctx._forward(backend, (x, weight, None)), bias), ctx
+    kept = dict(zip(("x", "weight", "bias"), held, strict=True), mask_bias=bool(mask_bias))
+    scale = _core.scale_of(p if training else 0.0)
+
+    def of_draw(draw: Draw | None) -> tuple[Array, DropConnectContext]:
+        ctx = kind.made(x.shape, draw, scale, None, first=first, **kept)
+        if bias is None or mask_bias:
+            return ctx._forward(backend, (x, weight, bias)), ctx
+        return backend.add_bias(ctx._forward(backend, (x, weight, None)), bias), ctx
+
+    return with_draw(rng, p, Place(outputs), of_draw) if training else of_draw(None)
 
 
 def dropconnect_inference(
@@ -360,11 +363,15 @@ def dropconnect_inference(
     if bias is not None and not mask_bias:
         mean = mean + bias
     shape = *x.shape[:-1], weight.shape[1]
-    total: Any = 0.0
-    for own in Rng(*draw_call(rng)).spawn(samples):
-        u = normals(own.draw(0.0, Place(mean.shape))).astype(mean.dtype, copy=False)
-        total += activation((mean + sigma * u).reshape(shape))
-    return total / samples
+
+    def of_draw(draw: Draw) -> Array:
+        total: Any = 0.0
+        for own in Rng(draw.seed, draw.call).spawn(samples):
+            u = normals(Draw(own.seed, 0, 0.0, Place(mean.shape)))
+            total += activation((mean + sigma * u.astype(mean.dtype, copy=False)).reshape(shape))
+        return total / samples
+
+    return with_draw(rng, 0.0, Place(()), of_draw)
 
 
 def _operands(

@@ -16,7 +16,7 @@ from fastdrop.backends.interface import Constants
 from fastdrop.base import gate
 from fastdrop.base.gate import Region
 from fastdrop.ops import context
-from fastdrop.rng import RngLike, draw_of
+from fastdrop.rng import RngLike, with_draw
 
 
 class Context(context.Context):
@@ -205,17 +205,17 @@ def masked(
     place = gate.place(x.shape, shared, region, rows)
     given = gate.own_mask(mask, place, keep) if training else None
     out, x = backend.output(out, x)
-    draw = draw_for(rng, p, place, given) if training else None
-    if draw is None or (p == 0.0 and given is None):
-        return backend.copy(x, out), _core.saved(Context, x.shape, draw, 1.0, None)
-    numbers = (constants or inverted)(p)
-    y, bits = backend.forward(op, x, draw, numbers, out, keep, given=given)
-    return y, _core.saved(Context, x.shape, draw, numbers[0], bits)
 
+    def of_draw(draw: Draw | None) -> tuple[Any, Context]:
+        if draw is None or (p == 0.0 and given is None):
+            return backend.copy(x, out), _core.saved(Context, x.shape, draw, 1.0, None)
+        numbers = (constants or inverted)(p)
+        y, bits = backend.forward(op, x, draw, numbers, out, keep, given=given)
+        return y, _core.saved(Context, x.shape, draw, numbers[0], bits)
 
-def draw_for(rng: RngLike, p: float, place: Place, given: bytes | None) -> Draw:
-    """The draw of a mask, which takes a call; or one without random numbers, if it was given."""
-    return draw_of(rng, p, place) if given is None else Draw(None, None, p, place)
+    if not training or given is not None:
+        return of_draw(Draw(None, None, p, place) if training else None)
+    return with_draw(rng, p, place, of_draw, out)
 
 
 def keep_mask(
@@ -257,30 +257,34 @@ def keep_mask(
     ValueError
         Value or shape of an argument.
     """
-    draw, wanted = drawn(shape, p, rng, shared_axes, region, rows, at)
-    bits = _core.draw_bits(draw)
-    if packed and draw.place.shape == draw.place.of:
-        return np.frombuffer(bits, np.uint8, len(bits) - BITS_PAD).copy()
-    mask = unpacked(bits, draw)
-    return np.packbits(mask, bitorder="little") if packed else mask.reshape(wanted)
+
+    def of_draw(draw: Draw, wanted: tuple[int, ...]) -> npt.NDArray[Any]:
+        bits = _core.draw_bits(draw)
+        if packed and draw.place.shape == draw.place.of:
+            return np.frombuffer(bits, np.uint8, len(bits) - BITS_PAD).copy()
+        mask = unpacked(bits, draw)
+        return np.packbits(mask, bitorder="little") if packed else mask.reshape(wanted)
+
+    return with_mask(of_draw, shape, p, rng, shared_axes, region, rows, at)
 
 
-def drawn(
+def with_mask(
+    of_draw: Callable[[Draw, tuple[int, ...]], Any],
     shape: Any,
     p: Any,
     rng: RngLike,
-    shared_axes: Any = gate.NO_AXES,
-    region: Region | None = None,
-    rows: Any = None,
-    at: Any = None,
-) -> tuple[Draw, tuple[int, ...]]:
-    """The draw of a mask alone, and the mask's shape."""
+    shared_axes: Any,
+    region: Any,
+    rows: Any,
+    at: Any,
+) -> Any:
+    """What is made of the draw of a mask alone, and the mask's shape."""
     dims, p = gate.shape(shape), gate.rate(p)
     place = gate.place(dims, shared_axes, region, rows)
     if at is not None:
         index = gate.elements(place, at)
         dims, place = index.shape, place_of(index)
-    return draw_of(rng, p, place), dims
+    return with_draw(rng, p, place, lambda draw: of_draw(draw, dims))
 
 
 def place_of(index: npt.NDArray[np.int64]) -> Place:

@@ -27,8 +27,8 @@ from fastdrop.backends.cpu import host_bits, unpacked
 from fastdrop.base import gate
 from fastdrop.base.gate import Region
 from fastdrop.ops.context import is_bits
-from fastdrop.ops.dropout import Context, How, draw_for, inverted
-from fastdrop.rng import RngLike
+from fastdrop.ops.dropout import Context, How, inverted
+from fastdrop.rng import RngLike, with_draw
 
 
 class AddContext(Context):
@@ -253,9 +253,14 @@ def _fused(
     place = gate.place(x.shape, shared_axes, region, rows)
     given = gate.own_mask(mask, place, keep) if training else None
     out, x, residual = backend.output(out, x, residual)
-    draw = draw_for(rng, p, place, given) if training else None
     constants = inverted(p if training else 0.0)
-    keep = keep and draw is not None and (p > 0.0 or given is not None)
-    drawn = draw or _nothing(x.shape)
-    y, bits = backend.forward(op, x, drawn, constants, out, keep, residual, bias, given)
-    return y, saved(kind, x.shape, draw, constants[0], bits)
+
+    def of_draw(draw: Draw | None) -> tuple[Any, Any]:
+        drawn = draw or _nothing(x.shape)
+        kept = keep and draw is not None and (p > 0.0 or given is not None)
+        y, bits = backend.forward(op, x, drawn, constants, out, kept, residual, bias, given)
+        return y, saved(kind, x.shape, draw, constants[0], bits)
+
+    if not training or given is not None:
+        return of_draw(Draw(None, None, p, place) if training else None)
+    return with_draw(rng, p, place, of_draw, out)

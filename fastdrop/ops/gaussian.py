@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastdrop._core import NOISE_ADD, NOISE_SCALE
+from fastdrop._core import NOISE_ADD, NOISE_SCALE, Draw
 from fastdrop.backends import of
 from fastdrop.base import gate
 from fastdrop.base.dtypes import compute_type
 from fastdrop.base.gate import Region
 from fastdrop.ops import context
-from fastdrop.rng import RngLike, draw_of
+from fastdrop.rng import RngLike, with_draw
 
 
 class GaussianContext(context.Context):
@@ -164,7 +164,10 @@ def _noisy(
         deviation = np.asarray(sigma, compute_type(x.dtype))
     if np.isinf(deviation):
         raise ValueError(f"std must be finite in {deviation.dtype}, got {sigma!r}")
-    draw = draw_of(rng, p, place)
-    y = backend.noise(op, x, draw, deviation, out)
     kept = deviation if op == NOISE_SCALE else None
-    return y, GaussianContext.made(x.shape, draw, 1.0, None, sigma=kept)
+
+    def of_draw(draw: Draw) -> tuple[Any, GaussianContext]:
+        y = backend.noise(op, x, draw, deviation, out)
+        return y, GaussianContext.made(x.shape, draw, 1.0, None, sigma=kept)
+
+    return with_draw(rng, p, place, of_draw, out)

@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdrop import _core
-from fastdrop._core import DROPOUT, Place
+from fastdrop._core import DROPOUT, Draw, Place
 from fastdrop.backends import of
 from fastdrop.backends.cpu import unpacked
 from fastdrop.base import gate
 from fastdrop.base.gate import Region
 from fastdrop.ops import context
 from fastdrop.ops.dropout import Context, inverted, masked
-from fastdrop.rng import RngLike, draw_of
+from fastdrop.rng import RngLike, with_draw
 
 
 def spatial_axes(ndim: int, channels_last: bool) -> tuple[int, ...]:
@@ -194,7 +194,7 @@ class EmbeddingContext(context.Context):
         return backend.add_rows(dy, self.ids, self.shape, self._drops, self.scale)
 
     @property
-    def _drops(self) -> _core.Draw | None:
+    def _drops(self) -> Draw | None:
         return self.draw if self.p > 0.0 else None
 
     def _check(self) -> None:
@@ -254,10 +254,14 @@ def embedding_dropout(
     backend = of(weight)
     table, p = _words(backend.array(weight, "weight")), gate.rate(p)
     ids = backend.numbers(ids, table)
-    draw = draw_of(rng, p, Place(table.shape[:1])) if training else None
     scale, *_ = inverted(p if training else 0.0)
-    ctx = EmbeddingContext.made(table.shape, draw, scale, ids)
-    return backend.lookup(table, ids, ctx._drops, scale), ctx
+
+    def of_draw(draw: Draw | None) -> tuple[Any, EmbeddingContext]:
+        ctx = EmbeddingContext.made(table.shape, draw, scale, ids)
+        return backend.lookup(table, ids, ctx._drops, scale), ctx
+
+    place = Place(table.shape[:1])
+    return with_draw(rng, p, place, of_draw) if training else of_draw(None)
 
 
 def _row_axes(table: Any, _: Any) -> tuple[int, ...]:

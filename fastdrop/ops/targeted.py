@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdrop import _core
-from fastdrop._core import BITS_PAD
+from fastdrop._core import BITS_PAD, Draw
 from fastdrop.backends.cpu import CPU
 from fastdrop.base import gate
 from fastdrop.ops.dropout import Context
-from fastdrop.rng import RngLike, draw_of
+from fastdrop.rng import RngLike, with_draw
 
 ROUNDED = 1 + 2.0**-50  # more than rounding takes from a product that would be a whole number
 MODES = ("weight", "unit", "unit_weight")
@@ -109,17 +109,18 @@ def targeted_dropout(
     p, targeted = gate.rate(p), gate.rate(targeted, "targeted")
     shared = tuple(range(weight.ndim - 1)) if mode == "unit" else gate.NO_AXES
     place = gate.place(weight.shape, shared)
-    draw = draw_of(rng, p, place) if training else None
-    bits = None
-    if draw is not None and p > 0.0:
+
+    def of_draw(draw: Draw | None) -> tuple[npt.NDArray[Any], TargetedContext]:
+        if draw is None or p == 0.0:
+            return CPU.copy(weight), TargetedContext.made(weight.shape, draw, 1.0, None)
         drawn = _core.draw_bits(draw)
         keep = np.frombuffer(drawn, np.uint8, len(drawn) - BITS_PAD)
         others = ~np.packbits(_targets(weight, targeted, mode), bitorder="little")
         bits = (keep | others).tobytes() + bytes(BITS_PAD)
-    ctx = TargetedContext.made(weight.shape, draw, 1.0, bits)
-    if draw is None or bits is None:
-        return CPU.copy(weight), ctx
-    return CPU.select(weight, None, draw, bits, 1.0), ctx
+        ctx = TargetedContext.made(weight.shape, draw, 1.0, bits)
+        return CPU.select(weight, None, draw, bits, 1.0), ctx
+
+    return with_draw(rng, p, place, of_draw) if training else of_draw(None)
 
 
 def targeted_prune(

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastdrop._core import NOISE_SCALE, Place
+from fastdrop._core import NOISE_SCALE, Draw, Place
 from fastdrop.backends import of
 from fastdrop.backends.cpu import normals
 from fastdrop.base import gate
 from fastdrop.base.dtypes import compute_type
 from fastdrop.ops import context
-from fastdrop.rng import RngLike, draw_of
+from fastdrop.rng import RngLike, with_draw
 
 
 class VariationalContext(context.Context):
@@ -127,15 +127,17 @@ def variational_dropout(
         raise ValueError(
             f"log_alpha must have shape (), {x.shape[-1:]} or {x.shape}, got {log_alpha.shape}"
         )
-    draw = sigma = None
-    if training:
-        sigma = np.asarray(np.exp(np.minimum(log_alpha, 0) / 2), compute_type(x.dtype))
-        draw = draw_of(rng, 0.0, gate.place(x.shape))
+    held = {"x": backend.held(x), "log_alpha": log_alpha}
+    if not training:
+        ctx = VariationalContext.made(x.shape, None, 1.0, None, sigma=None, **held)
+        return backend.copy(x), ctx
+    sigma = np.asarray(np.exp(np.minimum(log_alpha, 0) / 2), compute_type(x.dtype))
+
+    def of_draw(draw: Draw) -> tuple[Any, VariationalContext]:
         y = backend.noise(NOISE_SCALE, x, draw, sigma)
-    else:
-        y = backend.copy(x)
-    held = {"x": backend.held(x), "log_alpha": log_alpha, "sigma": sigma}
-    return y, VariationalContext.made(x.shape, draw, 1.0, None, **held)
+        return y, VariationalContext.made(x.shape, draw, 1.0, None, sigma=sigma, **held)
+
+    return with_draw(rng, 0.0, gate.place(x.shape), of_draw)
 
 
 # c of KL = -(log_alpha / 2 + c1 alpha + c2 alpha^2 + c3 alpha^3) + constant: Kingma et al., eq. 14.
@@ -284,19 +286,23 @@ def sparse_variational_linear(
     bias = None if bias is None else gate.array(bias, "bias")
     _fit(x, weight, log_variance, bias)
     rows = _rows(x)
-    draw = deviation = None
-    if training:
-        y = rows @ weight
-        draw = draw_of(rng, 0.0, Place(y.shape))
-        deviation = np.sqrt((rows * rows) @ np.exp(log_variance) + x.dtype.type(_TINY))
-        y += deviation * normals(draw)
-    else:
-        y = rows @ (kept_weights(weight, log_variance) * weight)
-    if bias is not None:
-        y += bias
+    outputs = len(rows), weight.shape[1]
     operands = {"x": x, "weight": weight, "log_variance": log_variance, "bias": bias}
-    ctx = SparseVariationalContext.made(x.shape, draw, 1.0, deviation, **operands)
-    return y.reshape(*x.shape[:-1], weight.shape[1]), ctx
+
+    def of_draw(draw: Draw | None) -> tuple[npt.NDArray[Any], SparseVariationalContext]:
+        if draw is None:
+            deviation = None
+            y = rows @ (kept_weights(weight, log_variance) * weight)
+        else:
+            deviation = np.sqrt((rows * rows) @ np.exp(log_variance) + x.dtype.type(_TINY))
+            y = rows @ weight
+            y += deviation * normals(draw)
+        if bias is not None:
+            y += bias
+        ctx = SparseVariationalContext.made(x.shape, draw, 1.0, deviation, **operands)
+        return y.reshape(*x.shape[:-1], weight.shape[1]), ctx
+
+    return with_draw(rng, 0.0, Place(outputs), of_draw) if training else of_draw(None)
 
 
 def _fit(

@@ -12,7 +12,7 @@ from fastdrop.base import gate
 from fastdrop.base.gate import Region
 from fastdrop.ops import context
 from fastdrop.ops.dropout import Context
-from fastdrop.rng import RngLike, draw_of
+from fastdrop.rng import RngLike, with_draw
 
 
 class ZoneoutContext(Context):
@@ -127,7 +127,10 @@ def zoneout(
         p = p if expectation else 0.0
         y = backend.blend(previous, new, p)
         return y, ZoneoutMeanContext.made(new.shape, None, 1.0, None, previous=p)
-    draw = draw_of(rng, p, place)
     as_it_is = 1.0, 0.0, 0.0
-    y, bits = backend.forward(ZONEOUT, new, draw, as_it_is, None, keep, previous)
-    return y, saved(ZoneoutContext, new.shape, draw, 1.0, bits)
+
+    def of_draw(draw: Draw) -> tuple[Any, ZoneoutContext]:
+        y, bits = backend.forward(ZONEOUT, new, draw, as_it_is, None, keep, previous)
+        return y, saved(ZoneoutContext, new.shape, draw, 1.0, bits)
+
+    return with_draw(rng, p, place, of_draw)

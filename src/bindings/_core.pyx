@@ -16,6 +16,7 @@ import numpy as np
 cimport cython
 cimport numpy as cnp
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
+from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
@@ -41,6 +42,22 @@ cdef extern from *:
     #endif
     """
     const char *BUILT_FOR
+
+cdef extern from *:
+    """
+    #if defined(_MSC_VER) && !defined(__clang__)
+    #define OF_A_THREAD __declspec(thread)
+    #else
+    #define OF_A_THREAD _Thread_local
+    #endif
+    static OF_A_THREAD uint64_t deliveries;
+    static OF_A_THREAD PyObject *lent;
+    """
+    # How often this thread has written an array that a caller gave. Whoever has to take something
+    # back when a call raises sees by it whether the call had written before.
+    uint64_t deliveries
+    # The random calls that the layer's call has taken which this thread is in: a list, or NULL.
+    PyObject *lent
 
 BUILD = f"{fd_compiler().decode()}, for {BUILT_FOR.decode()}"
 BITS_PAD = FD_BITS_PAD
@@ -68,6 +85,7 @@ _XLA_DROPOUT = PyCapsule_New(<void *> fd_xla_dropout, "xla._CUSTOM_CALL_TARGET",
 include "settings.pxi"
 include "arrays.pxi"
 include "values.pxi"
+include "steps.pxi"
 include "masks.pxi"
 include "rows.pxi"
 include "noise.pxi"

@@ -61,5 +61,16 @@ cpdef cnp.ndarray empty_like(cnp.ndarray x):
     return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
 
 
+def copy(cnp.ndarray x not None, cnp.ndarray out, /):
+    """x in an array of the caller, of its shape and dtype; None: in a new one like it."""
+    cdef bint given = out is not None
+    global deliveries
+    if not given:
+        out = empty_like(x)
+    cnp.PyArray_CopyInto(out, x)
+    deliveries += given
+    return out
+
+
 cdef inline char *data(cnp.ndarray x) noexcept:
     return NULL if x is None else <char *> cnp.PyArray_DATA(x)

@@ -33,7 +33,7 @@ def drop_blocks(bytes seeds, tuple shape, size_t block_height, size_t block_widt
     return keep
 
 
-def apply_examples(cnp.ndarray x, cnp.ndarray y, bytes keep, bint per_channel, /):
+def apply_examples(cnp.ndarray x, cnp.ndarray y, bytes keep, bint per_channel, bint given, /):
     """y = x * scale where kept, else 0, with scale = elements / kept elements of the example.
 
     Parameters
@@ -43,7 +43,10 @@ def apply_examples(cnp.ndarray x, cnp.ndarray y, bytes keep, bint per_channel, /
         which is for all channels.
     keep : bytes
         What `drop_blocks` returned.
+    given : bool
+        Whether y is the caller's.
     """
+    global deliveries
     cdef fd_task task
     cdef int64_t bits = cnp.PyArray_SIZE(x) // cnp.PyArray_DIM(x, 0)
     cdef const uint64_t *words = <const uint64_t *> PyBytes_AsString(keep)
@@ -56,3 +59,4 @@ def apply_examples(cnp.ndarray x, cnp.ndarray y, bytes keep, bint per_channel, /
         axis[1].bit = 0
     with nogil:
         fd_apply_examples(&task, words, bits, ndim, axis)
+    deliveries += given

@@ -52,7 +52,8 @@ cpdef tuple forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray b
         As the op wants; contiguous, as x and out are then. bias repeats: BIAS_ROOM longer than it
         is.
     out : ndarray or None
-        Where y goes; shape and dtype of x, and may be x. None: a new array in x's memory order.
+        The caller's, where y goes; shape and dtype of x, and may be x. None: a new array in x's
+        memory order.
     save : bool
         Whether the packed mask is wanted.
     constants : tuple of float
@@ -72,7 +73,9 @@ cpdef tuple forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray b
     cdef bytes bits = None
     cdef Place place = draw.place
     cdef int ndim = cnp.PyArray_NDIM(x)
-    if out is None:
+    cdef bint delivers = out is not None
+    global deliveries
+    if not delivers:
         out = empty_like(x)
     set_task(&task, op, x, out, 0)
     task.draw, task.start = draw.of(), place.start
@@ -93,14 +96,17 @@ cpdef tuple forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray b
             set_axes(x, out, place, axis)
             with nogil:
                 fd_apply(&task, kept, ndim, axis)
-        return out, bits if bits is not None else given if save else None
-    if not flat(x, out) or not place.is_run:
-        return out, forward_walk(&task, x, out, place, save, bits)
-    if save and bits is None:
-        bits = empty_bits(task.n)
-        kept = <uint8_t *> PyBytes_AsString(bits)
-    with nogil:
-        fd_forward(&task, kept)
+        if bits is None and save:
+            bits = given
+    elif not flat(x, out) or not place.is_run:
+        bits = forward_walk(&task, x, out, place, save, bits)
+    else:
+        if save and bits is None:
+            bits = empty_bits(task.n)
+            kept = <uint8_t *> PyBytes_AsString(bits)
+        with nogil:
+            fd_forward(&task, kept)
+    deliveries += delivers
     return out, bits
 
 
@@ -211,10 +217,17 @@ def common_call(fd_op op, x, p, tuple how, constants, kind, /):
     if not keep and save != "seed" or size > MAX_INDEX:
         return None
     cdef Place place = whole((<object> x).shape, size)
-    cdef Draw draw = (<CallCounter> rng).drawn(p, place)
+    cdef CallCounter counter = <CallCounter> rng
     cdef tuple numbers = (fd_scale(p), 0.0, 0.0) if constants is None else constants(p)
-    y, bits = forward(op, x, None, None, out, draw, keep, numbers)
-    return y, saved(kind, draw.place.of, draw, numbers[0], bits)
+    cdef uint64_t before = deliveries
+    cdef Draw draw = counter.drawn(p, place)
+    try:
+        y, bits = forward(op, x, None, None, out, draw, keep, numbers)
+        counter.spend(draw)
+        return y, saved(kind, draw.place.of, draw, numbers[0], bits)
+    except BaseException:
+        counter.back(draw, out, before)
+        raise
 
 
 def common_backward(Saved ctx not None, dy, out, /):

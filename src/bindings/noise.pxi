@@ -32,14 +32,15 @@ cdef void set_noise_task(fd_noise_task *task, fd_noise_op op, cnp.ndarray x, Dra
         c.sigma = constants
 
 
-def noise_forward(fd_noise_op op, cnp.ndarray x, cnp.ndarray y, Draw draw not None, constants,
+def noise_forward(fd_noise_op op, cnp.ndarray x, cnp.ndarray out, Draw draw not None, constants,
                   size_t sigma_length, cnp.ndarray noise, /):
     """Draw noise and do one of the noise ops of src/kernels/table.h on C-contiguous arrays.
 
     Parameters
     ----------
-    x, y : ndarray
-        Of one shape and dtype; y may be x.
+    x : ndarray
+    out : ndarray or None
+        The caller's, where y goes; shape and dtype of x, and may be x. None: a new array.
     constants : float, ndarray or tuple of float
         sigma, as an array float64 for float64, else float32; if it repeats, BIAS_ROOM longer than
         sigma_length. Of CONCRETE: logit, p, 1 / temperature and scale.
@@ -47,12 +48,23 @@ def noise_forward(fd_noise_op op, cnp.ndarray x, cnp.ndarray y, Draw draw not No
         0: sigma is a float.
     noise : ndarray or None
         What to take instead of drawing: float32, NOISE_PAD longer than x.
+
+    Returns
+    -------
+    ndarray
+        y.
     """
     cdef fd_noise_task task
+    cdef bint given = out is not None
+    global deliveries
+    if not given:
+        out = empty_like(x)
     set_noise_task(&task, op, x, draw, constants, sigma_length, noise)
-    task.operands.y = data(y)
+    task.operands.y = data(out)
     with nogil:
         fd_noise_forward(&task)
+    deliveries += given
+    return out
 
 
 def noise_backward(fd_noise_op op, cnp.ndarray x, tuple gradients, Draw draw not None, constants,

@@ -1,25 +1,37 @@
 # Rows: sums over them, and those of a table.
 
-def backward_sums(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double scale, cnp.ndarray sums, /):
+def backward_sums(cnp.ndarray dy, cnp.ndarray out, bytes bits, double scale, cnp.ndarray sums, /):
     """`backward`, and the sums of dx over all but the last axis.
 
     Parameters
     ----------
-    dy, dx : ndarray
+    dy : ndarray
         C-contiguous.
+    out : ndarray or None
+        As in `forward`, C-contiguous.
     bits : bytes or None
-        The packed mask, one bit per element. None: dx is there already.
+        The packed mask, one bit per element. None: dy is dx already, and nothing is written.
     sums : ndarray
         float64, shape (PARTS, length of the last axis); the result comes to sums[0].
+
+    Returns
+    -------
+    ndarray
+        dx.
     """
     cdef fd_task task
+    cdef bint given = out is not None
+    global deliveries
+    cdef cnp.ndarray dx = dy if bits is None else out if given else empty_like(dy)
     cdef uint8_t *mask = NULL if bits is None else <uint8_t *> PyBytes_AsString(bits)
-    cdef double *out = <double *> data(sums)
+    cdef double *totals = <double *> data(sums)
     cdef size_t row = <size_t> cnp.PyArray_DIM(sums, 1)
     set_task(&task, FD_DROPOUT, dx, dx, scale)
     task.operands.x = data(dy)
     with nogil:
-        fd_backward_sums(&task, mask, row, out)
+        fd_backward_sums(&task, mask, row, totals)
+    deliveries += given
+    return dx
 
 
 def lookup(cnp.ndarray table, cnp.ndarray ids, bytes bits, cnp.ndarray y, double scale, /):

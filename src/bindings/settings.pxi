@@ -46,11 +46,21 @@ def set_threads(int n, /):
 
 
 cdef int warn_refused(void *unused) except -1:
-    warnings.warn(
-        "the system refused a thread; fastdrop goes on with fewer, set_num_threads sets how many",
-        RuntimeWarning,
-    )
+    # It comes to some line or other behind the call, which has done its work.
+    try:
+        warnings.warn(
+            "the system refused a thread; fastdrop goes on with fewer, set_num_threads sets how "
+            "many",
+            RuntimeWarning,
+        )
+    except RuntimeWarning as error:
+        tell(error)
     return 0
+
+
+cdef void tell(error) noexcept:
+    """Hands an error to sys.unraisablehook, as Cython does where a function can raise none."""
+    raise error
 
 
 cdef void on_refused() noexcept nogil:

@@ -311,9 +311,29 @@ cdef class CallCounter:
             self._step()
         return seed, call
 
-    def draw(self, double p, Place place not None):
-        """What the next call draws at this rate and place."""
-        return self.drawn(p, place)
+    def lend(self, double p, Place place not None, body, out=None, /):
+        """body(draw), where the draw is that of the next call at this rate and place.
+
+        The call is used up if body returns. If it raises, the call is the next one again, except
+        where body has written `out`, an array of the caller, or others have taken calls since. As
+        this is compiled code, no signal comes between taking the call and body, nor later between
+        what body raises and giving the call back.
+        """
+        cdef uint64_t before = deliveries
+        cdef Draw draw = self.drawn(p, place)
+        try:
+            result = body(draw)
+            self.spend(draw)
+            return result
+        except BaseException:
+            self.back(draw, out, before)
+            raise
+
+    cdef int spend(self, Draw draw) except -1:
+        """Tells the layer's call which this thread is in, if it is in one."""
+        if lent != NULL:
+            (<list> lent).append((self, draw))
+        return 0
 
     cdef Draw drawn(self, double p, Place place):
         """The Draw of the next call, which is thereby used up."""
@@ -326,6 +346,14 @@ cdef class CallCounter:
             draw._seed, draw._call = self._seed, self._call
             self._step()
         return draw
+
+    cdef void back(self, Draw draw, out, uint64_t before) noexcept:
+        """Gives a call back if out has not been written since `before`, nor another call taken."""
+        if out is not None and deliveries != before:
+            return
+        with cython.critical_section(self):
+            if self._seed == draw._seed and self._call - draw._call == (0 if self._spent else 1):
+                self._call, self._spent = draw._call, False
 
     def peek(self):
         """(seed, call) of the next call; the call is 2**64 if there is none."""

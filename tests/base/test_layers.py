@@ -253,7 +253,7 @@ def test_calls_that_are_never_undone_are_forgotten(monkeypatch):
     layer, x = fd.layers.Dropout(0.5, rng=0), np.ones(64)
     for _ in range(Calls.MOST + 5):
         y = layer(x)
-    assert len(layer._calls[True].contexts) == Calls.MOST
+    assert len(layer._calls[True].stack) == Calls.MOST
     assert_same_bits(layer.backward(x), y)
     for _ in range(Calls.MOST - 1):
         layer.backward(x)
@@ -264,11 +264,11 @@ def test_calls_that_are_never_undone_are_forgotten(monkeypatch):
     for _ in range(50):
         y = layer(x)
     assert layer._calls[True].nbytes <= 100
-    assert len(layer._calls[True].contexts) == 100 // 8
+    assert len(layer._calls[True].stack) == 100 // 8
     large = np.ones(10_000)
     y = layer(large)
     assert_same_bits(layer.backward(large), y)  # the last is kept, whatever it holds
     layer.eval()
     for _ in range(5):
         layer(x)
-    assert len(layer._calls[False].contexts) == 1
+    assert len(layer._calls[False].stack) == 1

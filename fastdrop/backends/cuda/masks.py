@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+from fastdrop import _core
 from fastdrop._core import (
     ALPHA_DROPOUT,
     ANY_LAYOUT,
@@ -86,7 +87,7 @@ def copied(x: DeviceArray, out: DeviceArray | None = None) -> DeviceArray:
     """A copy in x's memory order, or in out."""
     y = x.new(order=x.order()) if out is None else out
     copy(duplicate(x, x.order()) if askew(x, y) else x, y)
-    return y
+    return delivered(y, out)
 
 
 def kept_from(x: DeviceArray, out: Any) -> DeviceArray:
@@ -124,9 +125,11 @@ def place_to_write(x: DeviceArray, out: DeviceArray | None, *others: DeviceArray
 
 def delivered(y: DeviceArray, out: DeviceArray | None) -> DeviceArray:
     """y where the caller wants it."""
-    if out is None or y is out:
+    if out is None:
         return y
-    copy(y, out)
+    if y is not out:
+        copy(y, out)
+    _core.delivered()
     return out
 
 

@@ -70,8 +70,32 @@ def test_no_thread_is_to_be_had():
 
 
 @pytest.mark.skipif(not HAS_LIMITS, reason="needs Linux")
+def test_no_thread_and_warnings_are_errors():
+    """The call has done its work by then, so it does not fail: a hook is told."""
+    code = """
+    import warnings
+    warnings.simplefilter("error")
+    told = []
+    sys.unraisablehook = lambda args: told.append(str(args.exc_value))
+    rng, y = fd.Rng(1), np.empty_like(x)
+    fd.set_num_threads(3)
+    limit(1 << 18)
+    for _ in range(3):
+        fd.dropout(x, 0.25, rng=rng, out=y, save="seed")
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+    print(rng.call, np.array_equal(y, fd.dropout(x, 0.25, rng=fd.Rng(1, 2))[0]))
+    print(told)
+    """
+    begin = "import sys\n" + LIMIT
+    out, _ = run(begin + textwrap.dedent(code), FASTDROP_NUM_THREADS="1")
+    counted, told = out.splitlines()
+    assert counted == "3 True"
+    assert told.count("the system refused a thread") == 1
+
+
+@pytest.mark.skipif(not HAS_LIMITS, reason="needs Linux")
 def test_no_memory():
-    """MemoryError, and `out` is as it was."""
+    """MemoryError, `out` is as it was, and no random call is taken."""
     code = """
     rng, out = fd.Rng(1), np.full_like(x, 7)
     limit(1 << 18)
@@ -92,35 +116,38 @@ def test_no_memory():
     except MemoryError:
         print("MemoryError")
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
-    print((out == 7).all())
+    print((out == 7).all(), rng.call)
     y, ctx = fd.dropout(x, 0.25, rng=1)
     print(np.array_equal(y, ctx.mask() / np.float32(0.75)))
     """
     # All that is large is the system's again when it is freed, or a later call may find some of it.
     out, _ = run(LIMIT + textwrap.dedent(code), MALLOC_MMAP_THRESHOLD_="65536")
-    assert out == "MemoryError\n" * 6 + "True\nTrue\n"
+    assert out == "MemoryError\n" * 6 + "True 0\nTrue\n"
 
 
 def test_interrupt_during_a_long_call():
-    """A call that has begun ends, so `out` is written whole; then comes KeyboardInterrupt."""
+    """A call that has begun ends, so `out` is written whole and the random call is taken; then
+    comes KeyboardInterrupt.
+    """
     code = """
     x = np.ones(1 << 25, np.float32)
-    out = np.zeros_like(x)
-    expected = np.count_nonzero(fd.keep_mask(x.shape, 0.25, rng=1))
+    out, expected = np.zeros_like(x), np.empty_like(x)
     fd.set_num_threads(2)
     main = threading.main_thread().ident
     fired = 0
     for delay in np.linspace(0.001, 0.02, 8):
-        out.fill(0)
+        rng = fd.Rng(1)
         timer = threading.Timer(delay, signal.pthread_kill, (main, signal.SIGINT))
         try:
             timer.start()
             for _ in range(100):
-                fd.dropout(x, 0.25, rng=1, out=out, save="seed")
+                fd.dropout(x, 0.25, rng=rng, out=out, save="seed")
         except KeyboardInterrupt:
             fired += 1
         timer.join()
-        assert np.count_nonzero(out) in (0, expected)
+        if rng.call:
+            fd.dropout(x, 0.25, rng=fd.Rng(1, rng.call - 1), out=expected, save="seed")
+            assert np.array_equal(out, expected)
     print(fired)
     """
     assert run(code)[0] == "8\n"
