@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pickle
 import re
 import sys
@@ -26,7 +25,8 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 import fastdrop as fd
-from fastdrop.studies.data import Data, DataError, load
+from fastdrop.studies.data import Data, DataError, Unreachable, load
+from fastdrop.studies.files import write
 from fastdrop.tools.bench import description
 
 CHECKPOINT_SECONDS = 10.0  # between two checkpoints of a run, at least
@@ -99,7 +99,7 @@ class Session:
         if data is not None and defaults.data is None:
             raise StudyError(f"{study} takes no --data")
         self.study, self.out, self.quick, self.resume = study, out, quick, resume
-        self.source = data or defaults.data
+        self.source, self.asked = data or defaults.data, data is not None
         self.epochs = epochs or defaults.epochs
         self.seeds = tuple(dict.fromkeys(defaults.seeds if seeds is None else seeds))
         self.runs: list[Run] = []
@@ -124,10 +124,21 @@ class Session:
     def data(self, seed: int) -> Data:
         """The images, with the validation split of this seed."""
         if seed not in self._data:
-            assert self.source is not None, "a study of images has a source"
-            self._data = {seed: load(self.source, seed)}  # one at a time: they may be large
+            self._data = {seed: self._load(seed)}  # one at a time: they may be large
             print(self._data[seed], flush=True)
         return self._data[seed]
+
+    def _load(self, seed: int) -> Data:
+        """What was asked for, or nothing; where nothing was, digits do for what cannot be had."""
+        assert self.source is not None, "a study of images has a source"
+        try:
+            return load(self.source, seed)
+        except Unreachable as error:
+            if self.asked:
+                raise
+            self.source = "digits"  # for all seeds to come
+            print(f"{error}; as no --data was given, the digits are taken", file=sys.stderr)
+            return load(self.source, seed)
 
     def fit(
         self,
@@ -269,20 +280,6 @@ class Session:
         }
         text = json.dumps(_plain(record), indent=1, allow_nan=False, ensure_ascii=False)
         write(self.out / "record.json", f"{text}\n".encode())
-
-
-def write(path: Path, content: bytes) -> None:
-    """Replace a file as a whole: whatever happens, the old one or the new one is there."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _plain(value: Any) -> Any:

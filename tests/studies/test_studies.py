@@ -17,6 +17,7 @@ from fastdrop.__main__ import main
 from fastdrop.studies import (
     STUDIES,
     co_adaptation,
+    files,
     nn,
     rate_sweep,
     regularisers,
@@ -371,14 +372,14 @@ def test_full_disk(tmp_path, undisturbed):
 
 def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    study.write(path, b"old")
+    files.write(path, b"old")
 
     def full(descriptor):
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        study.write(path, b"new")
+        files.write(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
