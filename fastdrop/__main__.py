@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import platform
+import shlex
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +39,16 @@ def info(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Train networks without and with dropout: a table, pictures and a record of every figure."""
-    options = {k: v for k, v in vars(args).items() if k not in ("run", "study", "out")}
+    options = {k: v for k, v in vars(args).items() if k not in ("run", "study", "out", "argv")}
     if args.study is None and args.data is None:
         options["data"] = "digits"  # there at once
     name = args.study or "mnist-mlp"
     try:
         from fastdrop.studies import study
 
-        study.execute(name, args.out or Path("fastdrop-train") / name, **options)
+        again = [arg for arg in args.argv if arg != "--resume"] + ["--resume"]
+        command = shlex.join(["python", "-m", "fastdrop", *again])
+        study.execute(name, args.out or Path("fastdrop-train") / name, again=command, **options)
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
         sys.exit(f"train needs {missing}: pip install 'fastdrop[demo]'")
@@ -184,7 +188,12 @@ def main(argv: list[str] | None = None) -> None:
         help="thread counts (default: 1 and fastdrop's own)",
     )
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a console that has no ± shall not stop what runs
+            stream.reconfigure(errors="backslashreplace")
+    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
+    args.argv = argv
     args.run(args)
 
 

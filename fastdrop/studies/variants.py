@@ -297,7 +297,8 @@ def run(session: Session) -> None:
         data = session.data(seed).part(3000, 2000)
         for name in CASES:
             begin = partial(start, name, data, seed, session.epochs)
-            session.fit(name, seed, begin, data, finish=prune if name in TO_PRUNE else None)
+            finish = prune if name in TO_PRUNE else None
+            session.fit(name, seed, begin, data, finish=finish, planned=True)
     tables(session)
     pictures(session)
 
