@@ -103,9 +103,9 @@ class Session:
         resume: bool = False,
     ) -> None:
         if data is not None and defaults.data is None:
-            raise StudyError(f"{study} takes no --data")
+            raise StudyError(f"{study} takes no --data: leave it out")
         self.study, self.out, self.quick, self.resume = study, out, quick, resume
-        self.source, self.asked = data or defaults.data, data is not None
+        self.source, self.asked = defaults.data if data is None else data, data is not None
         self.epochs = epochs or defaults.epochs
         self.seeds = tuple(defaults.seeds if seeds is None else seeds)
         self.runs: list[Run] = []
