@@ -229,7 +229,11 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     args = commands().parse_args(argv)
     args.argv = argv
-    args.run(args)
+    try:
+        args.run(args)
+        sys.stdout.flush()
+    except OSError as error:
+        sys.exit(f"{error.filename or 'standard output'}: {error.strerror or error}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ ones that this has, each of the same kind.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ import numpy.typing as npt
 import fastdrop as fd
 
 Arrays = dict[str, npt.NDArray[Any]]
-JSON = "json"  # the name of what is not an array
+JSON, DIGEST = "json", "sha256"  # the names of what is not an array, and of what all comes to
 REFERENCE = "array"  # the only key of a dict that stands for an array
 
 
@@ -118,9 +119,21 @@ def dumps(content: Any) -> bytes:
     """An npz file of dicts with str keys, lists, numbers, str, None and arrays."""
     arrays: Arrays = {}
     text = json.dumps(_apart(content, arrays))
+    arrays[JSON] = np.frombuffer(text.encode(), np.uint8)
+    arrays[DIGEST] = _digest(arrays)
     file = BytesIO()
-    np.savez(file, **{JSON: np.frombuffer(text.encode(), np.uint8)}, **arrays)  # type: ignore[arg-type]  # none is named allow_pickle
+    np.savez(file, **arrays)  # type: ignore[arg-type]  # none is named allow_pickle
     return file.getvalue()
+
+
+def _digest(arrays: Arrays) -> npt.NDArray[np.uint8]:
+    """Of names, kinds and numbers: a file that somebody has edited is told from ours."""
+    sha256 = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        sha256.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        sha256.update(array.tobytes())
+    return np.frombuffer(sha256.digest(), np.uint8)
 
 
 def _apart(value: Any, arrays: Arrays) -> Any:
@@ -153,25 +166,20 @@ def loads(raw: bytes) -> Any:
                 raise CheckpointError("it is packed")
         with np.load(BytesIO(raw), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        content = json.loads(arrays.pop(JSON).tobytes())
-        whole = _together(content, arrays)
+        if not np.array_equal(arrays.pop(DIGEST), _digest(arrays)):
+            raise CheckpointError("its numbers are not those that were written")
+        return _together(json.loads(arrays[JSON].tobytes()), arrays)
     except CheckpointError:
         raise
     except Exception as error:  # a damaged file can raise anything
         raise CheckpointError(str(error) or type(error).__name__) from None
-    if arrays:
-        raise CheckpointError(f"it has {len(arrays)} arrays that nothing refers to")
-    return whole
 
 
 def _together(value: Any, arrays: Arrays) -> Any:
-    """The same with the arrays in place, which are taken from `arrays`."""
+    """The same with the arrays in place."""
     if isinstance(value, dict):
         if value.keys() == {REFERENCE}:
             name, scalar = value[REFERENCE]
-            if name not in arrays:
-                raise CheckpointError(f"it lacks the array {name}")
-            array = arrays.pop(name)
-            return array[()] if scalar else array
+            return arrays[name][()] if scalar else arrays[name]
         return {k: _together(v, arrays) for k, v in value.items()}
     return [_together(v, arrays) for v in value] if isinstance(value, list) else value

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -439,6 +441,9 @@ def execute(
     try:
         fd.set_num_threads(threads or before)
         with ExitStack() as stack:
+            if threading.current_thread() is threading.main_thread():
+                stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+                signal.signal(signal.SIGTERM, _interrupt)
             stack.enter_context(threadpool_limits(threads or before, "blas"))
             stack.enter_context(alone_in(out))
             defaults = module.QUICK if quick else module.FULL
@@ -458,19 +463,23 @@ def execute(
         _stop(f"{error}: wait until it has ended, or give another --out")
     except (KeyboardInterrupt, OSError, MemoryError) as error:
         if isinstance(error, KeyboardInterrupt):
-            message, status = "interrupted", 130
+            message, status = "interrupted", 128 + (error.args or (signal.SIGINT,))[0]
         elif isinstance(error, OSError):
-            where = error.filename or out
+            where = error.filename or "standard output"  # all others are named
             message, status = f"{where}: {error.strerror or error}", 1
         else:
             message, status = "out of memory", 1
         if session is not None and session.runs:
             message += f". What was done is in {out}; go on with: {again}"
-        elif isinstance(error, OSError):
+        elif isinstance(error, OSError) and error.filename:
             message += ": give an --out that can be written to"
         _stop(message, status)
     finally:
         fd.set_num_threads(before)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt(number)
 
 
 def _stop(message: str, status: int = 1) -> NoReturn:
