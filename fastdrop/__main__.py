@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import platform
+import shlex
 import sys
+from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,14 +41,17 @@ def info(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Train networks without and with dropout: a table, pictures and a record of every figure."""
-    options = {k: v for k, v in vars(args).items() if k not in ("run", "study", "out")}
+    options = {k: v for k, v in vars(args).items() if k not in ("run", "study", "out", "argv")}
+    name = args.study or "mnist-mlp"
     if args.study is None and args.data is None:
         options["data"] = "digits"  # there at once
-    name = args.study or "mnist-mlp"
+        print(f"{name} on scikit-learn's digits, as neither a study nor --data was given")
     try:
         from fastdrop.studies import study
 
-        study.execute(name, args.out or Path("fastdrop-train") / name, **options)
+        again = [arg for arg in args.argv if arg != "--resume"] + ["--resume"]
+        command = shlex.join(["python", "-m", "fastdrop", *again])
+        study.execute(name, args.out or Path("fastdrop-train") / name, again=command, **options)
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
         sys.exit(f"train needs {missing}: pip install 'fastdrop[demo]'")
@@ -67,50 +74,67 @@ def bench(args: argparse.Namespace) -> None:
         args.dtypes or taken,
         args.threads or timed.thread_counts(),
     )
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)  # now, as timing takes long
+    except OSError as error:
+        sys.exit(f"--out: {args.out}: {error.strerror}: give a folder that can be written to")
     timings = timed.run(cases, args.rates or timed.RATES, args.seconds or seconds)
-    args.out.mkdir(parents=True, exist_ok=True)
     timed.save_json(timings, args.out / "bench.json")
     timed.plot(timings, args.out / "bench.png")
     print(f"{timed.headline()}\n\n{timed.table(timings)}\n\nfigures: {args.out / 'bench.json'}")
     print(f"picture: {args.out / 'bench.png'}")
 
 
-def _rate(text: str) -> float:
-    p = float(text)
-    if not 0.0 < p < 1.0:
-        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text}")
-    return p
+def _number(
+    kind: Callable[[str], Any], is_right: Callable[[Any], bool], wanted: str
+) -> Callable[[str], Any]:
+    """What reads an option's number, and says what it wants where it gets something else."""
+
+    def read(text: str) -> Any:
+        try:
+            if is_right(value := kind(text)):
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}")
+
+    return read
 
 
-def _count(text: str) -> int:
-    n = int(text)
-    if n < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return n
+_rate = _number(float, lambda p: 0.0 < p < 1.0, "a number between 0 and 1")
+_seconds = _number(float, lambda s: 0.0 < s < float("inf"), "a positive number")
+_count = _number(int, lambda n: n >= 1, "a whole number, at least 1")
+_seed = _number(int, lambda n: 0 <= n < 2**64, "a whole number from 0 to 2**64 - 1")
+_threads = _number(int, lambda n: 1 <= n <= 1024, "a whole number from 1 to 1024")
+_exponent = _number(int, lambda e: 1 <= e <= 40, "a whole number from 1 to 40")
 
 
-def _natural(text: str) -> int:
-    n = int(text)
-    if n < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
-    return n
+class _Different(argparse.Action):
+    """Several values, of which no two are the same."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        twice = [value for k, value in enumerate(values) if value in values[:k]]
+        if twice:
+            raise argparse.ArgumentError(self, f"has {twice[0]} twice: give it once")
+        setattr(namespace, self.dest, values)
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0.0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
-    return seconds
-
-
-def main(argv: list[str] | None = None) -> None:
+def commands() -> argparse.ArgumentParser:
+    """All that there is, and its options."""
     parser = argparse.ArgumentParser(prog="python -m fastdrop", description=fd.__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(run=lambda _: parser.print_help())
+    added = parser.add_subparsers(metavar="COMMAND")
 
-    command = commands.add_parser("info", help=info.__doc__, description=info.__doc__)
+    command = added.add_parser("info", help=info.__doc__, description=info.__doc__)
     command.set_defaults(run=info)
 
-    command = commands.add_parser(
+    command = added.add_parser(
         "train",
         help=train.__doc__,
         description=train.__doc__,
@@ -129,18 +153,20 @@ def main(argv: list[str] | None = None) -> None:
         "--data",
         metavar="DIR",
         help="folder with IDX files as MNIST's, gzipped or not, or CIFAR-10's batches, binary or "
-        "pickled; or one of mnist (downloaded once), digits (scikit-learn's), synthetic",
+        "pickled; or one of mnist (downloaded once), digits (scikit-learn's), synthetic "
+        "(default: that of the study; digits if that is mnist and cannot be downloaded)",
     )
     command.add_argument("--epochs", type=_count, help="passes over the training set")
     command.add_argument(
         "--seed",
-        type=_natural,
+        type=_seed,
         nargs="+",
+        action=_Different,
         dest="seeds",
         metavar="N",
         help="each decides split, weights, order and masks of one more run (default: 0 1 2)",
     )
-    command.add_argument("--threads", type=_count, help="of BLAS and of fastdrop")
+    command.add_argument("--threads", type=_threads, help="of BLAS and of fastdrop")
     command.add_argument("--quick", action="store_true", help="a minute or less, on little data")
     command.add_argument("--resume", action="store_true", help="go on with what is in --out")
     command.add_argument(
@@ -150,7 +176,7 @@ def main(argv: list[str] | None = None) -> None:
         help="for record.json, pictures and unfinished runs (default: fastdrop-train/STUDY)",
     )
 
-    command = commands.add_parser("bench", help=bench.__doc__, description=bench.__doc__)
+    command = added.add_parser("bench", help=bench.__doc__, description=bench.__doc__)
     command.set_defaults(run=bench)
     command.add_argument(
         "--out",
@@ -161,31 +187,53 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--quick", action="store_true", help="three small sizes in a few seconds")
     command.add_argument("--seconds", type=_seconds, help="about how long (default: 60)")
     command.add_argument(
-        "--sizes", type=_count, nargs="+", metavar="E", help="2^E elements (default: 8 10 ... 26)"
+        "--sizes",
+        type=_exponent,
+        nargs="+",
+        action=_Different,
+        metavar="E",
+        help="2^E elements (default: 8 10 ... 26)",
     )
     command.add_argument(
         "--rates",
         type=_rate,
         nargs="+",
+        action=_Different,
         metavar="P",
         help="drop rates; the others are timed at the first (default: 0.1 0.2 0.5 0.9)",
     )
     command.add_argument(
         "--dtypes",
         nargs="+",
+        action=_Different,
         metavar="D",
         help="the first at every size, the others at every third (default: all fastdrop takes)",
     )
     command.add_argument(
         "--threads",
-        type=_count,
+        type=_threads,
         nargs="+",
+        action=_Different,
         metavar="N",
         help="thread counts (default: 1 and fastdrop's own)",
     )
 
-    args = parser.parse_args(argv)
-    args.run(args)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """What ``python -m fastdrop`` and ``fastdrop`` do."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a console that has no ± shall not stop what runs
+            stream.reconfigure(errors="backslashreplace")
+    argv = sys.argv[1:] if argv is None else argv
+    args = commands().parse_args(argv)
+    args.argv = argv
+    try:
+        args.run(args)
+        sys.stdout.flush()
+    except OSError as error:
+        sys.exit(f"{error.filename or 'standard output'}: {error.strerror or error}")
 
 
 if __name__ == "__main__":

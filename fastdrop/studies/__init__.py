@@ -1,6 +1,7 @@
 """The studies: networks in plain NumPy, trained with fastdrop; ``python -m fastdrop train STUDY``.
 
-`nn` is the network library, `data` reads images, `study` is what all studies share. A study is a
+`nn` is the network library, `data` reads images, `study` is what all studies share; `checkpoint`
+and `files` are how it keeps a run and has a folder to itself. A study is a
 module named as here, with ``_`` for ``-``, that has `FULL` and `QUICK`, two `study.Defaults`, and
 ``run(session)``. Beside them, `scale` draws the masks of 4,096 ranks.
 """

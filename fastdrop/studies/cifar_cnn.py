@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 import fastdrop as fd
 from fastdrop.studies import nn
-from fastdrop.studies.data import Data
+from fastdrop.studies.data import Data, DataError
 from fastdrop.studies.study import Defaults, Run, Session, difference, draw, label_axis, spread
 
 FULL = Defaults(epochs=15, data="mnist")
@@ -35,6 +35,12 @@ def features(
     """Layers that make small maps of an image, and how many numbers the maps are."""
     _, height, width, channels = data.x_train.shape
     layers: list[Any] = []
+    least = 2 ** len(filters)
+    if min(height, width) < least:
+        raise DataError(
+            f"{data.name} has images of {height} x {width}, too small for this network: give "
+            f"--data with {least} x {least} or more"
+        )
     for n in filters:
         layers += [nn.Conv(channels, n, init), nn.ReLU(), nn.MaxPool()]
         height, width, channels = height // 2, width // 2, n

@@ -9,13 +9,15 @@ import gzip
 import hashlib
 import os
 import pickle
-import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from io import BytesIO
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -23,9 +25,12 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from fastdrop.studies.files import InUse, alone_in, write
+
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
+Content = BinaryIO | gzip.GzipFile
 
 MNIST_SERVERS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist",
@@ -38,10 +43,16 @@ MNIST_SHA256 = {  # of what is in the gzipped files
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 CIFAR_SHAPE = 3, 32, 32
+DEFLATE = 1032  # bytes that one of a gzipped file can stand for, at most
+AGAIN = "remove it and get it again"
 
 
 class DataError(Exception):
     """Files that are missing, damaged, or not what they should be."""
+
+
+class Unreachable(DataError):
+    """What would be downloaded cannot be."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +95,15 @@ def load(source: str, seed: int) -> Data:
 
     A fifth of the training images, drawn by `seed`, is for validation. Where there is no set of
     test images, a fifth of all is taken for that first, the same for every seed.
+
+    Raises
+    ------
+    DataError
+        Says which file is at fault, and what to do. `Unreachable` if MNIST cannot be downloaded.
     """
     name, images, labels, *test = NAMED.get(source, lambda: _folder(Path(source)))()
+    if len(np.unique(labels)) < 2:
+        raise DataError(f"{source}: all labels to train are {labels[0]}: two classes are needed")
     if not test:
         images, labels, *test = _split(images, labels, 0)
     return Data(name, *_scaled(*_split(images, labels, seed), *test))
@@ -120,49 +138,114 @@ def _folder(folder: Path) -> tuple[Any, ...]:
 
 def _idx(folder: Path) -> tuple[Any, ...]:
     """MNIST's files or others named and built like them; those to test may be missing."""
+    name = folder.resolve().name
     train = _read_pair(folder, "train")
     if not any(folder.glob("t10k-images*")):
-        return folder.name, *train
+        return name, *train
     test = _read_pair(folder, "t10k")
     shape, other = train[0].shape[1:], test[0].shape[1:]
     if shape != other:
-        raise DataError(f"{folder}: images to train are {shape}, those to test {other}")
-    return folder.name, *train, *test
+        raise DataError(f"{folder}: images to train are {shape}, those to test {other}; {SAME}")
+    classes, beyond = (int(labels.max()) for _, labels in (train, test))
+    if beyond > classes:
+        raise DataError(
+            f"{folder}: t10k-labels have a class {beyond}, train-labels none above {classes}; "
+            f"{SAME}"
+        )
+    return name, *train, *test
+
+
+SAME = "both must be of one set: get its four files again"
 
 
 def _read_pair(folder: Path, stem: str) -> tuple[Bytes, Labels]:
-    found = []
+    paths = []
     for kind in ("images", "labels"):
-        paths = sorted(folder.glob(f"{stem}-{kind}*"))
-        if not paths:
-            raise DataError(f"{folder} has no file {stem}-{kind}*, which belongs to the other")
-        found.append(read_idx(paths[0]))
-    images, labels = found
-    if images.ndim not in (3, 4) or labels.shape != images.shape[:1] or len(labels) < 10:
+        found = sorted(folder.glob(f"{stem}-{kind}*"))
+        if not found:
+            raise DataError(
+                f"{folder} has no file {stem}-{kind}*, which belongs to the other: add it"
+            )
+        paths.append(found[0])
+    # Both headers first: what does not belong together need not be unpacked.
+    images, labels = (idx_shape(path) for path in paths)
+    if len(images) not in (3, 4) or labels != images[:1] or labels[0] < 10:
         raise DataError(
-            f"{folder}: {stem}-images of shape {images.shape} and {stem}-labels of shape "
-            f"{labels.shape} do not belong together: they should be (number, height, width) or "
-            "(number, height, width, channels), and (number,), at least 10"
+            f"{folder}: {stem}-images of shape {images} and {stem}-labels of shape {labels} do not "
+            "belong together: they should be (number, height, width) or (number, height, width, "
+            "channels), and (number,), at least 10"
         )
-    return images.reshape(*images.shape[:3], -1), labels.astype(np.int64)
+    pixels, classes = (read_idx(path) for path in paths)
+    return pixels.reshape(*images[:3], -1), classes.astype(np.int64)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file; what goes wrong with it says which one it is, and what to do."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} is damaged ({error}): {AGAIN}") from None
+    except OSError as error:
+        why = error.strerror or error
+        raise DataError(f"{path} cannot be read ({why}): make it a readable file") from None
+
+
+def _unpacked(file: BinaryIO) -> tuple[Content, int]:
+    """What is in a file, gzipped or not, and how many bytes it can be at the most."""
+    size, start = os.fstat(file.fileno()).st_size, file.read(2)
+    file.seek(0)
+    if start == b"\x1f\x8b":
+        return gzip.GzipFile(fileobj=file), size * DEFLATE
+    return file, size
+
+
+def idx_shape(path: Path) -> tuple[int, ...]:
+    """The shape that the header of an IDX file gives: one to four axes, none empty."""
+    with _opened(path) as file:
+        return _header(path, _unpacked(file)[0])
+
+
+def _header(path: Path, file: Content) -> tuple[int, ...]:
+    start = file.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0":
+        raise DataError(f"{path} is not an IDX file of unsigned bytes: {AGAIN}")
+    if start[2] != 8:
+        raise DataError(
+            f"{path} is not an IDX file of unsigned bytes, type 0x08, as its type is "
+            f"0x{start[2]:02x}: convert it"
+        )
+    ndim = start[3]
+    if not 1 <= ndim <= 4:
+        raise DataError(f"{path} has {ndim} axes in its header, where 1 to 4 are read: {AGAIN}")
+    sizes = file.read(4 * ndim)
+    if len(sizes) < 4 * ndim:
+        raise DataError(f"{path} ends within its header: {AGAIN}")
+    shape = tuple(int(n) for n in np.frombuffer(sizes, ">u4"))
+    if 0 in shape:
+        raise DataError(f"{path} has no elements, its header says {list(shape)}: {AGAIN}")
+    return shape
 
 
 def read_idx(path: Path) -> Bytes:
-    """An IDX file of unsigned bytes, gzipped or not: a header and an array in C order."""
-    raw = path.read_bytes()
-    if raw[:2] == b"\x1f\x8b":
-        try:
-            raw = gzip.decompress(raw)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(f"{path} is damaged: {error}") from None
-    ndim = raw[3] if len(raw) > 3 else 0
-    if raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * ndim:
-        raise DataError(f"{path} is not an IDX file of unsigned bytes")
-    shape = [int(n) for n in np.frombuffer(raw, ">u4", ndim, 4)]
-    data = np.frombuffer(raw, np.uint8, offset=4 + 4 * ndim)
-    if data.size != np.prod(shape, dtype=object):
-        raise DataError(f"{path} holds {data.size} elements, its header says {shape}")
-    return data.reshape(shape)
+    """An IDX file of unsigned bytes, gzipped or not: a header and an array in C order.
+
+    No more is unpacked than the header announces, and nothing if the file is too small for that.
+    """
+    with _opened(path) as file:
+        content, most = _unpacked(file)
+        shape = _header(path, content)
+        number, raw = prod(shape), bytearray()
+        says = f"its header says {list(shape)}: {AGAIN}"
+        if number > most:
+            raise DataError(f"{path} holds {most} elements at the most, {says}")
+        while piece := content.read(min(1 << 20, number + 1 - len(raw))):
+            raw += piece
+    if len(raw) != number:
+        held = len(raw) if len(raw) < number else f"more than {number}"
+        raise DataError(f"{path} holds {held} elements, {says}")
+    return np.frombuffer(raw, np.uint8).reshape(shape)
 
 
 def _cifar(
@@ -173,10 +256,18 @@ def _cifar(
     for stem in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"):
         path = folder / f"{stem}{suffix}"
         if not path.exists():
-            raise DataError(f"{folder} has no file {path.name}, one of CIFAR-10's six")
+            raise DataError(f"{folder} has no file {path.name}, one of CIFAR-10's six: add it")
         images, labels = read(path)
-        if not len(labels) or images.size != len(labels) * 3072 or labels.max() > 9:
-            raise DataError(f"{path} does not hold 32 x 32 images in three colours of 10 classes")
+        if not len(labels) or images.shape != (len(labels), prod(CIFAR_SHAPE)):
+            raise DataError(
+                f"{path} has images of shape {images.shape} and {len(labels)} labels, where "
+                f"(number, {prod(CIFAR_SHAPE)}) and as many labels, at least 1, are read: {AGAIN}"
+            )
+        if labels.min() < 0 or labels.max() > 9:
+            raise DataError(
+                f"{path} has labels from {labels.min()} to {labels.max()}, where CIFAR-10 has "
+                f"0 to 9: {AGAIN}"
+            )
         images = images.reshape(-1, *CIFAR_SHAPE).transpose(0, 2, 3, 1)
         batches.append((images, labels.astype(np.int64)))
     images, labels = zip(*batches[:5], strict=True)
@@ -185,9 +276,10 @@ def _cifar(
 
 def _read_cifar_binary(path: Path) -> tuple[Bytes, Bytes]:
     """Rows of a label and 3072 bytes."""
-    raw = np.fromfile(path, np.uint8)
+    with _opened(path) as file:
+        raw = np.frombuffer(file.read(), np.uint8)
     if raw.size % 3073:
-        raise DataError(f"{path} holds {raw.size} bytes, which is no multiple of 3073")
+        raise DataError(f"{path} holds {raw.size} bytes, which is no multiple of 3073: {AGAIN}")
     rows = raw.reshape(-1, 3073)
     return rows[:, 1:], rows[:, 0]
 
@@ -196,11 +288,13 @@ class _ArraysOnly(pickle.Unpickler):
     """A pickle may call anything; CIFAR-10's need no more than NumPy's arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module.split(".")[0], name) in {
-            ("numpy", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
+        # To the letter, as looking into a module runs what it does when it is imported.
+        if f"{module}.{name}" in {
+            "numpy.core.multiarray._reconstruct",
+            "numpy._core.multiarray._reconstruct",
+            "numpy.ndarray",
+            "numpy.dtype",
+            "_codecs.encode",
         }:
             return super().find_class(module, name)
         raise DataError(f"it asks for {module}.{name}")
@@ -208,52 +302,62 @@ class _ArraysOnly(pickle.Unpickler):
 
 def _read_cifar_pickle(path: Path) -> tuple[Bytes, Bytes]:
     """Python 2's dictionary of data and labels."""
+    with _opened(path) as file:
+        raw = file.read()
     try:
-        batch = _ArraysOnly(BytesIO(path.read_bytes()), encoding="bytes").load()
+        batch = _ArraysOnly(BytesIO(raw), encoding="bytes").load()
         images, labels = (np.asarray(batch[key]) for key in (b"data", b"labels"))
         if images.dtype != np.uint8 or labels.ndim != 1 or labels.dtype.kind != "i":
             raise DataError("its arrays are of another kind")
     except Exception as error:  # a damaged pickle can raise anything
-        raise DataError(f"{path} is not one of CIFAR-10's batches: {error}") from None
+        why = str(error) or type(error).__name__
+        raise DataError(f"{path} is not one of CIFAR-10's batches ({why}): {AGAIN}") from None
     return images, labels
 
 
 def _mnist() -> tuple[Any, ...]:
-    """MNIST, downloaded once; if that is not possible, the digits."""
+    """MNIST, downloaded once."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    try:
-        return _idx(download_mnist(cache / "fastdrop" / "mnist"))
-    except (URLError, TimeoutError, ConnectionError) as error:
-        print(
-            f"MNIST cannot be downloaded ({error}): scikit-learn's digits are used instead; "
-            "--data takes a folder with MNIST's files",
-            file=sys.stderr,
-        )
-    return _digits()
+    return "MNIST", *_idx(download_mnist(cache / "fastdrop" / "mnist"))[1:]
 
 
 def download_mnist(folder: Path) -> Path:
     """Fetch what is not in the folder yet; the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, sha256 in MNIST_SHA256.items():
-        path = folder / f"{name}.gz"
-        if not path.exists():
-            raw = _fetch(f"{name}.gz")
-            try:
-                found = hashlib.sha256(gzip.decompress(raw)).hexdigest()
-            except (EOFError, zlib.error, gzip.BadGzipFile):
-                found = "of no gzipped file"
-            if found != sha256:
-                raise DataError(f"{name}.gz was downloaded with SHA-256 {found}, not {sha256}")
-            part = path.with_suffix(".part")
-            part.write_bytes(raw)
-            part.replace(path)
+    missing = [name for name in MNIST_SHA256 if not (folder / f"{name}.gz").exists()]
+    if not missing:
+        return folder  # which may be another's, and not for us to write
+    try:
+        with alone_in(folder):
+            for name in missing:
+                write(folder / f"{name}.gz", _fetch(f"{name}.gz"))
+    except InUse as error:
+        raise DataError(f"{error}, which downloads MNIST: begin again when it has ended") from None
+    except (OSError, HTTPException) as error:
+        raise Unreachable(
+            f"MNIST cannot be downloaded to {folder} ({error}): give --data a folder with its "
+            "files, or --data digits"
+        ) from None
     return folder
 
 
 def _fetch(name: str) -> bytes:
+    """A file of the first server that has it, which must be MNIST's."""
+    raw = _download(name)
+    try:
+        found = hashlib.sha256(gzip.decompress(raw)).hexdigest()
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        found = "of no gzipped file"
+    if found != MNIST_SHA256[name.removesuffix(".gz")]:
+        raise DataError(
+            f"{name} was downloaded with SHA-256 {found}, not that of MNIST: give --data a folder "
+            "with its files"
+        )
+    return raw
+
+
+def _download(name: str) -> bytes:
     """A file of the first server that has it."""
-    problem: OSError = URLError("no server")
+    problem: Exception = URLError("no server")
     for server in MNIST_SERVERS:
         try:
             with urlopen(f"{server}/{name}", timeout=20) as answer:
@@ -264,7 +368,7 @@ def _fetch(name: str) -> bytes:
                         pieces.append(piece)
                         bar.update(len(piece))
             return b"".join(pieces)
-        except (URLError, TimeoutError, ConnectionError) as error:
+        except (OSError, HTTPException) as error:
             problem = error
     raise problem
 

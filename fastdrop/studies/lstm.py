@@ -52,9 +52,10 @@ class Text:
     learned: Characters
     held_out: Characters
     characters: int
+    name = "Python's language reference"
 
     def __str__(self) -> str:
-        return f"{len(self.learned)} characters, {self.characters} different ones"
+        return f"{self.name}: {len(self.learned)} characters, {self.characters} different ones"
 
 
 class Network:

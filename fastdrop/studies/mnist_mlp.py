@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,6 +109,6 @@ def pictures(session: Session) -> None:
         figure,
         f"{measured}with dropout, the last validation accuracy is {valid}, that on the test images "
         f"{test}. So the claim that dropout helps with new images is {borne} on "
-        f"{Path(str(session.source)).name}; "
-        "what another rate, network or number of epochs would give is not shown.",
+        f"{session.data_name}; what another rate, network or number of epochs would give is not "
+        "shown.",
     )

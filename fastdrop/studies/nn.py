@@ -22,7 +22,7 @@ Arrays = dict[str, Array]
 
 
 class Layer:
-    """What the layers of this module share: names of parameters, and how they are pickled."""
+    """What the layers of this module share: names of parameters, and what is left of a step."""
 
     learned: tuple[str, ...] = ()
     wants_dx = True  # False: nothing in front of it learns
@@ -469,21 +469,26 @@ def _pieces(*arrays: Array, length: int = 1 << 14) -> Iterator[tuple[Array, ...]
 class EarlyStopping:
     """Stops when the validation loss has not been lower for `patience` epochs; keeps the best."""
 
-    def __init__(self, patience: int) -> None:
+    def __init__(self, patience: int, parameters: Arrays) -> None:
         self.patience, self.best, self.waited = patience, np.inf, 0
-        self.kept: Arrays = {}
+        self.parameters = parameters
+        self.kept = {name: p.copy() for name, p in parameters.items()}
 
-    def __call__(self, loss: float, parameters: Arrays) -> bool:
+    def __call__(self, loss: float) -> bool:
         """Whether to stop; then the parameters are those of the best epoch again."""
         self.waited += 1
         if loss < self.best:
             self.best, self.waited = loss, 0
-            self.kept = {name: p.copy() for name, p in parameters.items()}
+            self._copy(self.parameters, self.kept)
         if self.waited < self.patience:
             return False
-        for name, p in parameters.items():
-            p[...] = self.kept[name]
+        self._copy(self.kept, self.parameters)
         return True
+
+    @staticmethod
+    def _copy(source: Arrays, target: Arrays) -> None:
+        for name, p in source.items():
+            np.copyto(target[name], p)
 
 
 class Training:
@@ -518,7 +523,7 @@ class Training:
         train_accuracy, train_loss = self.net.score(data.x_train, data.t_train)
         accuracy, loss = self.net.score(data.x_valid, data.t_valid)
         if self.stop is not None:
-            self.done = self.stop(loss, self.net.parameters)
+            self.done = self.stop(loss)
         return {
             "train accuracy": train_accuracy,
             "train loss": train_loss,

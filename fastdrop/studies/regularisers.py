@@ -91,7 +91,7 @@ def start(data: Data, means: Means, rate: float, seed: int) -> nn.Training:
         update = nn.SGD(net.parameters, decaying, momentum=0.95, max_norm=means.max_norm)
     else:
         update = nn.Adam(net.parameters, weight_decay=means.weight_decay)
-    stop = nn.EarlyStopping(means.patience) if means.patience else None
+    stop = nn.EarlyStopping(means.patience, net.parameters) if means.patience else None
     return nn.Training(net, update, seed, stop=stop)
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import pickle
 import re
+import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,7 +26,10 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 import fastdrop as fd
-from fastdrop.studies.data import Data, DataError, load
+from fastdrop.studies import checkpoint
+from fastdrop.studies.checkpoint import CheckpointError
+from fastdrop.studies.data import Data, DataError, Unreachable, load
+from fastdrop.studies.files import InUse, alone_in, write
 from fastdrop.tools.bench import description
 
 CHECKPOINT_SECONDS = 10.0  # between two checkpoints of a run, at least
@@ -47,7 +50,7 @@ class Defaults:
 
 
 class Trainer(Protocol):
-    """One network in training, to be pickled between two epochs."""
+    """One network in training, of which `checkpoint.state` is kept between two epochs."""
 
     done: bool
 
@@ -65,6 +68,11 @@ class Run:
     measures: dict[str, Any] = field(default_factory=dict)
     trainer: Any = None
     complete: bool = False
+
+    @property
+    def epochs(self) -> int:
+        """How many are done."""
+        return len(next(iter(self.curves.values()), ()))
 
     def last(self, key: str) -> float:
         """A measure, or the last point of a curve."""
@@ -97,37 +105,62 @@ class Session:
         resume: bool = False,
     ) -> None:
         if data is not None and defaults.data is None:
-            raise StudyError(f"{study} takes no --data")
+            raise StudyError(f"{study} takes no --data: leave it out")
         self.study, self.out, self.quick, self.resume = study, out, quick, resume
-        self.source = data or defaults.data
+        self.source, self.asked = defaults.data if data is None else data, data is not None
         self.epochs = epochs or defaults.epochs
-        self.seeds = tuple(dict.fromkeys(defaults.seeds if seeds is None else seeds))
+        self.seeds = tuple(defaults.seeds if seeds is None else seeds)
         self.runs: list[Run] = []
         self.tables: list[dict[str, Any]] = []
         self.pictures: dict[str, str] = {}
+        self.data_name: str | None = None
         self._data: dict[int, Data] = {}
         (out / "runs").mkdir(parents=True, exist_ok=True)
-        if not resume:
-            self._clear()
-
-    def _clear(self) -> None:
-        """Remove the runs of a study that was finished."""
-        old, record = list((self.out / "runs").glob("*.pickle")), self.out / "record.json"
-        if old and not (record.exists() and json.loads(record.read_text())["finished"]):
+        if any((out / "runs").glob("*.pickle")):
             raise StudyError(
-                f"{self.out} holds a study that was stopped: --resume goes on with it; to begin "
-                "anew, remove it or give another --out"
+                f"{out / 'runs'} has pickles, the checkpoints of an earlier fastdrop, which are "
+                "not read, as a pickle can run code: remove them or give another --out"
             )
-        for path in old:
-            path.unlink()
+        if not resume and self._checkpoints() and not self._is_finished():
+            raise StudyError(
+                f"{out} holds a study that was stopped: --resume goes on with it; to begin anew, "
+                "remove it or give another --out"
+            )
+
+    def _checkpoints(self) -> list[Path]:
+        return list((self.out / "runs").glob("*.npz"))
+
+    def _is_finished(self) -> bool:
+        """Whether the record says so that is there."""
+        try:
+            record = json.loads((self.out / "record.json").read_text(encoding="utf-8"))
+            return bool(record["finished"])
+        except FileNotFoundError:
+            return False
+        except (ValueError, TypeError, KeyError):
+            raise StudyError(
+                f"{self.out / 'record.json'} is damaged: remove it and go on with --resume, or "
+                "give another --out"
+            ) from None
 
     def data(self, seed: int) -> Data:
         """The images, with the validation split of this seed."""
         if seed not in self._data:
-            assert self.source is not None, "a study of images has a source"
-            self._data = {seed: load(self.source, seed)}  # one at a time: they may be large
+            self._data = {seed: self._load(seed)}  # one at a time: they may be large
             print(self._data[seed], flush=True)
         return self._data[seed]
+
+    def _load(self, seed: int) -> Data:
+        """What was asked for, or nothing; where nothing was, digits do for what cannot be had."""
+        assert self.source is not None, "a study of images has a source"
+        try:
+            return load(self.source, seed)
+        except Unreachable as error:
+            if self.asked:
+                raise
+            self.source = "digits"  # for all seeds to come
+            print(f"{error}; as no --data was given, the digits are taken", file=sys.stderr)
+            return load(self.source, seed)
 
     def fit(
         self,
@@ -137,7 +170,7 @@ class Session:
         data: Any,
         *,
         finish: Callable[[Any, Any], dict[str, Any]] | None = None,
-        epochs: int | None = None,
+        planned: bool = False,
         keep: bool = False,
     ) -> Run:
         """Train one network, or go on with it, or take its figures if that was done already.
@@ -148,35 +181,55 @@ class Session:
             Name the run; a study has no two with the same.
         start : callable
             Makes the trainer: `nn.Training` or what has the methods of `Trainer`. Everything that
-            decides the numbers to come must be part of it, and pickled.
+            decides the numbers to come must be part of it: what `checkpoint.state` finds.
         data
-            Handed to ``trainer.epoch``; not pickled.
+            Handed to ``trainer.epoch``; its name is that of all that is shown.
         finish : callable
             ``finish(trainer, data)`` after the last epoch: measures by name, arrays included. For
             `nn.Training` there is ``nn.Training.test``.
-        epochs : int
-            Other than the session's.
+        planned : bool
+            Whether `start` knows the number of epochs, so that with another all epochs differ.
         keep : bool
             Whether the trainer is needed later: ``run.trainer``.
         """
-        epochs = epochs or self.epochs
+        epochs = self.epochs
         settings = {
             "study": self.study,
             "data": str(data),
-            "epochs": epochs,
             "threads": fd.get_num_threads(),  # with another number sums are rounded otherwise
+            **({"epochs": epochs} if planned else {}),
         }
-        path = self.out / "runs" / f"{re.sub(r'[^a-z0-9.]+', '-', name.lower())}-{seed}.pickle"
-        run = (self.resume and self._restore(path, settings)) or Run(name, seed, trainer=start())
+        path = self.out / "runs" / f"{re.sub(r'[^a-z0-9.]+', '-', name.lower())}-{seed}.npz"
+        trainer = start()
+        run = Run(name, seed, trainer=trainer)
+        if self.resume and path.exists():
+            self._restore(path, settings, run)
+        elif not self.resume and not self.runs:
+            for old in self._checkpoints():  # not before the data is there and all is well
+                old.unlink()
+        self.data_name = data.name
         self.runs.append(run)
-        if run.complete:
-            return run
-        trainer, saved = run.trainer, perf_counter()
-        done = len(next(iter(run.curves.values()), ()))
+        if not run.complete:
+            self._train(path, settings, run, data, finish)
+        if not keep:
+            run.trainer = None
+        return run
+
+    def _train(
+        self,
+        path: Path,
+        settings: dict[str, Any],
+        run: Run,
+        data: Any,
+        finish: Callable[[Any, Any], dict[str, Any]] | None,
+    ) -> None:
+        """The epochs that are missing."""
+        epochs, trainer, saved = self.epochs, run.trainer, perf_counter()
+        done = run.epochs
         with tqdm(
             total=epochs * TICKS,
             initial=done * TICKS,
-            desc=f"{name}, seed {seed}",
+            desc=f"{run.name}, seed {run.seed}",
             bar_format="{desc}: {percentage:3.0f} %|{bar}| {elapsed}<{remaining}{postfix}",
         ) as bar:
             while done < epochs and not trainer.done:
@@ -187,38 +240,50 @@ class Session:
                 row = trainer.epoch(data, progress)
                 done += 1
                 for key, value in row.items():
-                    run.curves.setdefault(key, []).append(value)
+                    run.curves.setdefault(key, []).append(float(value))
                 shown = {k: f"{v:.4f}" for k, v in row.items() if k.startswith("validation")}
                 bar.set_postfix(epoch=done, **shown)
                 if perf_counter() - saved > CHECKPOINT_SECONDS:
-                    self._checkpoint(path, settings, run)
+                    self._checkpoint(path, settings, run, checkpoint.state(trainer))
                     saved = perf_counter()
+            state = checkpoint.state(trainer)  # with which more epochs may go on
             run.measures = finish(trainer, data) if finish else {}
         run.complete = True
-        if not keep:
-            run.trainer = None
-        self._checkpoint(path, settings, run)
-        return run
+        self._checkpoint(path, settings, run, state)
 
-    def _checkpoint(self, path: Path, settings: dict[str, Any], run: Run) -> None:
-        write(path, pickle.dumps((settings, run), pickle.HIGHEST_PROTOCOL))
+    def _checkpoint(
+        self, path: Path, settings: dict[str, Any], run: Run, state: dict[str, Any]
+    ) -> None:
+        figures = {k: v for k, v in vars(run).items() if k != "trainer"}
+        write(path, checkpoint.dumps({"settings": settings, **figures, "state": state}))
         self.record()
 
-    def _restore(self, path: Path, settings: dict[str, Any]) -> Run | None:
-        if not path.exists():
-            return None
+    def _restore(self, path: Path, settings: dict[str, Any], run: Run) -> None:
+        """Take figures and numbers of a run from a file."""
         try:
-            before, run = pickle.loads(path.read_bytes())
-        except Exception as error:  # a damaged pickle can raise anything
-            raise StudyError(f"{path} is damaged ({error}): remove it to redo this run") from None
-        other = [key for key, value in settings.items() if before[key] != value]
-        if other:
-            changes = "; ".join(f"{key} {before[key]}, now {settings[key]}" for key in other)
+            content = _checked(checkpoint.loads(path.read_bytes()), run)
+            before = content["settings"]
+            if before.keys() - {"epochs"} != settings.keys() - {"epochs"}:
+                raise CheckpointError("it has other settings than a run of this study")
+            other = [k for k in settings if before.get(k) != settings[k]]
+            if other:
+                changes = "; ".join(f"{k} {before.get(k)}, now {settings[k]}" for k in other)
+                raise StudyError(
+                    f"{path} was made with {changes}: give the same arguments, another --out, or "
+                    "no --resume"
+                )
+            checkpoint.restore(run.trainer, content["state"])
+        except CheckpointError as error:
             raise StudyError(
-                f"{path} was made with {changes}: give the same arguments, another --out, or no "
-                "--resume"
+                f"{path} is damaged, or not of this run ({error}): remove it to redo this run"
+            ) from None
+        run.curves, run.measures = content["curves"], content["measures"]
+        if run.epochs > self.epochs:
+            raise StudyError(
+                f"{path} has {run.epochs} epochs behind it: give --epochs {run.epochs} or more, or "
+                "another --out"
             )
-        return run
+        run.complete = content["complete"] and (run.epochs == self.epochs or run.trainer.done)
 
     def of(self, name: str) -> list[Run]:
         """The runs of one name, one for each seed."""
@@ -237,6 +302,7 @@ class Session:
 
     def table(self, title: str, headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Print a table and put it on record."""
+        title = f"{title}; data: {self.data_name}"
         cells = [list(row) for row in rows]
         text = tabulate(cells, headers, "github", disable_numparse=True)
         print(f"\n{title}\n\n{text}", flush=True)
@@ -245,6 +311,7 @@ class Session:
 
     def picture(self, name: str, figure: Figure, sentence: str) -> None:
         """Draw a picture with a sentence under it: what it shows and what it does not."""
+        sentence = f"Data: {self.data_name}. {sentence}"
         width = figure.get_size_inches()[0]
         lines = textwrap.wrap(sentence, int(width * 13))
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=9)
@@ -262,6 +329,7 @@ class Session:
             **description(),
             "study": self.study,
             "finished": finished,
+            "data": self.data_name,
             "arguments": {**arguments, "data": self.source, "threads": fd.get_num_threads()},
             "runs": self.runs,
             "tables": self.tables,
@@ -271,18 +339,33 @@ class Session:
         write(self.out / "record.json", f"{text}\n".encode())
 
 
-def write(path: Path, content: bytes) -> None:
-    """Replace a file as a whole: whatever happens, the old one or the new one is there."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+KINDS = {
+    "settings": dict,
+    "name": str,
+    "seed": int,
+    "curves": dict,
+    "measures": dict,
+    "complete": bool,
+    "state": dict,
+}
+"""What a checkpoint has."""
+
+
+def _checked(content: Any, run: Run) -> dict[str, Any]:
+    """The same, if it is a checkpoint of this run."""
+    if not isinstance(content, dict) or content.keys() != KINDS.keys():
+        raise CheckpointError(f"it has not all and only of {', '.join(KINDS)}")
+    for key, kind in KINDS.items():
+        if type(content[key]) is not kind:
+            raise CheckpointError(f"{key} is not of type {kind.__name__}")
+    if (content["name"], content["seed"]) != (run.name, run.seed):
+        raise CheckpointError(f"it is of {content['name']}, seed {content['seed']}")
+    curves = content["curves"].values()
+    if not all(isinstance(c, list) and all(type(v) is float for v in c) for c in curves):
+        raise CheckpointError("curves are not lists of floats")
+    if len({len(c) for c in curves}) != 1 or [] in curves:
+        raise CheckpointError("curves are not of one length, at least 1")
+    return content
 
 
 def _plain(value: Any) -> Any:
@@ -333,29 +416,72 @@ def label_axis(axis: Axes, what: str, title: str) -> None:
 
 
 def execute(
-    study: str, out: Path, *, threads: int | None = None, quick: bool = False, **options: Any
+    study: str,
+    out: Path,
+    *,
+    again: str,
+    threads: int | None = None,
+    quick: bool = False,
+    **options: Any,
 ) -> None:
-    """Run a study; whatever stops it, what was done is kept and a line says how to go on."""
+    """Run a study; whatever stops it, what was done is kept and a line says how to go on.
+
+    Parameters
+    ----------
+    study, out
+        Which one, and the folder that it has to itself.
+    again : str
+        The command that goes on.
+    threads, quick, **options
+        As on the command line; the others are those of `Session`.
+    """
     module = import_module(f"fastdrop.studies.{study.replace('-', '_')}")
     before = fd.get_num_threads()
     session = None
     try:
         fd.set_num_threads(threads or before)
-        with threadpool_limits(threads or before, "blas"):
+        with ExitStack() as stack:
+            if threading.current_thread() is threading.main_thread():
+                stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+                signal.signal(signal.SIGTERM, _interrupt)
+            stack.enter_context(threadpool_limits(threads or before, "blas"))
+            stack.enter_context(alone_in(out))
             defaults = module.QUICK if quick else module.FULL
             session = Session(study, defaults, out, quick=quick, **options)
-            module.run(session)
-            session.record(finished=True)
+            try:
+                module.run(session)
+                session.record(finished=True)
+            except (KeyboardInterrupt, OSError, MemoryError):
+                if session.runs:
+                    with suppress(OSError):
+                        session.record()
+                raise
         print(f"\nfigures: {out / 'record.json'}")
-    except (KeyboardInterrupt, DataError, StudyError, OSError, MemoryError) as error:
-        message = str(error) or type(error).__name__
+    except (DataError, StudyError) as error:
+        _stop(str(error))
+    except InUse as error:
+        _stop(f"{error}: wait until it has ended, or give another --out")
+    except (KeyboardInterrupt, OSError, MemoryError) as error:
         if isinstance(error, KeyboardInterrupt):
-            message = "interrupted"
+            message, status = "interrupted", 128 + (error.args or (signal.SIGINT,))[0]
+        elif isinstance(error, OSError):
+            where = error.filename or "standard output"  # all others are named
+            message, status = f"{where}: {error.strerror or error}", 1
+        else:
+            message, status = "out of memory", 1
         if session is not None and session.runs:
-            with suppress(OSError):
-                session.record()
-            message += f"\nWhat was done is in {out}; the same command with --resume goes on."
-        print(f"\n{message}", file=sys.stderr)
-        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+            message += f". What was done is in {out}; go on with: {again}"
+        elif isinstance(error, OSError) and error.filename:
+            message += ": give an --out that can be written to"
+        _stop(message, status)
     finally:
         fd.set_num_threads(before)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt(number)
+
+
+def _stop(message: str, status: int = 1) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(status)

@@ -25,7 +25,7 @@ from sklearn.metrics import roc_auc_score
 
 import fastdrop as fd
 from fastdrop.studies import mnist_mlp, nn
-from fastdrop.studies.data import Data, Images
+from fastdrop.studies.data import Data, DataError, Images
 from fastdrop.studies.study import Defaults, Run, Session, difference, spread
 
 FULL = Defaults(epochs=20, data="mnist")
@@ -67,6 +67,12 @@ def photographs(like: Images, seed: int) -> Images:
     _, height, width, channels = like.shape
     patches = np.empty_like(like)
     photos = load_sample_images().images
+    most = min(n for photo in photos for n in photo.shape[:2])
+    if max(height, width) >= most or channels not in (1, 3):
+        raise DataError(
+            f"images of {height} x {width} x {channels} have no like in the photographs: give "
+            f"--data with 1 or 3 channels and less than {most} x {most}"
+        )
     for patch in patches:
         photo = photos[rng.integers(len(photos))]
         y = rng.integers(photo.shape[0] - height)

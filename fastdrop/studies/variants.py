@@ -152,6 +152,7 @@ class Builder:
     def __init__(self, data: Data, seed: int, epochs: int) -> None:
         self.data, self.images = data, len(data.t_train)
         self.steps = epochs * -(-self.images // BATCH)
+        self.warm_up = max(1, self.steps // 2)  # with few images there may be one step in all
         self.init, self.rng = np.random.default_rng(seed), fd.Rng(seed)
 
     def dense(self, inputs: int, outputs: int, gain: float = 2.0) -> nn.Dense:
@@ -214,7 +215,7 @@ CASES: dict[str, Callable[[Builder], nn.Network]] = {
         *b.perceptron(partial(fd.layers.GaussianDropout, 0.5))
     ),
     "perceptron, variational": lambda b: Variational(
-        1 / b.images, b.steps // 2, *b.perceptron(partial(fd.layers.VariationalDropout, (UNITS,)))
+        1 / b.images, b.warm_up, *b.perceptron(partial(fd.layers.VariationalDropout, (UNITS,)))
     ),
     "perceptron, concrete": lambda b: Concrete(
         *b.perceptron(partial(fd.layers.ConcreteDropout, 0.1, dropout_regularizer=1 / b.images))
@@ -225,7 +226,7 @@ CASES: dict[str, Callable[[Builder], nn.Network]] = {
     "perceptron, DropConnect": lambda b: nn.Network(*b.perceptron(None, b.dense, b.connect)),
     "perceptron, targeted": lambda b: nn.Network(*b.perceptron(dense=b.targeted)),
     "perceptron, sparse variational": lambda b: Variational(
-        SPARSE / b.images, b.steps // 2, *b.perceptron(dense=b.sparse)
+        SPARSE / b.images, b.warm_up, *b.perceptron(dense=b.sparse)
     ),
     "SELU perceptron": lambda b: nn.Network(*b.perceptron(dense=b.selu_dense, activation=nn.SELU)),
     "SELU perceptron, alpha": lambda b: nn.Network(
@@ -297,7 +298,8 @@ def run(session: Session) -> None:
         data = session.data(seed).part(3000, 2000)
         for name in CASES:
             begin = partial(start, name, data, seed, session.epochs)
-            session.fit(name, seed, begin, data, finish=prune if name in TO_PRUNE else None)
+            finish = prune if name in TO_PRUNE else None
+            session.fit(name, seed, begin, data, finish=finish, planned=True)
     tables(session)
     pictures(session)
 

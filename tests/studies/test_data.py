@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import pickle
 import struct
+import tracemalloc
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -13,11 +14,15 @@ import pytest
 
 from fastdrop.studies import data
 from fastdrop.studies.data import DataError, load
+from fastdrop.studies.files import alone_in
+
+
+def idx_header(*shape):
+    return b"\0\0\x08" + bytes([len(shape)]) + np.array(shape, ">u4").tobytes()
 
 
 def idx(array):
-    header = b"\0\0\x08" + bytes([array.ndim]) + np.array(array.shape, ">u4").tobytes()
-    return header + array.tobytes()
+    return idx_header(*array.shape) + array.tobytes()
 
 
 def write_idx(folder, stem, images, labels, suffix=""):
@@ -142,14 +147,63 @@ def test_damaged_cifar(tmp_path, suffix):
         load(str(tmp_path), 0)
 
 
+FEW = np.zeros((3, 3072), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({b"data": FEW, b"labels": [1, -1, 2]}, "has labels from -1 to 2, where CIFAR-10"),
+        ({b"data": FEW, b"labels": [1, 10, 2]}, "has labels from 1 to 10, where CIFAR-10"),
+        ({b"data": FEW, b"labels": [1, 2**70, 2]}, "its arrays are of another kind"),
+        ({b"data": FEW, b"labels": [1, 2]}, r"images of shape \(3, 3072\) and 2 labels"),
+        ({b"data": FEW[:, 1:], b"labels": [1, 2, 3]}, r"images of shape \(3, 3071\)"),
+        ({b"data": FEW.reshape(-1), b"labels": [1, 2, 3]}, r"images of shape \(9216,\)"),
+        ({b"data": FEW[:0], b"labels": []}, "data_batch_2 is not one of CIFAR-10's batches"),
+        ({b"data": FEW.astype(float), b"labels": [1, 2, 3]}, "its arrays are of another kind"),
+        ({b"data": FEW, b"labels": "abc"}, "its arrays are of another kind"),
+        ({b"labels": [1, 2, 3]}, "data_batch_2 is not one of CIFAR-10's batches"),
+        ([FEW], "data_batch_2 is not one of CIFAR-10's batches"),
+        (None, "data_batch_2 is not one of CIFAR-10's batches"),
+    ],
+)
+def test_cifar_pickles_of_another_shape(tmp_path, batch, message):
+    write_cifar(tmp_path, "python 3")
+    (tmp_path / "data_batch_2").write_bytes(pickle.dumps(batch, 2))
+    with pytest.raises(DataError, match=message) as raised:
+        load(str(tmp_path), 0)
+    assert str(tmp_path / "data_batch_2") in str(raised.value)
+    assert str(raised.value).endswith("remove it and get it again")
+
+
+def test_a_module_is_not_imported_for_a_pickle(tmp_path):
+    """Its last name alone is that of something harmless."""
+    write_cifar(tmp_path, "python 3")
+    (tmp_path / "data_batch_1").write_bytes(b"cnumpy.f2py.__main__\ndtype\n.")
+    with pytest.raises(DataError, match=r"asks for numpy\.f2py\.__main__\.dtype"):
+        load(str(tmp_path), 0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda raw: b"not an IDX file", "train-images.*is not an IDX file"),
         (lambda raw: b"", "train-images.*is not an IDX file"),
         (lambda raw: raw[:-1], r"holds 1599 elements, its header says \[100, 4, 4\]"),
-        (lambda raw: raw + b"1", "holds 1601 elements"),
+        (lambda raw: raw + b"1", "holds more than 1600 elements, its header says"),
+        (lambda raw: raw[:9], "train-images.*ends within its header"),
+        (lambda raw: b"\0\0\x0d" + raw[3:], "as its type is 0x0d: convert it"),
+        (lambda raw: b"\0\1" + raw[2:], "train-images.*is not an IDX file"),
+        (lambda raw: idx_header(*[1] * 100) + b"1", "has 100 axes in its header"),
+        (lambda raw: idx_header(), "has 0 axes in its header"),
+        (lambda raw: idx_header(0, *[2**32 - 1] * 3), "has no elements, its header says"),
+        (lambda raw: idx_header(60, 0, 8), r"has no elements, its header says \[60, 0, 8\]"),
+        (lambda raw: idx_header(100, *[2**32 - 1] * 3), r"holds \d+ elements at the most, its"),
         (lambda raw: gzip.compress(raw)[:-9], "train-images.*is damaged"),
+        (lambda raw: gzip.compress(raw)[:2], "train-images.*is damaged"),
+        (lambda raw: gzip.compress(raw)[:2] + raw, "train-images.*is damaged"),
+        (lambda raw: gzip.compress(raw)[:-8] + bytes(8), "train-images.*is damaged .CRC"),
+        (lambda raw: gzip.compress(raw + bytes(9)), "holds more than 1600 elements"),
         (lambda raw: idx(np.zeros((99, 4, 4), np.uint8)), "do not belong together"),
         (lambda raw: idx(np.zeros(100, np.uint8)), "do not belong together"),
         (lambda raw: idx(np.zeros((100, 4, 5), np.uint8)), r"train are \(4, 5, 1\), those to test"),
@@ -161,6 +215,49 @@ def test_damaged_idx(tmp_path, change, message):
     load(str(tmp_path), 0)
     damaged(tmp_path / "train-images-idx3-ubyte", change)
     with pytest.raises(DataError, match=message):
+        load(str(tmp_path), 0)
+
+
+def test_labels_beyond_the_classes(tmp_path):
+    write_idx(tmp_path, "train", *some(100, 4, 4))
+    images, labels = some(20, 4, 4)
+    write_idx(tmp_path, "t10k", images, labels + np.uint8(3))
+    with pytest.raises(DataError, match="t10k-labels have a class 7, train-labels none above 4"):
+        load(str(tmp_path), 0)
+    write_idx(tmp_path, "train", some(100, 4, 4)[0], np.full(100, 7, np.uint8))
+    with pytest.raises(DataError, match="all labels to train are 7: two classes are needed"):
+        load(str(tmp_path), 0)
+
+
+@pytest.fixture
+def most_memory():
+    """How many bytes Python had at once, in MB, since the test began."""
+    tracemalloc.start()
+    yield lambda: tracemalloc.get_traced_memory()[1] / 1e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shape", [(100, 4, 4), (100, 2**20, 2**10), (200 << 20, 1, 1)])
+def test_a_bomb_is_not_unpacked(tmp_path, shape, most_memory):
+    """200 kB that become 200 MB: more than the header says, less, and as many with few labels."""
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    with gzip.open(path, "wb") as file:
+        file.write(idx_header(*shape))
+        for _ in range(200):
+            file.write(bytes(1 << 20))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(some(100, 1)[1]))
+    before = most_memory()
+    with pytest.raises(DataError, match=r"train-images.* (holds|do not belong)"):
+        load(str(tmp_path), 0)
+    assert most_memory() - before < 5
+
+
+def test_a_file_that_can_not_be_read(tmp_path):
+    write_idx(tmp_path, "train", *some(100, 4, 4))
+    path = tmp_path / "train-labels-idx1-ubyte"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match=r"train-labels-idx1-ubyte cannot be read \("):
         load(str(tmp_path), 0)
 
 
@@ -221,8 +318,20 @@ def test_a_download_with_another_hash_is_refused(server):
         load("mnist", 0)
 
 
-def test_without_a_network_the_digits_serve(tmp_path, monkeypatch, capsys):
+def test_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "MNIST_SERVERS", ("http://127.0.0.1:9",))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert load("mnist", 0).name == "scikit-learn's digits"
-    assert "MNIST cannot be downloaded" in capsys.readouterr().err
+    with pytest.raises(data.Unreachable, match=r"MNIST cannot be downloaded to .*, or --data dig"):
+        load("mnist", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "fastdrop" / "mnist" / "lock"))
+    with pytest.raises(data.Unreachable, match=r"MNIST cannot be downloaded to .*Not a directory"):
+        load("mnist", 0)
+
+
+def test_one_process_downloads_at_a_time(server, tmp_path):
+    folder = tmp_path / "cache" / "fastdrop" / "mnist"
+    with alone_in(folder), pytest.raises(DataError, match=r"in use by process \d+ .* begin again"):
+        load("mnist", 0)
+    assert load("mnist", 0).name == "MNIST"
+    with alone_in(folder):
+        load("mnist", 0)  # all is there

@@ -124,11 +124,12 @@ def test_momentum_rate_and_max_norm():
 
 
 def test_early_stopping_brings_back_the_best():
-    stop, p = nn.EarlyStopping(2), {"W": np.zeros(1)}
+    p = {"W": np.zeros(1)}
+    stop = nn.EarlyStopping(2, p)
     answers = []
     for k, loss in enumerate([3.0, 1.0, 2.0, 1.5]):
         p["W"][:] = k
-        answers.append(stop(loss, p))
+        answers.append(stop(loss))
     assert answers == [False, False, False, True]
     assert p["W"] == 1
 

@@ -1,7 +1,12 @@
 """The studies as commands: what they write, and what happens when something stops them."""
 
+import io
 import json
 import os
+import pickle
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +21,16 @@ import fastdrop.studies
 from fastdrop.__main__ import main
 from fastdrop.studies import (
     STUDIES,
+    checkpoint,
     co_adaptation,
+    data,
+    files,
     nn,
     rate_sweep,
     regularisers,
     study,
     uncertainty,
+    variants,
 )
 from fastdrop.studies.data import load
 from fastdrop.studies.study import Run, difference, spread
@@ -34,7 +43,7 @@ def no_constant(text):
 
 
 def record(folder):
-    return json.loads((folder / "record.json").read_text(), parse_constant=no_constant)
+    return json.loads((folder / "record.json").read_text("utf-8"), parse_constant=no_constant)
 
 
 def numbers(folder):
@@ -79,8 +88,50 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr(study.Session, "picture", lambda *_: None)
 
 
+def test_all_that_is_shown_names_the_data(tmp_path, capsys, monkeypatch):
+    """By default that is MNIST, or, where there is no network, the digits."""
+    monkeypatch.setattr(data, "MNIST_SERVERS", ("http://127.0.0.1:9",))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    one = "mnist-mlp", "--seed", 0, 1, "--epochs", 1, "--threads", 1
+    train(tmp_path, *one)
+    shown = capsys.readouterr()
+    assert shown.err.count("MNIST cannot be downloaded") == 1
+    assert "as no --data was given, the digits are taken" in shown.err
+    name, found = "scikit-learn's digits", record(tmp_path)
+    assert found["data"] == name
+    assert found["arguments"]["data"] == "digits"
+    assert len(found["pictures"]) == 3
+    assert all(text.startswith(f"Data: {name}. ") for text in found["pictures"].values())
+    assert all(table["title"].endswith(f"; data: {name}") for table in found["tables"])
+    assert "mnist" not in shown.out.replace(str(tmp_path), "").lower()
+    shown = says(capsys, *one, "--data", "mnist", "--out", tmp_path / "asked")
+    assert shown.startswith("MNIST cannot be downloaded to ")
+    assert "give --data a folder with its files, or --data digits" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("cifar-cnn", (4, 9), "small has images of 4 x 9, too small .* with 8 x 8 or more"),
+        ("variants", (9, 3), "small has images of 9 x 3, too small .* with 4 x 4 or more"),
+        ("uncertainty", (8, 500), "images of 8 x 500 x 1 have no like in the photographs"),
+    ],
+)
+def test_images_that_do_not_fit_a_study(tmp_path, capsys, name, shape, message):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    for kind, array in (
+        ("images", np.zeros((60, *shape), np.uint8)),
+        ("labels", np.arange(60, dtype=np.uint8) % 3),
+    ):
+        header = b"\0\0\x08" + bytes([array.ndim]) + np.array(array.shape, ">u4").tobytes()
+        (folder / f"train-{kind}").write_bytes(header + array.tobytes())
+    one = name, "--data", folder, "--seed", 0, "--epochs", 1, "--threads", 1
+    assert re.search(message, refused(capsys, *one, "--out", tmp_path / "out"))
+
+
 @pytest.mark.usefixtures("no_pictures")
-def test_train_alone_repeats_with_its_seed(tmp_path):
+def test_train_alone_repeats_with_its_seed(tmp_path, capsys):
     """README's first command; no --data, no network."""
     one = "--epochs", 1, "--threads", 1, "--seed"
     first = train(tmp_path, *one, 3)
@@ -89,6 +140,8 @@ def test_train_alone_repeats_with_its_seed(tmp_path):
     assert first["dropout 0.5", 3] != other["dropout 0.5", 4]
     assert record(tmp_path)["study"] == "mnist-mlp"
     assert record(tmp_path)["arguments"]["data"] == "digits"
+    shown = capsys.readouterr().out
+    assert "mnist-mlp on scikit-learn's digits, as neither a study nor --data was given" in shown
 
 
 def pictures(folder):
@@ -115,9 +168,9 @@ def test_rate_sweep(tmp_path, monkeypatch):
 
 
 def test_dropout_is_never_on_the_output():
-    data = load("digits", 0)
+    digits = load("digits", 0)
     for place, behind in ("input", [0]), ("hidden", [2, 5]), ("all layers", [0, 3, 6]):
-        layers = rate_sweep.start(data, 0.3, place, 0).net.layers[1:]
+        layers = rate_sweep.start(digits, 0.3, place, 0).net.layers[1:]
         found = [k for k, layer in enumerate(layers) if isinstance(layer, fd.layers.Dropout)]
         assert found == behind
         assert {layers[k].p for k in found} == {0.3}
@@ -340,12 +393,14 @@ def test_killed_and_resumed_it_ends_with_the_same_numbers(tmp_path, undisturbed,
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_interrupted(tmp_path, undisturbed):
-    status, _, errors = stop_at(tmp_path, 1, signal.SIGINT)
-    assert status == 130
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(tmp_path, undisturbed, how):
+    status, _, errors = stop_at(tmp_path, 1, how)
+    assert status == 128 + how
     assert "Traceback" not in errors
     assert "interrupted" in errors
-    assert f"What was done is in {tmp_path}; the same command with --resume" in errors
+    again = shlex.join(["train", *COMMAND, "--out", str(tmp_path), "--resume"])
+    assert f"What was done is in {tmp_path}; go on with: python -m fastdrop {again}\n" in errors
     assert train(tmp_path, *COMMAND, "--resume") == undisturbed
 
 
@@ -360,7 +415,7 @@ def test_full_disk(tmp_path, undisturbed):
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "Traceback" not in errors
-    assert "File too large" in errors
+    assert "0.npz: File too large. What was done is in" in errors
     assert f"What was done is in {tmp_path}" in errors
     assert not list(tmp_path.rglob("*.part"))
     (run,) = record(tmp_path)["runs"]
@@ -371,14 +426,14 @@ def test_full_disk(tmp_path, undisturbed):
 
 def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    study.write(path, b"old")
+    files.write(path, b"old")
 
     def full(descriptor):
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        study.write(path, b"new")
+        files.write(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -390,29 +445,299 @@ def refused(capsys, *arguments):
     return capsys.readouterr().err
 
 
+def says(capsys, *arguments):
+    """The one line that a command ends with."""
+    capsys.readouterr()
+    shown = refused(capsys, *arguments)
+    assert shown.count("\n") == 1
+    assert shown.endswith("\n")
+    return shown
+
+
+def contents(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "lock"}
+
+
+ONE = "--threads", 1, "--seed", 0, "--epochs", 1
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A study of two runs, of one epoch each."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study.Session, "picture", lambda *_: None)
+        train(folder, *ONE)
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copied")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "synthetic"], "was made with data scikit-learn's digits: "),
+        (["--threads", 2], "was made with threads 1, now 2: give the same arguments"),
+    ],
+)
+def test_resume_refuses_what_was_trained_otherwise(copied, capsys, arguments, message):
+    before = contents(copied)
+    assert message in says(capsys, *ONE, *arguments, "--resume", "--out", copied)
+    assert contents(copied) == before
+
+
 @pytest.mark.usefixtures("no_pictures")
-def test_resume_refuses_what_was_trained_otherwise(tmp_path, capsys):
-    one = "--threads", 1, "--seed", 0, "--out", tmp_path
+def test_more_epochs_go_on_and_fewer_are_refused(copied, tmp_path, capsys):
+    one = "--threads", 1, "--seed", 0
+    expected = train(tmp_path / "at once", *one, "--epochs", 3)
+    first = [run["curves"]["seconds"] for run in record(copied)["runs"]]
+    assert train(copied, *one, "--epochs", 3, "--resume") == expected
+    assert [run["curves"]["seconds"][:1] for run in record(copied)["runs"]] == first
+    before = contents(copied)
+    shown = says(capsys, *one, "--epochs", 2, "--resume", "--out", copied)
+    assert "without-dropout-0.npz has 3 epochs behind it: give --epochs 3 or more" in shown
+    assert contents(copied) == before
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_plan_for_some_epochs_has_no_more(tmp_path, capsys, monkeypatch):
+    cases = "perceptron", "perceptron, curriculum"
+    monkeypatch.setattr(variants, "CASES", {name: variants.CASES[name] for name in cases})
+    for shown in ("tables", "pictures"):
+        monkeypatch.setattr(variants, shown, lambda _: None)
+    one = "variants", "--quick", "--threads", 1, "--out", tmp_path
     main(["train", *map(str, one), "--epochs", "1"])
-    shown = refused(capsys, *one, "--epochs", 2, "--resume")
-    assert "was made with epochs 1, now 2: give the same arguments" in shown
-    shown = refused(capsys, "--data", "synthetic", *one, "--epochs", 1, "--resume")
-    assert "was made with data scikit-learn's digits: " in shown
-    (tmp_path / "runs" / "dropout-0.5-0.pickle").write_bytes(b"\x80\x04torn")
-    shown = refused(capsys, *one, "--epochs", 1, "--resume")
-    assert "dropout-0.5-0.pickle is damaged" in shown
-    assert "remove it to redo this run" in shown
+    shown = says(capsys, *one, "--epochs", 2, "--resume")
+    assert "perceptron-0.npz was made with epochs 1, now 2: give the same arguments" in shown
+
+
+def changed(change):
+    """Of a checkpoint, what is in it, changed."""
+
+    def damage(raw):
+        content = checkpoint.loads(raw)
+        change(content)
+        return checkpoint.dumps(content)
+
+    return damage
+
+
+W = "net.layers.1.W"
+
+
+def packed(raw):
+    file = io.BytesIO()
+    np.savez_compressed(file, **np.load(io.BytesIO(raw)))
+    return file.getvalue()
+
+
+def by_hand(change):
+    """Of the JSON in a checkpoint, changed by one who does not know of the digest."""
+
+    def damage(raw):
+        arrays = dict(np.load(io.BytesIO(raw)))
+        content = json.loads(arrays["json"].tobytes())
+        change(content)
+        return with_json(json.dumps(content))(raw)
+
+    return damage
+
+
+def with_objects(raw):
+    file = io.BytesIO()
+    np.savez(file, json=np.array([Calls()]))
+    return file.getvalue()
+
+
+def with_arrays(**more):
+    def damage(raw):
+        file = io.BytesIO()
+        np.savez(file, **np.load(io.BytesIO(raw)), **more)
+        return file.getvalue()
+
+    return damage
+
+
+def without_array(raw):
+    file = io.BytesIO()
+    arrays = dict(np.load(io.BytesIO(raw)))
+    del arrays["0"]
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def with_json(text):
+    def damage(raw):
+        file = io.BytesIO()
+        arrays = dict(np.load(io.BytesIO(raw)))
+        np.savez(file, **arrays | {"json": np.frombuffer(text.encode(), np.uint8)})
+        return file.getvalue()
+
+    return damage
+
+
+class Calls:
+    def __reduce__(self):
+        return print, ("called by a checkpoint",)
+
+
+DAMAGE = {
+    "empty": lambda raw: b"",
+    "text": lambda raw: b"no zip at all",
+    "pickle": lambda raw: pickle.dumps((None, None)),
+    "pickle that calls": lambda raw: pickle.dumps(Calls()),
+    "npz that calls": with_objects,
+    "cut": lambda raw: raw[: len(raw) // 2],
+    "one bit": lambda raw: raw[:5000] + bytes([raw[5000] ^ 4]) + raw[5001:],
+    "packed": packed,
+    "array too many": with_arrays(more=np.zeros(3)),
+    "array too few": without_array,
+    "no JSON": with_json("{"),
+    "JSON list": with_json("[]"),
+    "JSON null": with_json("null"),
+    "JSON deep": with_json("[" * 100_000),
+    "JSON of two": with_json('{"settings": {}, "state": {}}'),
+    "odd reference": with_json('{"array": 3}'),
+    "unknown reference": with_json('{"array": ["x", false]}'),
+    "no measures": by_hand(lambda c: c.update(measures={})),
+    "another curve": by_hand(lambda c: c["curves"].pop("train loss")),
+    "no settings": changed(lambda c: c.update(settings=None)),
+    "other settings": changed(lambda c: c["settings"].pop("data")),
+    "other name": changed(lambda c: c.update(name="another")),
+    "other seed": changed(lambda c: c.update(seed=7)),
+    "curves a list": changed(lambda c: c.update(curves=[])),
+    "no curves": changed(lambda c: c.update(curves={})),
+    "empty curves": changed(lambda c: c.update(curves={"loss": []})),
+    "curve of text": changed(lambda c: c["curves"].update(loss=["1"])),
+    "curves of two lengths": changed(lambda c: c["curves"].update(loss=[1.0, 2.0])),
+    "complete a number": changed(lambda c: c.update(complete=1)),
+    "state a list": changed(lambda c: c.update(state=[])),
+    "number too few": changed(lambda c: c["state"].pop("update.step")),
+    "number too many": changed(lambda c: c["state"].update(more=1)),
+    "number of text": changed(lambda c: c["state"].update({"update.step": "1"})),
+    "number a float": changed(lambda c: c["state"].update({"update.step": 1.0})),
+    "weights too few": changed(lambda c: c["state"].pop(W)),
+    "weights of float64": changed(lambda c: c["state"].update({W: c["state"][W].astype(float)})),
+    "weights transposed": changed(lambda c: c["state"].update({W: c["state"][W].T})),
+    "weights of one": changed(lambda c: c["state"].update({W: np.zeros((1, 1), np.float32)})),
+    "order of text": changed(lambda c: c["state"]["order"].update(state="x")),
+    "another generator": changed(lambda c: c["state"]["order"].update(bit_generator="x")),
+    "order too large": changed(lambda c: c["state"]["order"]["state"].update(state=2**200)),
+    "order a list": changed(lambda c: c["state"].update(order=[])),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint(copied, capsys, damage):
+    """One line, no traceback, no code that is run, and nothing else is touched."""
+    path = copied / "runs" / "dropout-0.5-0.npz"
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    before = contents(copied)
+    shown = says(capsys, *ONE, "--resume", "--out", copied)
+    assert f"{path} is damaged, or not of this run (" in shown
+    assert "): remove it to redo this run" in shown
+    assert "called by" not in shown
+    assert contents(copied) == before
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_damaged_checkpoint_can_be_removed(copied, finished):
+    (copied / "runs" / "dropout-0.5-0.npz").unlink()
+    assert train(copied, *ONE, "--resume") == numbers(finished)
+
+
+def test_pickles_are_not_read(copied, capsys):
+    (copied / "runs" / "dropout-0.5-0.pickle").write_bytes(pickle.dumps(Calls()))
+    for resume in ([], ["--resume"]):
+        shown = says(capsys, *ONE, *resume, "--out", copied)
+        assert f"{copied / 'runs'} has pickles" in shown
+        assert "remove them or give another --out" in shown
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"finished": '])
+def test_a_damaged_record(copied, capsys, text):
+    (copied / "record.json").write_text(text)
+    before = contents(copied)
+    shown = says(capsys, *ONE, "--out", copied)
+    assert f"{copied / 'record.json'} is damaged: remove it and go on with --resume" in shown
+    assert contents(copied) == before
+
+
+def test_a_fault_of_the_data_leaves_a_finished_study_alone(copied, tmp_path, capsys):
+    (tmp_path / "train-images").write_bytes(b"\0\0\x08\x64")
+    (tmp_path / "train-labels").write_bytes(b"")
+    before = contents(copied)
+    shown = says(capsys, *ONE, "--data", tmp_path, "--out", copied)
+    assert f"{tmp_path / 'train-images'} has 100 axes in its header" in shown
+    assert contents(copied) == before
+
+
+def wait_for(condition):
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("waited for a minute")
+
+
+def test_one_study_at_a_time(tmp_path, capsys):
+    """A second process is refused and changes nothing; a killed one leaves no lock."""
+    with start(tmp_path, "--epochs", "100000") as first:
+        wait_for((tmp_path / "record.json").exists)
+        for resume in ([], ["--resume"]):
+            with start(tmp_path, *resume) as second:
+                _, errors = second.communicate(timeout=60)
+            assert second.returncode == 1
+            assert f"{tmp_path} is in use by process {first.pid} on " in errors
+            assert errors.endswith(": wait until it has ended, or give another --out\n")
+            assert errors.count("\n") == 1
+        shown = says(capsys, *COMMAND, "--out", tmp_path)  # from this process, too
+        assert f"in use by process {first.pid}" in shown
+        first.send_signal(signal.SIGKILL)
+        first.communicate(timeout=60)
+    assert "--resume goes on with it" in says(capsys, *COMMAND, "--out", tmp_path)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_many_at_once_end_as_one(tmp_path, undisturbed):
+    """Of six that begin together one gets the folder, and its files are whole."""
+    processes = [start(tmp_path) for _ in range(6)]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert sorted(process.returncode for process in processes) == [0, 1, 1, 1, 1, 1]
+    refusals = [e for p, e in zip(processes, errors, strict=True) if p.returncode]
+    assert all("is in use by process" in e and e.count("\n") == 1 for e in refusals)
+    assert numbers(tmp_path) == undisturbed
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_console_of_ascii(tmp_path):
+    """What it cannot show is escaped; what is written is whole."""
+    command = [sys.executable, "-m", "fastdrop", "train", "--quick", "--epochs", "1"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [*command, "--seed", "0", "1", "--out", str(tmp_path / "±")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "mean \\xb1 deviation" in done.stdout
+    assert f"figures: {tmp_path}" in done.stdout
+    assert record(tmp_path / "±")["finished"]
+    assert "mean ± deviation" in record(tmp_path / "±")["tables"][0]["title"]
 
 
 def test_says_what_is_wrong(tmp_path, capsys):
     out = "--out", tmp_path
     assert "has neither IDX files" in refused(capsys, "--data", tmp_path, *out)
     assert "lstm takes no --data" in refused(capsys, "lstm", "--data", tmp_path, *out)
-    assert "invalid choice: 'gru'" in refused(capsys, "gru")
-    for arguments in (["--epochs", 0], ["--seed", -1], ["--threads", "x"]):
-        assert f"argument {arguments[0]}" in refused(capsys, *arguments)
     (tmp_path / "file").touch()
-    assert "Not a directory" in refused(capsys, "--out", tmp_path / "file" / "out")
+    shown = says(capsys, "--out", tmp_path / "file" / "out")
+    assert shown.startswith(f"{tmp_path / 'file' / 'out'}: Not a directory: give an --out that")
 
 
 @pytest.mark.parametrize(

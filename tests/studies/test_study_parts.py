@@ -1,12 +1,21 @@
 """What single studies are made of: gradients of the variants, measures of uncertainty."""
 
-import pickle
+from functools import partial
 
 import numpy as np
 import pytest
 
 import fastdrop as fd
-from fastdrop.studies import nn, uncertainty, variants
+from fastdrop.studies import (
+    checkpoint,
+    cifar_cnn,
+    co_adaptation,
+    lstm,
+    nn,
+    regularisers,
+    uncertainty,
+    variants,
+)
 from fastdrop.studies.data import load
 
 
@@ -50,20 +59,72 @@ def test_gradient_along_a_line(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", variants.CASES)
-def test_what_is_pickled_goes_on_as_if_nothing_happened(name, monkeypatch):
+def test_a_variant_goes_on_from_a_checkpoint(name, monkeypatch):
     monkeypatch.setattr(variants, "UNITS", 20)
     data = load("digits", 0).part(150, 20)
-    trainer = variants.start(name, data, 0, 2)
+    goes_on(partial(variants.start, name, data, 0, 2), data)
+
+
+def goes_on(start, data):
+    """A new trainer with the numbers of one in training does what that does, bit for bit."""
 
     def train(trainer):
         row = trainer.epoch(data, lambda part: None)
         return {key: value for key, value in row.items() if not key.endswith("seconds")}
 
+    trainer, restored = start(), start()
     first = train(trainer)
-    restored = pickle.loads(pickle.dumps(trainer))
+    checkpoint.restore(restored, checkpoint.loads(checkpoint.dumps(checkpoint.state(trainer))))
     second = train(trainer)
     assert second["train loss"] != first["train loss"]
     assert train(restored) == second
+    ours, theirs = checkpoint.state(trainer), checkpoint.state(restored)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        if "seconds" not in name:
+            np.testing.assert_array_equal(value, theirs[name], strict=True, err_msg=name)
+
+
+@pytest.mark.parametrize("name", regularisers.MEANS)
+def test_regularisers_go_on_from_a_checkpoint(name):
+    data = load("digits", 0).part(150, 20)
+    goes_on(partial(regularisers.start, data, regularisers.MEANS[name], 0.5, 0), data)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_other_networks_go_on_from_a_checkpoint(dropout):
+    data = load("digits", 0).part(150, 20)
+    goes_on(partial(co_adaptation.start, data, "autoencoder", dropout, 0), data)
+    goes_on(partial(cifar_cnn.start, data, dropout, 0), data)
+    text, rates = lstm.read(2000), lstm.CASES["dropout" if dropout else "without dropout"]
+    goes_on(partial(lstm.Training, text, rates, 0), text)
+
+
+def test_a_checkpoint_has_all_of_a_trainer_and_nothing_twice():
+    data = load("digits", 0).part(150, 20)
+    trainer = regularisers.start(data, regularisers.MEANS["early stopping"], 0.5, 0)
+    state = checkpoint.state(trainer)
+    arrays = [value for value in state.values() if isinstance(value, np.ndarray)]
+    assert sum(a.size for a in arrays) == 4 * sum(p.size for p in trainer.net.parameters.values())
+    assert {"done", "order", "stop.best", "stop.waited", "update.step"} <= state.keys()
+    assert sum(isinstance(v, dict) and "stream_version" in v for v in state.values()) == 1
+    trainer.net.layers[1].W = [object()]
+    with pytest.raises(TypeError, match=r"net\.layers\.1\.W\.0 is of <class 'object'>, which no"):
+        checkpoint.state(trainer)
+
+
+def test_a_checkpoint_is_what_it_was_made_of():
+    content = {
+        "a": [np.arange(6, dtype=np.int16).reshape(2, 3), np.float32(0.1), np.zeros((0, 2))],
+        "b": {"c": None, "d": True, "e": 0.1, "f": 2**127, "g": float("inf"), "h": "±"},
+    }
+    found = checkpoint.loads(checkpoint.dumps(content))
+    for ours, theirs in zip(content["a"], found["a"], strict=True):
+        np.testing.assert_array_equal(ours, theirs, strict=True)
+        assert type(ours) is type(theirs)
+    assert found["b"] == content["b"]
+    with pytest.raises(TypeError, match="objects"):
+        checkpoint.dumps({"a": np.array([object()])})
 
 
 def test_targeted_dense_is_not_pruned_in_evaluation():

@@ -5,13 +5,15 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fastdrop as fd
 import fastdrop.tools
-from fastdrop.__main__ import main
+from fastdrop.__main__ import commands, main
 
 
 def test_info(capsys):
@@ -96,9 +98,90 @@ def test_bench_names_what_is_missing(name, monkeypatch):
         main(["bench", "--quick"])
 
 
-def test_bench_says_what_is_wrong():
-    for arguments in (["--seconds", "0"], ["--seconds", "inf"], ["--rates", "1"], ["--sizes", "x"]):
-        with pytest.raises(SystemExit, match="2"):
-            main(["bench", *arguments])
-    with pytest.raises(SystemExit, match=r"^int8: fastdrop takes float32, float64"):
-        main(["bench", "--dtypes", "int8"])
+WHOLE = "must be a whole number"
+WRONG = [
+    (["train", "--epochs"], "0", f"argument --epochs: {WHOLE}, at least 1, got '0'"),
+    (["train", "--epochs"], "x", f"argument --epochs: {WHOLE}, at least 1, got 'x'"),
+    (["train", "--epochs"], "9" * 5000, f"argument --epochs: {WHOLE}, at least 1, got '9"),
+    (["train", "--seed"], "-1", f"argument --seed: {WHOLE} from 0 to 2**64 - 1, got '-1'"),
+    (["train", "--seed"], str(2**64), f"argument --seed: {WHOLE} from 0 to 2**64 - 1, got"),
+    (["train", "--seed", "4", "3"], "3", "argument --seed: has 3 twice: give it once"),
+    (["train", "--threads"], "x", f"argument --threads: {WHOLE} from 1 to 1024, got 'x'"),
+    (["train", "--threads"], "1025", f"argument --threads: {WHOLE} from 1 to 1024, got '1025'"),
+    (["train", "--data"], "nothing", "--data: nothing is no folder, nor one of mnist, digits, syn"),
+    (["train", "--out"], __file__, f"{__file__}: File exists: give an --out that can be written"),
+    (["train"], "gru", "argument STUDY: invalid choice: 'gru' (choose from"),
+    (["train", "lstm", "--data"], "digits", "lstm takes no --data: leave it out"),
+    (["bench", "--seconds"], "0", "argument --seconds: must be a positive number, got '0'"),
+    (["bench", "--seconds"], "inf", "argument --seconds: must be a positive number, got 'inf'"),
+    (["bench", "--seconds"], "x", "argument --seconds: must be a positive number, got 'x'"),
+    (["bench", "--rates"], "1", "argument --rates: must be a number between 0 and 1, got '1'"),
+    (["bench", "--rates"], "nan", "argument --rates: must be a number between 0 and 1, got 'nan'"),
+    (["bench", "--rates", "0.1"], "0.10", "argument --rates: has 0.1 twice: give it once"),
+    (["bench", "--sizes"], "x", f"argument --sizes: {WHOLE} from 1 to 40, got 'x'"),
+    (["bench", "--sizes"], "200", f"argument --sizes: {WHOLE} from 1 to 40, got '200'"),
+    (["bench", "--sizes", "8"], "8", "argument --sizes: has 8 twice: give it once"),
+    (["bench", "--threads"], "0", f"argument --threads: {WHOLE} from 1 to 1024, got '0'"),
+    (["bench", "--threads", "1"], "1", "argument --threads: has 1 twice: give it once"),
+    (["bench", "--dtypes"], "int8", "int8: fastdrop takes float32, float64"),
+    (["bench", "--dtypes", "float32"], "float32", "argument --dtypes: has float32 twice: give it"),
+    (["bench", "--out"], __file__, f"--out: {__file__}: File exists: give a folder that can"),
+]
+
+
+@pytest.mark.parametrize(("before", "value", "message"), WRONG)
+def test_every_option_says_what_is_wrong(before, value, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main([*before, value])
+    code, shown = stopped.value.code, capsys.readouterr().err
+    if isinstance(code, str):  # Python prints it, and exits with 1
+        code, shown = 1, f"{shown}{code}\n"
+    assert code in (1, 2)
+    *usage, last = shown.splitlines()
+    assert message in last
+    assert not usage or usage[0].startswith("usage: python -m fastdrop")
+    assert not re.search("Traceback|_[a-z]+ value", shown)
+
+
+def test_no_option_is_left_out_there():
+    (subparsers,) = (a for a in commands()._actions if isinstance(a.choices, dict))
+    options = {
+        (command, action.option_strings[-1] if action.option_strings else None)
+        for command, parser in subparsers.choices.items()
+        for action in parser._actions
+        if action.nargs != 0  # flags have nothing that can be wrong
+    }
+    tried = {
+        (before[0], ([None] + [w for w in before if w.startswith("--")])[-1])
+        for before, _, _ in WRONG
+    }
+    assert tried == options
+
+
+def test_alone_it_prints_what_there_is(capsys):
+    main([])
+    shown = capsys.readouterr().out
+    assert all(f"\n    {command} " in shown for command in ("info", "train", "bench"))
+
+
+def test_the_console_script_is_the_same():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert tomllib.loads(text)["project"]["scripts"] == {"fastdrop": f"{main.__module__}:main"}
+    assert main.__module__ == "fastdrop.__main__"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+@pytest.mark.parametrize("arguments", [["info"], ["train", "--epochs", "1"]])
+def test_output_that_nobody_takes(arguments, tmp_path):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fastdrop", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(fd.__file__).parents[1])},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "standard output: No space left on device\n")
