@@ -11,11 +11,12 @@ import numpy.typing as npt
 from fastdrop import _core
 from fastdrop._core import BITS_PAD, DROPOUT, Draw, Place
 from fastdrop.backends import of
+from fastdrop.backends.complex import of_numbers
 from fastdrop.backends.cpu import host_bits, unpacked
 from fastdrop.backends.interface import Constants
 from fastdrop.base import gate
 from fastdrop.base.gate import Region
-from fastdrop.ops import context
+from fastdrop.ops import context, sparse
 from fastdrop.rng import RngLike, with_draw
 
 
@@ -51,7 +52,7 @@ class Context(context.Context):
 
         Parameters
         ----------
-        dy : array_like of a floating dtype, shape of x
+        dy : array_like of a floating or complex dtype, or sparse array, shape of x
             Gradient with respect to y, in any layout.
         out : ndarray, optional
             Where to write; shape and dtype of `dy`. May be `dy` itself.
@@ -59,17 +60,38 @@ class Context(context.Context):
         Returns
         -------
         ndarray
-            dy * scale where the element was kept, +0 where it was dropped; dtype of `dy`.
+            dy * scale where the element was kept, +0 where it was dropped; dtype of `dy`. Of a
+            sparse array its stored entries: one like it.
         """
         if (dx := _core.common_backward(self, dy, out)) is not None:
             return dx
-        backend = of(dy)
+        if sparse.is_sparse(dy):
+            return self._backward_of_stored(dy, out)
+        backend = of_numbers(dy)
         dy = backend.array(dy, "dy")
         out, dy = backend.output(out, dy)
         self._check_shape(dy)
         if (draw := self._drops) is None:
             return backend.copy(dy, out)
         return backend.select(dy, out, draw, self.held, self.scale)
+
+    def _backward_of_stored(self, dy: Any, out: Any) -> Any:
+        """`backward` of a sparse array; time and memory for its stored entries alone."""
+        if out is not None:
+            raise TypeError("out is not taken with sparse arrays; leave it out")
+        self._check_shape(dy)
+        entries, where = sparse.stored(dy, "dy"), sparse.positions(dy)
+        backend = of_numbers(entries)
+        entries = backend.array(entries, "dy")
+        if (draw := self._drops) is None:
+            return sparse.with_entries(dy, backend.copy(entries))
+        flat, bits = entries.reshape(-1), None
+        place = place_of(gate.elements(draw.place, where))
+        if draw.given:  # no seed draws it again
+            bits = gate.own_mask(self.mask()[where].reshape(-1), Place(flat.shape), True)
+        drawn = Draw(draw.seed, draw.call, draw.p, place)
+        dx = backend.select(flat, None, drawn, bits, self.scale)
+        return sparse.with_entries(dy, dx.reshape(entries.shape))
 
     @property
     def _drops(self) -> Draw | None:
@@ -86,6 +108,10 @@ class Context(context.Context):
             return
         if self.draw is None or not context.is_bits(self.held, self.draw.place.size):
             raise ValueError("bits must hold one for each element that is drawn")
+
+
+How = tuple[RngLike, bool, Any, Region | None, Any, Any, str]
+"""rng, training, shared_axes, region, rows, out and save, as the caller gave them."""
 
 
 def dropout(
@@ -106,6 +132,10 @@ def dropout(
     Parameters
     ----------
     x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64, any shape and layout
+        Or complex64 or complex128, one draw a number. Or an array of `scipy.sparse` (COO, CSR, CSC
+        or BSR), whose stored entries get the dense array's mask, in time and memory for these
+        alone: y stores zeros where they are dropped, and the context keeps the seed. It takes no
+        `out` and no `mask`.
     p : float
         Drop rate in [0, 1], exact to 2**-32.
     rng : Rng, int, None, SeedSequence, Generator or BitGenerator
@@ -167,16 +197,32 @@ def dropout(
     >>> dx = ctx.backward(dy)
     """
     how = rng, training, shared_axes, region, rows, out, save
+    if type(x) is not np.ndarray and sparse.is_sparse(x):
+        return _of_stored(x, p, how, mask)
     return masked(DROPOUT, x, p, how, mask=mask)
+
+
+def _of_stored(x: Any, p: Any, how: How, mask: Any) -> tuple[Any, Context]:
+    """`dropout` of a sparse array: the backward pass is the same selection."""
+    rng, training, shared_axes, region, rows, out, save = how
+    gate.keeps_bits(save)
+    if out is not None or mask is not None:
+        raise TypeError("out and mask are not taken with sparse arrays; leave them out")
+    entries = sparse.stored(x, "x")
+    of_numbers(entries).array(entries)
+    p, place = gate.rate(p), gate.place(x.shape, shared_axes, region, rows)
+
+    def of_draw(draw: Draw | None) -> tuple[Any, Context]:
+        scale = inverted(p)[0] if draw is not None else 1.0
+        ctx = _core.saved(Context, x.shape, draw, scale, None)
+        return ctx.backward(x), ctx
+
+    return with_draw(rng, p, place, of_draw) if training else of_draw(None)
 
 
 def inverted(p: float) -> Constants:
     """What inverted dropout does at this rate: kept elements are divided by 1 - p."""
     return _core.scale_of(p), 0.0, 0.0
-
-
-How = tuple[RngLike, bool, Any, Region | None, Any, Any, str]
-"""rng, training, shared_axes, region, rows, out and save, as the caller gave them."""
 
 
 def masked(
@@ -199,7 +245,7 @@ def masked(
         return done
     rng, training, shared_axes, region, rows, out, save = how
     keep = gate.keeps_bits(save)
-    backend = of(x)
+    backend = of_numbers(x) if op == DROPOUT else of(x)
     x, p = backend.array(x, name), gate.rate(p)
     shared = shared_axes if axes is None else axes(x, shared_axes)
     place = gate.place(x.shape, shared, region, rows)
