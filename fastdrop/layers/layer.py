@@ -55,9 +55,13 @@ class Calls:
 
     def trim(self) -> None:
         """Forget the oldest that are too many."""
-        while len(self.stack) > 1 and (len(self.stack) > self.most or self.nbytes > self.BYTES):
+        stack = self.stack
+        while len(stack) > 1:
+            (_, held, first), (_, _, last) = stack[0], stack[-1]
+            if len(stack) <= self.most and held + last - first <= self.BYTES:
+                return
             self.lost = True
-            self.stack.popleft()
+            stack.popleft()
 
 
 def _held(ctx: Any) -> int:
@@ -144,7 +148,7 @@ class Layer:
 
     def __call__(self, *inputs: Any, **options: Any) -> npt.NDArray[Any]:
         """y, an array like x."""
-        return self._kept(self._forward, self._changes, *inputs, **options)
+        return self._kept(self._forward, self._changes, inputs, options)
 
     def _changes(self, ctx: Any) -> dict[str, Any]:
         """The attributes that a call changes."""
@@ -154,8 +158,8 @@ class Layer:
         self,
         forward: Callable[..., tuple[Any, Any]],
         changes: Callable[[Any], dict[str, Any]],
-        *inputs: Any,
-        **options: Any,
+        inputs: tuple[Any, ...],
+        options: dict[str, Any],
     ) -> Any:
         """y of forward, whose context becomes the latest in one step with other changes."""
         calls = self._calls[self.training]
@@ -223,15 +227,16 @@ class Layer:
             ctx, *_ = call
             if out is not None and not _takes_out(type(ctx)):  # type: ignore[arg-type]  # a class can be hashed
                 raise TypeError(f"out is not taken by the backward pass of {type(self).__name__}")
-            inputs, learned = self._divided(ctx.backward(dy, *(() if out is None else (out,))))
-            return inputs, {"gradients": learned} if self.learned else {}
+            grads = ctx.backward(dy) if out is None else ctx.backward(dy, out)
+            if not self.learned:
+                return grads, {}
+            inputs, learned = self._divided(grads)
+            return inputs, {"gradients": learned}
 
         return _core.with_last(stack, body, out, vars(self))
 
     def _divided(self, grads: Any) -> tuple[Any, dict[str, npt.NDArray[Any]]]:
         """The gradients of the inputs, and those of the learned parameters."""
-        if not self.learned:
-            return grads, {}
         inputs = len(grads) - len(self.learned)
         learned = dict(zip(self.learned, grads[inputs:], strict=True))
         return grads[0] if inputs == 1 else grads[:inputs], learned

@@ -428,7 +428,7 @@ class AdversarialDropout(Layer):
         def changes(base: Context) -> dict[str, Any]:
             return {**self._changes(base), "_base": {**self._base, self.training: (x, base)}}
 
-        return self._kept(self._forward, changes, x)
+        return self._kept(self._forward, changes, (x,), {})
 
     def _forward(self, x: npt.ArrayLike) -> tuple[Any, Any]:
         return dropout(x, self.rate(), rng=self.rng, training=self.training)
@@ -446,9 +446,8 @@ class AdversarialDropout(Layer):
         return self._kept(
             adversarial_dropout,
             lambda ctx: {"_ctx": ctx},
-            *(x, gradient, self.delta, base.p),
-            rng=rng,
-            training=draw is not None,
+            (x, gradient, self.delta, base.p),
+            {"rng": rng, "training": draw is not None},
         )
 
     def __repr__(self) -> str:
