@@ -11,7 +11,7 @@ from typing_extensions import disjoint_base
 _Array = npt.NDArray[Any]
 _Kind = TypeVar("_Kind", bound=Saved)
 _T = TypeVar("_T")
-_Step = tuple[Any, ...]
+_Entry = TypeVar("_Entry")
 
 BUILD: str
 BITS_PAD: int
@@ -116,13 +116,19 @@ def saved(
 # In one step.
 
 def delivered() -> None: ...
-def in_one_step(body: Callable[[], tuple[Any, *tuple[_Step, ...]]], /) -> Any: ...
-def with_last(
-    entries: deque[_T],
-    body: Callable[[_T], tuple[Any, *tuple[_Step, ...]]],
-    out: object,
+def in_one_step(
+    body: Callable[[], tuple[_T, dict[str, Any], _Entry | None]],
+    attributes: dict[str, Any],
+    entries: deque[_Entry],
     /,
-) -> Any: ...
+) -> _T: ...
+def with_last(
+    entries: deque[_Entry],
+    body: Callable[[_Entry], tuple[_T, dict[str, Any]]],
+    out: object,
+    attributes: dict[str, Any],
+    /,
+) -> _T: ...
 
 @disjoint_base
 class Unchanged:

@@ -30,9 +30,10 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
+from fastdrop._core import Draw, Place
 from fastdrop.base import gate
 from fastdrop.ops import door
-from fastdrop.rng import RngLike, draw_call
+from fastdrop.rng import RngLike, with_draw
 
 __all__ = ["DaskContext", "dropout"]
 
@@ -110,9 +111,13 @@ def dropout(
     """
     x, p = floating(x, "x"), gate.rate(p)
     axes = gate.axes(shared_axes, x.ndim, "shared_axes")
-    seed, call = draw_call(rng) if training else (None, None)
-    ctx = DaskContext(x.shape, p if training else 0.0, seed, call, axes)
-    return ctx.apply(x), ctx
+
+    def of_draw(draw: Draw | None) -> tuple[da.Array, DaskContext]:
+        seed, call = (None, None) if draw is None else (draw.seed, draw.call)
+        ctx = DaskContext(x.shape, p if training else 0.0, seed, call, axes)
+        return ctx.apply(x), ctx
+
+    return with_draw(rng, p, Place(()), of_draw) if training else of_draw(None)
 
 
 def floating(x: Any, name: str) -> da.Array:

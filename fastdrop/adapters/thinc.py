@@ -46,8 +46,9 @@ from thinc.api import (
 from thinc.types import Shape
 
 import fastdrop as fd
+from fastdrop._core import Draw, Place
 from fastdrop.ops import door
-from fastdrop.rng import LayerRng, RngLike, draw_call
+from fastdrop.rng import LayerRng, RngLike, draw_call, with_draw
 
 __all__ = ["Dropout", "DropoutMixin", "FastdropOps"]
 
@@ -83,8 +84,11 @@ class DropoutMixin:
         mask = self.xp.ones(shape, dtype="f")
         if drop is not None and drop > 0:
             p = min(drop, 1.0)
-            draw = draw_call(thincs_seed() if self.rng is None else self.rng)
-            door.drop(mask, p, draw, door.inverted(p), out=mask)
+
+            def of_draw(draw: Draw) -> None:
+                door.drop(mask, p, (draw.seed, draw.call), door.inverted(p), out=mask)
+
+            with_draw(thincs_seed() if self.rng is None else self.rng, p, Place(()), of_draw)
         return mask
 
 

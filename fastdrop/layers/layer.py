@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
 from inspect import Parameter, Signature, signature
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,17 +19,12 @@ __all__ = ["Layer", "OpLayer", "Rate"]
 
 Rate = float | Callable[[int], float]  # a rate, or a function of the step
 NO_RATE: Any = object()
-Step = tuple[Any, ...]  # a compiled function and its arguments
 
 
-class Call(NamedTuple):
-    """One that no backward pass has undone yet."""
-
-    ctx: Any
-    held: int
-    """Bytes that the context keeps from being freed."""
-    total: int
-    """Bytes of this one and of all below it, those that are forgotten included."""
+Call = tuple[Any, int, int]
+"""A context, the bytes that it keeps from being freed, and those of it and of all calls below it,
+forgotten ones included.
+"""
 
 
 class Calls:
@@ -48,21 +43,25 @@ class Calls:
     def entry(self, ctx: Any) -> Call:
         """What is appended to the stack for a call with this context."""
         held = _held(ctx)
-        return Call(ctx, held, held + (self.stack[-1].total if self.stack else 0))
+        return ctx, held, held + (self.stack[-1][2] if self.stack else 0)
 
     @property
     def nbytes(self) -> int:
         """What all of them hold."""
         if not self.stack:
             return 0
-        first, last = self.stack[0], self.stack[-1]
-        return first.held + last.total - first.total
+        (_, held, first), (_, _, last) = self.stack[0], self.stack[-1]
+        return held + last - first
 
     def trim(self) -> None:
         """Forget the oldest that are too many."""
-        while len(self.stack) > self.most or (self.nbytes > self.BYTES and len(self.stack) > 1):
+        stack = self.stack
+        while len(stack) > 1:
+            (_, held, first), (_, _, last) = stack[0], stack[-1]
+            if len(stack) <= self.most and held + last - first <= self.BYTES:
+                return
             self.lost = True
-            self.stack.popleft()
+            stack.popleft()
 
 
 def _held(ctx: Any) -> int:
@@ -141,34 +140,35 @@ class Layer:
         inputs in what ``ctx.backward`` returns.
         """
 
-        def body() -> tuple[Any, Step]:
+        def body() -> tuple[Any, dict[str, Any], None]:
             result = self._forward(*inputs, **options)
-            return result, (vars(self).update, {"step": self.step + self.training})
+            return result, {"step": self.step + self.training}, None
 
-        return _core.in_one_step(body)
+        return _core.in_one_step(body, vars(self), self._calls[self.training].stack)
 
     def __call__(self, *inputs: Any, **options: Any) -> npt.NDArray[Any]:
         """y, an array like x."""
-        return self._kept(lambda: self._forward(*inputs, **options), self._counted)
+        return self._kept(self._forward, self._changes, inputs, options)
 
-    def _counted(self, ctx: Any) -> dict[str, Any]:
-        """The attributes that a call changes, beside those that say which is the latest."""
-        return {"step": self.step + self.training}
+    def _changes(self, ctx: Any) -> dict[str, Any]:
+        """The attributes that a call changes."""
+        return {"_ctx": ctx, "step": self.step + self.training}
 
     def _kept(
         self,
-        forward: Callable[[], tuple[Any, Any]],
-        attributes: Callable[[Any], dict[str, Any]] = lambda ctx: {},
+        forward: Callable[..., tuple[Any, Any]],
+        changes: Callable[[Any], dict[str, Any]],
+        inputs: tuple[Any, ...],
+        options: dict[str, Any],
     ) -> Any:
-        """y of forward(), whose context becomes the latest in one step, with these attributes."""
+        """y of forward, whose context becomes the latest in one step with other changes."""
         calls = self._calls[self.training]
 
-        def body() -> tuple[Any, Step, Step]:
-            y, ctx = forward()
-            changed = {"_ctx": ctx, **attributes(ctx)}
-            return y, (vars(self).update, changed), (calls.stack.append, calls.entry(ctx))
+        def body() -> tuple[Any, dict[str, Any], Call]:
+            y, ctx = forward(*inputs, **options)
+            return y, changes(ctx), calls.entry(ctx)
 
-        y = _core.in_one_step(body)
+        y = _core.in_one_step(body, vars(self), calls.stack)
         calls.trim()
         return y
 
@@ -223,19 +223,20 @@ class Layer:
         if not stack:
             raise RuntimeError(self._nothing_to_undo())
 
-        def body(call: Call) -> tuple[Any, Step]:
-            ctx = call.ctx
+        def body(call: Call) -> tuple[Any, dict[str, Any]]:
+            ctx, *_ = call
             if out is not None and not _takes_out(type(ctx)):  # type: ignore[arg-type]  # a class can be hashed
                 raise TypeError(f"out is not taken by the backward pass of {type(self).__name__}")
-            inputs, learned = self._divided(ctx.backward(dy, *(() if out is None else (out,))))
-            return inputs, (vars(self).update, {"gradients": learned} if self.learned else {})
+            grads = ctx.backward(dy) if out is None else ctx.backward(dy, out)
+            if not self.learned:
+                return grads, {}
+            inputs, learned = self._divided(grads)
+            return inputs, {"gradients": learned}
 
-        return _core.with_last(stack, body, out)
+        return _core.with_last(stack, body, out, vars(self))
 
     def _divided(self, grads: Any) -> tuple[Any, dict[str, npt.NDArray[Any]]]:
         """The gradients of the inputs, and those of the learned parameters."""
-        if not self.learned:
-            return grads, {}
         inputs = len(grads) - len(self.learned)
         learned = dict(zip(self.learned, grads[inputs:], strict=True))
         return grads[0] if inputs == 1 else grads[:inputs], learned

@@ -425,10 +425,10 @@ class AdversarialDropout(Layer):
     def __call__(self, x: npt.ArrayLike) -> npt.NDArray[Any]:
         x = gate.array(x)
 
-        def attributes(base: Context) -> dict[str, Any]:
-            return {**self._counted(base), "_base": {**self._base, self.training: (x, base)}}
+        def changes(base: Context) -> dict[str, Any]:
+            return {**self._changes(base), "_base": {**self._base, self.training: (x, base)}}
 
-        return self._kept(lambda: self._forward(x), attributes)
+        return self._kept(self._forward, changes, (x,), {})
 
     def _forward(self, x: npt.ArrayLike) -> tuple[Any, Any]:
         return dropout(x, self.rate(), rng=self.rng, training=self.training)
@@ -443,12 +443,12 @@ class AdversarialDropout(Layer):
         x, base = self._base[self.training]
         draw = base.draw
         rng = None if draw is None else Rng(draw.seed, draw.call)
-        training = draw is not None
-
-        def forward() -> tuple[Any, Any]:
-            return adversarial_dropout(x, gradient, self.delta, base.p, rng=rng, training=training)
-
-        return self._kept(forward)
+        return self._kept(
+            adversarial_dropout,
+            lambda ctx: {"_ctx": ctx},
+            (x, gradient, self.delta, base.p),
+            {"rng": rng, "training": draw is not None},
+        )
 
     def __repr__(self) -> str:
         return f"AdversarialDropout(delta={self.delta}, p={self.p})"

@@ -243,6 +243,22 @@ def masked(
     common = axes is None and mask is None
     if common and (done := _core.common_call(op, x, p, how, constants, Context)):
         return done
+    return _looked_at(op, x, p, how, constants, axes, name, mask)
+
+
+def _looked_at(
+    op: int,
+    x: Any,
+    p: Any,
+    how: How,
+    constants: Callable[[float], Constants] | None,
+    axes: Callable[[Any, Any], tuple[int, ...]] | None,
+    name: str,
+    mask: Any,
+) -> tuple[Any, Context]:
+    """What `masked` does where the gate has to look. Apart, as a function whose variables others
+    use, as `of_draw` does, takes longer from its first line on.
+    """
     rng, training, shared_axes, region, rows, out, save = how
     keep = gate.keeps_bits(save)
     backend = of_numbers(x) if op == DROPOUT else of(x)

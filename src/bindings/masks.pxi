@@ -221,13 +221,16 @@ def common_call(fd_op op, x, p, tuple how, constants, kind, /):
     cdef tuple numbers = (fd_scale(p), 0.0, 0.0) if constants is None else constants(p)
     cdef uint64_t before = deliveries
     cdef Draw draw = counter.drawn(p, place)
+    cdef bint done = False
     try:
         y, bits = forward(op, x, None, None, out, draw, keep, numbers)
+        result = y, saved(kind, draw.place.of, draw, numbers[0], bits)
         counter.spend(draw)
-        return y, saved(kind, draw.place.of, draw, numbers[0], bits)
-    except BaseException:
-        counter.back(draw, out, before)
-        raise
+        done = True
+    finally:
+        if not done:
+            counter.back(draw, out, before)
+    return result
 
 
 def common_backward(Saved ctx not None, dy, out, /):

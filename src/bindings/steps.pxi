@@ -6,14 +6,8 @@ def delivered():
     deliveries += 1
 
 
-cdef void do_all(steps):
-    """Calls compiled functions, (function, its arguments), with nothing in between."""
-    for function, *arguments in steps:
-        function(*arguments)
-
-
-def in_one_step(body, /):
-    """The first of body(); the others are compiled functions that are then called in one step.
+def in_one_step(body, dict attributes not None, entries, /):
+    """The result of body(); what it changes is changed in one step.
 
     If body raises, the random calls that it has taken are given back, except where it has written
     an array of the caller.
@@ -21,26 +15,33 @@ def in_one_step(body, /):
     Parameters
     ----------
     body : callable
-        Without arguments; returns (result, (function, *arguments), ...).
+        Without arguments; returns (result, attributes that change, entry or None).
+    attributes : dict
+        Of an object.
+    entries : deque
+        What an entry is appended to.
     """
     global lent
     cdef uint64_t before = deliveries
     cdef PyObject *outer = lent
     cdef list taken = []
+    cdef bint done = False
     lent = <PyObject *> taken
     try:
-        result, *steps = body()
-        do_all(steps)
-        return result
-    except BaseException:
-        for counter, draw in reversed(taken):
-            (<CallCounter> counter).back(draw, counter, before)
-        raise
+        result, changed, entry = body()
+        attributes.update(changed)
+        if entry is not None:
+            entries.append(entry)
+        done = True
     finally:
         lent = outer
+        if not done:
+            for counter, draw in reversed(taken):
+                (<CallCounter> counter).back(draw, counter, before)
+    return result
 
 
-def with_last(entries, body, out, /):
+def with_last(entries, body, out, dict attributes not None, /):
     """As `in_one_step`, of body(the last entry), which is gone then.
 
     If body raises, the entry is there again, except where body has written `out`.
@@ -49,19 +50,22 @@ def with_last(entries, body, out, /):
     ----------
     entries : deque
     body : callable
+        Returns (result, attributes that change).
     out : ndarray or None
         An array of the caller.
+    attributes : dict
     """
     cdef uint64_t before = deliveries
+    cdef bint done = False
     entry = entries.pop()
     try:
-        result, *steps = body(entry)
-        do_all(steps)
-        return result
-    except BaseException:
-        if out is None or deliveries == before:
+        result, changed = body(entry)
+        attributes.update(changed)
+        done = True
+    finally:
+        if not done and (out is None or deliveries == before):
             entries.append(entry)
-        raise
+    return result
 
 
 cdef class Unchanged:

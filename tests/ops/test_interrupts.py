@@ -107,12 +107,14 @@ OPS = {
     "dropout, p = 0": (of(fd.dropout, p=0.0), "out save"),
     "dropout, shared": (of(fd.dropout, shared_axes=(0, 2)), "out save"),
     "dropout, region": (of(fd.dropout, region=((1, 0, 2, 0), (6, 6, 9, 7))), "out save"),
+    "dropout, rows": (of(fd.dropout, rows=[5, 0, 5, 9]), "out save"),
     "dropout_add": (of(fd.dropout_add, same), "out save"),
     "embedding_dropout": (of(fd.embedding_dropout), ""),
     "embedding_dropout, ids": (of(fd.embedding_dropout, ids=IDS), ""),
     "feature_alpha_dropout": (of(fd.feature_alpha_dropout), "out save"),
     "gaussian_dropout": (of(fd.gaussian_dropout), "out"),
     "gaussian_dropout, shared": (of(fd.gaussian_dropout, shared_axes=1), "out"),
+    "gaussian_dropout, rows": (of(fd.gaussian_dropout, rows=[5, 0, 5, 9]), "out"),
     "gaussian_noise": (of(fd.gaussian_noise, std=0.5), "out"),
     "locked_dropout": (of(fd.locked_dropout), "out save"),
     "relu_dropout": (of(fd.relu_dropout), "out"),
@@ -232,6 +234,37 @@ def test_every_op(name, dtype, layout, save):
                     assert written is None or written.agrees(expected, written.changed)
 
             interrupted(make, check)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["dropout", "dropout, rows"])
+def test_complex_numbers(name, layout):
+    test_every_op(name, np.complex64, layout, "bits")
+    test_every_backward(name, np.complex64, layout, "bits")
+
+
+def test_sparse():
+    scipy_sparse = pytest.importorskip("scipy.sparse")
+    x = scipy_sparse.csr_array(X[0, 0])
+
+    def make():
+        rng = fd.Rng(3, 5)
+        return partial(fd.dropout, x, 0.5, rng=rng), rng
+
+    interrupted(make, lambda rng, left: taken_with_a_result(rng, None, None, left))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_mask_that_is_given(layout):
+    x, mask = LAYOUTS[layout](X), X > 0
+    for op in (fd.dropout, fd.relu_dropout):
+        expected, _ = op(x, mask=mask)
+
+        def make(op=op):
+            written = Written(x)
+            return partial(op, x, mask=mask, out=written.array), written
+
+        interrupted(make, lambda w, left, y=expected: w.agrees(y, w.changed))
 
 
 @pytest.mark.parametrize(("dtype", "layout", "save"), FULL)
@@ -436,7 +469,7 @@ def test_search_of_a_layer():
     def check(layer, left):
         stack = layer._calls[True].stack
         assert len(stack) in (1, 2)
-        assert layer.ctx is stack[-1].ctx
+        assert layer.ctx is stack[-1][0]
         assert (layer.step, layer.rng.call) == (1, 6)
 
     interrupted(make, check)

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from helpers.bitwise import assert_same_bits
-from helpers.fake_device import to_fake
+from helpers.fake_device import FakeArray, to_fake
 
 import fastdrop as fd
 from fastdrop.backends.cpu import host_bits
@@ -105,3 +105,42 @@ def test_dropconnect():
     ctx, ctx_cpu = both(fd.dropconnect, x, weight, bias, 0.3, first=2**40)
     for a, b in zip(ctx.backward(to_fake(dy)), ctx_cpu.backward(dy), strict=True):
         assert_same_bits(a.host, b)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        fd.dropout,
+        fd.relu_dropout,
+        fd.gaussian_dropout,
+        lambda x, **how: fd.drop_block(x, 0.5, 2, **how),
+        lambda x, **how: fd.dropout(x, shared_axes=(0, 2), **how),
+    ],
+)
+def test_a_launch_that_fails(op, monkeypatch):
+    """Whichever it is: `out` is as it was, and no random call is taken."""
+    x = numbers((4, 3, 6, 8), np.float32)
+    there, started, failing = launch._kernel, [], [0]
+
+    def kernel(*key):
+        started.append(key)
+        if len(started) in failing:
+            raise RuntimeError("no kernel")
+        return there(*key)
+
+    monkeypatch.setattr(launch, "_kernel", kernel)
+    for gaps in (1, 2):
+        given = np.full((4, 3, 6, 8 * gaps), 7, np.float32)
+        rng, failing[:] = fd.Rng(1, 5), [0]
+        op(to_fake(x), rng=rng, out=FakeArray(given[..., ::gaps]))
+        assert rng.call == 6
+        assert len(started) >= gaps
+        for k in range(1, len(started) + 1):
+            started.clear()
+            given[...] = 7
+            rng, failing[:] = fd.Rng(1, 5), [k]
+            with pytest.raises(RuntimeError, match="no kernel"):
+                op(to_fake(x), rng=rng, out=FakeArray(given[..., ::gaps]))
+            assert (given == 7).all()
+            assert rng.call == 5
+        started.clear()
