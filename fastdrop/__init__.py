@@ -9,6 +9,7 @@ import os as _os
 
 from fastdrop import cuda, layers, mc, reference, schedules
 from fastdrop.backends.cpu import cpu_features, get_num_threads, set_num_threads
+from fastdrop.base.watch import debug
 from fastdrop.ops.adversarial import adversarial_dropout, kl_divergence, squared_divergence
 from fastdrop.ops.alpha import alpha_dropout, feature_alpha_dropout
 from fastdrop.ops.concrete import concrete_dropout, concrete_regularizer
@@ -48,6 +49,7 @@ __all__ = [
     "concrete_regularizer",
     "cpu_features",
     "cuda",
+    "debug",
     "drop_block",
     "drop_path",
     "dropconnect",

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdrop._core import CallCounter, Draw, Place, after_fork
-from fastdrop.base import gate
+from fastdrop.base import gate, watch
 
 __all__ = [
     "STREAM_VERSION",
@@ -272,14 +272,23 @@ def draw_call(rng: RngLike) -> tuple[int, int]:
 
 
 def with_draw(
-    rng: RngLike, p: float, place: Place, body: Callable[[Draw], T], out: Any = None
+    rng: RngLike,
+    p: float,
+    place: Place,
+    body: Callable[[Draw], T],
+    out: Any = None,
+    of: Any = None,
 ) -> T:
     """body(draw), where one operation draws: takes one call of an `Rng`, if there is a result.
 
     If body raises (an error, an interrupt at any line), no call is taken, except where `out` has
     been written: then it is whole, and the call is its own. So body writes to `out` last, in one
     step. A NumPy generator is not set back.
+
+    of: the operand that the draw is for; None if it is not to be remembered by `fastdrop.debug`.
     """
+    if watch.record is not None and of is not None:
+        body = watch.recorded(body, of)
     if isinstance(rng, CallCounter):
         return rng.lend(p, place, body, out)
     return body(Draw(*draw_call(rng), p, place))

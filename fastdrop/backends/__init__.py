@@ -7,6 +7,7 @@ import numpy as np
 from fastdrop.backends.cpu import CPU
 from fastdrop.backends.cuda.backend import CUDA
 from fastdrop.backends.interface import Backend
+from fastdrop.base import watch
 from fastdrop.base.devices import on_device
 
 
@@ -18,6 +19,12 @@ def of(x: Any) -> Backend:
     RuntimeError
         An array on a GPU where no kernel can run.
     """
+    backend = unwatched(x)
+    return backend if watch.record is None else watch.Watched(backend)
+
+
+def unwatched(x: Any) -> Backend:
+    """`of`, for those who name their draws themselves."""
     if type(x) is np.ndarray or not on_device(x):
         return CPU
     CUDA.require()

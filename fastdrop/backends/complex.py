@@ -12,7 +12,7 @@ from fastdrop._core import Draw, Place
 from fastdrop.backends import of
 from fastdrop.backends.cpu import Cpu, host_bits
 from fastdrop.backends.interface import Backend, Constants
-from fastdrop.base import gate
+from fastdrop.base import gate, watch
 
 Array = npt.NDArray[Any]
 
@@ -57,7 +57,9 @@ COMPLEX = Complex()
 
 def of_numbers(x: Any) -> Backend:
     """The backend of x, complex numbers included."""
-    return COMPLEX if np.iscomplexobj(x) else of(x)
+    if not np.iscomplexobj(x):
+        return of(x)
+    return COMPLEX if watch.record is None else watch.Watched(COMPLEX)
 
 
 def _parts(x: Array) -> Array:

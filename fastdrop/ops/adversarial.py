@@ -163,7 +163,7 @@ def adversarial_dropout(
         )
         return _scaled(ctx, x), ctx
 
-    return with_draw(rng, p, gate.place(x.shape), of_draw)
+    return with_draw(rng, p, gate.place(x.shape), of_draw, of=x)
 
 
 def _flipped(

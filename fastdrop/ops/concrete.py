@@ -132,7 +132,7 @@ def concrete_dropout(
         held = backend.held(x)
         return y, ConcreteContext.made(x.shape, draw, relaxed[3], None, x=held, relaxed=relaxed)
 
-    return with_draw(rng, p, place, of_draw)
+    return with_draw(rng, p, place, of_draw, of=x)
 
 
 def concrete_regularizer(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastdrop._core import ALPHA_DROPOUT, DROPOUT, Draw
-from fastdrop.backends import of
+from fastdrop.backends import unwatched
 from fastdrop.backends.interface import Constants
 from fastdrop.base import gate
 from fastdrop.base.gate import Region
@@ -55,7 +55,7 @@ def drop(
     array
         `out`, or a new array of x's kind, shape, dtype and memory order.
     """
-    backend = of(x)
+    backend = unwatched(x)
     x = backend.array(x)
     place = gate.place(x.shape, shared_axes, region, rows)
     out, x = backend.output(out, x)

@@ -263,7 +263,7 @@ def drop_block(
         )
         return y, ctx
 
-    return with_draw(rng, p, place, of_draw, out) if training else of_draw(None)
+    return with_draw(rng, p, place, of_draw, out, x) if training else of_draw(None)
 
 
 def _maps_of(shape: tuple[int, ...]) -> None:

@@ -217,7 +217,7 @@ def _of_stored(x: Any, p: Any, how: How, mask: Any) -> tuple[Any, Context]:
         ctx = _core.saved(Context, x.shape, draw, scale, None)
         return ctx.backward(x), ctx
 
-    return with_draw(rng, p, place, of_draw) if training else of_draw(None)
+    return with_draw(rng, p, place, of_draw, of=entries) if training else of_draw(None)
 
 
 def inverted(p: float) -> Constants:
@@ -277,7 +277,7 @@ def _looked_at(
 
     if not training or given is not None:
         return of_draw(Draw(None, None, p, place) if training else None)
-    return with_draw(rng, p, place, of_draw, out)
+    return with_draw(rng, p, place, of_draw, out, x)
 
 
 def keep_mask(

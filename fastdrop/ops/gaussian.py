@@ -170,4 +170,4 @@ def _noisy(
         y = backend.noise(op, x, draw, deviation, out)
         return y, GaussianContext.made(x.shape, draw, 1.0, None, sigma=kept)
 
-    return with_draw(rng, p, place, of_draw, out)
+    return with_draw(rng, p, place, of_draw, out, x)

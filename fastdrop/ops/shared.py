@@ -261,7 +261,7 @@ def embedding_dropout(
         return backend.lookup(table, ids, ctx._drops, scale), ctx
 
     place = Place(table.shape[:1])
-    return with_draw(rng, p, place, of_draw) if training else of_draw(None)
+    return with_draw(rng, p, place, of_draw, of=table) if training else of_draw(None)
 
 
 def _row_axes(table: Any, _: Any) -> tuple[int, ...]:

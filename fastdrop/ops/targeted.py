@@ -120,7 +120,7 @@ def targeted_dropout(
         ctx = TargetedContext.made(weight.shape, draw, 1.0, bits)
         return CPU.select(weight, None, draw, bits, 1.0), ctx
 
-    return with_draw(rng, p, place, of_draw) if training else of_draw(None)
+    return with_draw(rng, p, place, of_draw, of=weight) if training else of_draw(None)
 
 
 def targeted_prune(

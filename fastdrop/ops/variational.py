@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fastdrop._core import NOISE_SCALE, Draw, Place
 from fastdrop.backends import of
 from fastdrop.backends.cpu import normals
-from fastdrop.base import gate
+from fastdrop.base import gate, watch
 from fastdrop.base.dtypes import compute_type
 from fastdrop.ops import context
 from fastdrop.rng import RngLike, with_draw
@@ -137,7 +137,7 @@ def variational_dropout(
         y = backend.noise(NOISE_SCALE, x, draw, sigma)
         return y, VariationalContext.made(x.shape, draw, 1.0, None, sigma=sigma, **held)
 
-    return with_draw(rng, 0.0, gate.place(x.shape), of_draw)
+    return with_draw(rng, 0.0, gate.place(x.shape), of_draw, of=x)
 
 
 # c of KL = -(log_alpha / 2 + c1 alpha + c2 alpha^2 + c3 alpha^3) + constant: Kingma et al., eq. 14.
@@ -229,6 +229,7 @@ class SparseVariationalContext(context.Context):
             dx, dweight = g @ (kept * self.weight).T, kept * (x.T @ g)
             dlog_variance = np.zeros_like(self.log_variance)
         else:
+            watch.drawn_again(self.draw)
             noise = normals(self.draw).astype(x.dtype, copy=False)
             h = g * noise / (2 * self.held)
             variance = np.exp(self.log_variance)
@@ -302,7 +303,7 @@ def sparse_variational_linear(
         ctx = SparseVariationalContext.made(x.shape, draw, 1.0, deviation, **operands)
         return y.reshape(*x.shape[:-1], weight.shape[1]), ctx
 
-    return with_draw(rng, 0.0, Place(outputs), of_draw) if training else of_draw(None)
+    return with_draw(rng, 0.0, Place(outputs), of_draw, of=x) if training else of_draw(None)
 
 
 def _fit(

@@ -133,4 +133,4 @@ def zoneout(
         y, bits = backend.forward(ZONEOUT, new, draw, as_it_is, None, keep, previous)
         return y, saved(ZoneoutContext, new.shape, draw, 1.0, bits)
 
-    return with_draw(rng, p, place, of_draw)
+    return with_draw(rng, p, place, of_draw, of=new)

@@ -177,6 +177,15 @@ cdef bint writes_to(x, out) noexcept:
     )
 
 
+cdef bint watched = False  # whether `fastdrop.base.watch` has to see what is drawn
+
+
+def set_watched(bint on, /):
+    """Close, or open, the roads on which nobody sees what is drawn."""
+    global watched
+    watched = on
+
+
 def common_call(fd_op op, x, p, tuple how, constants, kind, /):
     """The call that nearly all are, in one step: no argument needs the gate.
 
@@ -198,7 +207,8 @@ def common_call(fd_op op, x, p, tuple how, constants, kind, /):
     """
     rng, training, shared_axes, region, rows, out, save = how
     if (
-        type(x) is not cnp.ndarray
+        watched
+        or type(x) is not cnp.ndarray
         or not has_kernels(x)
         or type(p) is not float
         or not 0.0 < <double> p <= 1.0
@@ -237,7 +247,8 @@ def common_backward(Saved ctx not None, dy, out, /):
     """The backward pass of `common_call`; None: something has to be looked at."""
     held = ctx.held
     if (
-        type(dy) is not cnp.ndarray
+        watched
+        or type(dy) is not cnp.ndarray
         or not has_kernels(dy)
         or ctx.draw is None
         or not (type(held) is bytes or held is None and ctx.draw.p > 0.0)

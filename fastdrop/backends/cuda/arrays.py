@@ -60,6 +60,10 @@ class DeviceArray:
         """The array as the caller's library has it; to be asked for after the last launch."""
         return self.kind.returned(self.held, self.source)
 
+    def fetched(self) -> np.ndarray:
+        """A copy in the host's memory, for which this waits."""
+        return self.kind.fetch(self.array)
+
     @property
     def itemsize(self) -> int:
         return itemsize(self.dtype)
