@@ -140,6 +140,10 @@ class Rng(CallCounter):
     `Rng` never get the same call; which of them gets which depends on their timing, so give each
     its own child (`spawn`) where runs must repeat.
 
+    A call that raises or is interrupted takes none, unless it has written its `out`, which is whole
+    then, or an interrupt came when y was on its way back. It does take one if other calls have been
+    taken since.
+
     Copies (`copy.copy`, `copy.deepcopy`) and forked processes: without a seed of the caller's each
     gets a seed of its own. With one, a copy has the same state, as NumPy's generators do, and so
     has the child of a fork; give each process a child (`spawn`). A copy of a layer always draws

@@ -129,7 +129,7 @@ class Cpu:
         dy: Array, out: Array | None, draw: Draw, bits: Any, scale: float
     ) -> tuple[Array, Array]:
         bits, sums = host_bits(bits), np.zeros((PARTS, dy.shape[-1]))
-        if draw.place.size == dy.size:
+        if draw.place.size == dy.size and not (bits is None and out is None):
             bits = _core.draw_bits(draw) if bits is None else bits
             own = out if out is not None and out.flags.c_contiguous else None
             dx = _core.backward_sums(np.asarray(dy, order="C"), own, bits, scale, sums)

@@ -163,10 +163,8 @@ def _parts_of_one(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
     if a == b:
         return True
     if rows_a is not None or rows_b is not None:
-        whole_a, whole_b = (
-            region_a[1] if region_a else shape_a,
-            region_b[1] if region_b else shape_b,
-        )
+        whole_a = region_a[1] if region_a else shape_a
+        whole_b = region_b[1] if region_b else shape_b
         return whole_a[1:] == whole_b[1:]
     return region_a is not None and region_b is not None and region_a[1] == region_b[1]
 
