@@ -40,8 +40,7 @@ static void draw_tiles(const void *job, uint64_t first, uint64_t last)
             if (start < from || start >= until) {
                 from = start - start % FD_ALIGN;
                 until = d->dense ? from + FD_TILE : start + r;
-                d->kernels->draw_bits(&d->draw, from, (size_t)(until - from), window,
-                                      (fd_ahead){(const char *)window, 0});
+                d->kernels->draw_bits(&d->draw, from, (size_t)(until - from), window);
             }
             r = min_size(r, until - start);
             bits_copy(&w, window, start - from, r);
