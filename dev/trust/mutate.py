@@ -47,7 +47,7 @@ MUTATIONS = [
     ),
     ("kernels/draw.h", "draw->threshold ? 0 : 0xff", "0xff", "stream"),
     ("kernels/draw.h", "threshold == UINT64_C(1) << 31", "threshold == 0", "stream"),
-    # What is kept at first, and dropped: in the bits and in y, at any place, in place, and in tails.
+    # Ties that are dropped: in the bits and in y, at any place, in place, and in tails.
     ("kernels/draw.h", "drop(to, dropped, m);", "", "dropout"),
     ("kernels/draw.h", "bits[dropped[k] / 8] &= (uint8_t)~(1 << dropped[k] % 8);", "", "stream"),
     ("kernels/draw.h", "m += below >> l & 1", "m += below & 1", "stream"),
