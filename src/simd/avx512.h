@@ -143,18 +143,79 @@ static inline __m512d f64_relu(__m512d v, uint32_t *active)
 #define F16_STORE(p, v) _mm256_storeu_si256((__m256i *)(p), F16_PACK(v))
 #define F16_NT_STORE(p, v) _mm256_stream_si256((__m256i *)(p), F16_PACK(v))
 
-/* To nearest even. A NaN keeps its payload: that came from 16 bits, so nothing carries into it.
- * (The instruction of AVX512_BF16 would flush subnormal numbers.) */
-static inline __m256i bf16_pack(__m512 v)
+/* bfloat16: 32 in a vector of 32-bit lanes are two vectors of float32, the odd ones as they stand and the
+ * even ones shifted up. So nothing has to be moved between lanes, and the bits are the mask of one load. */
+typedef struct {
+    __m512 even, odd;
+} Pairs;
+
+static inline Pairs bf16_wide(__m512i v)
 {
-    const __m512i u = _mm512_castps_si512(v);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
-    const __m512i near = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(near, 16));
+    return (Pairs){_mm512_castsi512_ps(_mm512_slli_epi32(v, 16)),
+                   _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(~0xffff)))};
 }
-#define BF16_WIDE(i) _mm512_castsi512_ps(_mm512_slli_epi32(i, 16))
-#define BF16_LOAD(p) BF16_WIDE(_mm512_cvtepu16_epi32(LOAD16(p)))
-#define BF16_LOAD_KEPT(p, b, j)                                                                   \
-    BF16_WIDE(_mm512_maskz_cvtepu16_epi32(bits_from(b, j), LOAD16(p)))
-#define BF16_STORE(p, v) _mm256_storeu_si256((__m256i *)(p), bf16_pack(v))
-#define BF16_NT_STORE(p, v) _mm256_stream_si256((__m256i *)(p), bf16_pack(v))
+/* To nearest even, in the upper half. A NaN keeps its payload: that came from 16 bits, so nothing
+ * carries into it. (The instruction of AVX512_BF16 would flush subnormal numbers.) */
+static inline __m512i bf16_near(__m512 v)
+{
+    const __m512i u = _mm512_castps_si512(v), near = _mm512_add_epi32(u, _mm512_set1_epi32(0x7fff));
+    const __mmask16 odd = _mm512_test_epi32_mask(u, _mm512_set1_epi32(0x10000));
+    return _mm512_mask_add_epi32(near, odd, near, _mm512_set1_epi32(1));
+}
+static inline __m512i bf16_pack(Pairs v)
+{
+    const __m512i even = _mm512_srli_epi32(bf16_near(v.even), 16);
+    return _mm512_mask_mov_epi16(bf16_near(v.odd), 0x55555555, even);
+}
+static inline Pairs pairs_set(double s) { return (Pairs){F32_SET(s), F32_SET(s)}; }
+static inline Pairs pairs_add(Pairs a, Pairs b)
+{
+    return (Pairs){F32_ADD(a.even, b.even), F32_ADD(a.odd, b.odd)};
+}
+static inline Pairs pairs_mul(Pairs a, Pairs b)
+{
+    return (Pairs){F32_MUL(a.even, b.even), F32_MUL(a.odd, b.odd)};
+}
+static inline Pairs pairs_relu(Pairs v, uint32_t *active)
+{
+    uint32_t even, odd;
+    v = (Pairs){f32_relu(v.even, &even), f32_relu(v.odd, &odd)};
+    *active = _pdep_u32(even, 0x55555555) | _pdep_u32(odd, 0xaaaaaaaa);
+    return v;
+}
+static inline Pairs pairs_choose(Pairs u, Pairs v, BITS b)
+{
+    const __mmask16 even = (__mmask16)_pext_u32(b, 0x55555555), odd = (__mmask16)_pext_u32(b, 0xaaaaaaaa);
+    return (Pairs){_mm512_mask_blend_ps(even, v.even, u.even), _mm512_mask_blend_ps(odd, v.odd, u.odd)};
+}
+static inline __m512i pairs_order(int i)
+{
+    const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    return _mm512_add_epi32(first, _mm512_set1_epi32(8 * i));
+}
+static inline Pairs pairs_load(const char *p)
+{
+    const __m512 a = F32_LOAD(p), b = F32_LOAD(p + 64);
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    return (Pairs){_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b)};
+}
+static inline void pairs_store(char *p, Pairs v)
+{
+    for (int i = 0; i < 2; i++)
+        F32_STORE(p + 64 * i, _mm512_permutex2var_ps(v.even, pairs_order(i), v.odd));
+}
+#define PAIRS_VEC Pairs
+#define PAIRS_WIDTH 32
+#define PAIRS_LOAD pairs_load
+#define PAIRS_STORE pairs_store
+#define PAIRS_SET pairs_set
+#define PAIRS_ADD pairs_add
+#define PAIRS_MUL pairs_mul
+#define PAIRS_RELU pairs_relu
+#define PAIRS_CHOOSE(u, v, b, j) pairs_choose(u, v, b)
+#define BF16_COMPUTE PAIRS
+#define BF16_LOAD(p) bf16_wide(_mm512_loadu_si512(p))
+#define BF16_LOAD_KEPT(p, b, j) bf16_wide(_mm512_maskz_loadu_epi16(b, p))
+#define BF16_STORE(p, v) _mm512_storeu_si512(p, bf16_pack(v))
+#define BF16_NT_STORE(p, v) _mm512_stream_ps((float *)(p), _mm512_castsi512_ps(bf16_pack(v)))
