@@ -124,6 +124,7 @@ cdef class Place:
 
     cdef void fill(self, fd_place *place) noexcept:
         cdef int64_t step = 1
+        cdef int d
         cdef tuple whole = self.of if self.region is None else <tuple> self.region[1]
         place.start, place.ndim = self.start, <int> len(self.of)
         for d in range(place.ndim - 1, -1, -1):
