@@ -4,8 +4,7 @@
  * caller they copy its end first, and need no room; what fastdrop allocates itself has room instead:
  *
  *     array                              room                             behind
- *     packed mask                        FD_BITS_PAD bytes                the byte of its last bit
- *     keep bits of a tile, as drawn      FD_BITS_BYTES bytes in all       -
+ *     packed mask, keep bits of a tile   FD_BITS_PAD bytes                the byte of its last bit
  *     noise, drawn or given              FD_NOISE_PAD floats              its last variate
  *     operand that repeats (bias, sigma) FD_REPEAT_PAD elements           its last element
  *     row of weights in a tile           zeros to a multiple of FD_GROUP  its last column
@@ -18,17 +17,18 @@
 /* A run may begin anywhere, but is drawn from the 128-element boundary below it. */
 #define FD_ALIGN 128
 #define FD_DRAW_MAX (FD_TILE + FD_ALIGN)
-#define FD_PIECES (FD_DRAW_MAX / FD_ALIGN) /* so many elements as pieces that lie anywhere */
+/* Pieces of so many elements, which may lie anywhere, are drawn together: two tiles', as their ties are then
+ * enough for vectors. */
+#define FD_PIECES (2 * FD_TILE / FD_ALIGN + 1)
 
 /* Bits are read and written in words of 64. */
 #define FD_BITS_PAD 8
+#define FD_BITS_BYTES (FD_DRAW_MAX / 8 + FD_BITS_PAD)
 
-/* Philox blocks are written by whole steps of vectors, up to 32 blocks of 16 bytes at once; that is
- * far more than FD_BITS_PAD, so only tiles are drawn, and copied to where they belong. */
+/* Philox blocks of noise are written by whole steps of vectors, up to 32 blocks of 16 bytes at once. */
 #define FD_STEP_BYTES 512
-#define FD_BITS_BYTES (FD_DRAW_MAX / 8 + FD_STEP_BYTES)
 
-/* The same for variates, which may begin inside a Philox block. Ops read 64 at once, which is less. */
+/* A run of variates may begin inside a Philox block. Ops read 64 at once, which is less. */
 #define FD_NOISE_BLOCK 4 /* variates of a Philox block */
 #define FD_NOISE_PAD (2 * FD_NOISE_BLOCK + FD_STEP_BYTES / 4)
 

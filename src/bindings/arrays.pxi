@@ -24,6 +24,8 @@ cpdef bint has_kernels(cnp.ndarray x) noexcept:
 
 
 cdef inline void byte_bounds(cnp.ndarray x, const char **low, const char **high) noexcept:
+    cdef int d  # without a type, these would be Python's numbers
+    cdef cnp.npy_intp reach
     low[0] = high[0] = <const char *> cnp.PyArray_DATA(x)
     for d in range(cnp.PyArray_NDIM(x)):
         reach = (cnp.PyArray_DIM(x, d) - 1) * cnp.PyArray_STRIDE(x, d)
@@ -40,6 +42,7 @@ cdef bint overlaps_otherwise(cnp.ndarray x, cnp.ndarray y) noexcept:
     cdef const char *x1
     cdef const char *y0
     cdef const char *y1
+    cdef int d
     byte_bounds(x, &x0, &x1)
     byte_bounds(y, &y0, &y1)
     if x1 <= y0 or y1 <= x0:

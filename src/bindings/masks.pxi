@@ -30,6 +30,7 @@ cdef void set_task(fd_task *task, fd_op op, cnp.ndarray x, cnp.ndarray y, double
 cdef void set_axes(cnp.ndarray x, cnp.ndarray y, Place place, fd_axis *axis) noexcept:
     """The axes of a walk over x and y with the mask of a place."""
     cdef int64_t step = 1
+    cdef int d
     for d in range(cnp.PyArray_NDIM(x) - 1, -1, -1):
         axis[d].n = cnp.PyArray_DIM(x, d)
         axis[d].x = cnp.PyArray_STRIDE(x, d)

@@ -169,6 +169,7 @@ cdef class Place:
 
     cdef void fill(self, fd_place *place) noexcept:
         cdef int64_t step = 1
+        cdef int d
         cdef tuple whole = self.of if self.region is None else <tuple> self.region[1]
         place.start, place.ndim = self.start, <int> len(self.of)
         place.rows = <const int64_t *> PyBytes_AsString(self._rows) if self.scattered else NULL

@@ -21,7 +21,7 @@ typedef struct {
 } Runs;
 
 /* What is drawn at once: pieces of the mask array, and the runs of keep bits that come from them. */
-enum { RUNS = 64 };
+enum { RUNS = 128, PART = 2 * FD_TILE };
 typedef struct {
     uint64_t piece[FD_PIECES];
     uint32_t at[RUNS], n[RUNS]; /* a run's first bit in the pieces, and its length */
@@ -30,14 +30,14 @@ typedef struct {
 
 static void draw_batch(const Runs *d, Batch *batch, bits_writer *to)
 {
-    uint8_t bits[FD_BITS_BYTES];
+    uint8_t bits[FD_PIECES * FD_ALIGN / 8 + FD_BITS_PAD];
     const uint64_t *const piece = batch->piece;
     const size_t n = batch->pieces;
     size_t follow = 1;
     while (follow < n && piece[follow] == piece[follow - 1] + FD_ALIGN)
         follow++;
     if (follow >= n) /* faster */
-        d->kernels->draw_bits(&d->draw, piece[0], n * FD_ALIGN, bits, (fd_ahead){(char *)bits, 0});
+        d->kernels->draw_bits(&d->draw, piece[0], n * FD_ALIGN, bits);
     else
         d->kernels->draw_pieces(&d->draw, piece, n, bits);
     for (size_t i = 0; i < batch->runs; i++)
@@ -45,7 +45,7 @@ static void draw_batch(const Runs *d, Batch *batch, bits_writer *to)
     batch->pieces = batch->runs = 0;
 }
 
-/* n <= FD_TILE more, from index start on. */
+/* n <= PART more, from index start on. */
 static void add_run(const Runs *d, Batch *batch, bits_writer *to, uint64_t start, size_t n)
 {
     uint64_t piece = start - start % FD_ALIGN;
@@ -71,10 +71,12 @@ static void draw_tiles(const void *job, uint64_t first, uint64_t last)
         j /= (uint64_t)d->n[a];
         start += (uint64_t)((d->rows && !a ? d->rows[at[0]] : at[a]) * d->stride[a]);
     }
-    uint8_t bits[FD_BITS_BYTES];
-    Batch batch = {.pieces = 0};
-    for (uint64_t tile = first; tile < last; tile++) {
-        const size_t m = min_size(d->size - tile * FD_TILE, FD_TILE);
+    uint8_t bits[PART / 8 + FD_BITS_PAD];
+    Batch batch;
+    batch.pieces = batch.runs = 0;
+    const uint64_t end = min_size(d->size, last * FD_TILE);
+    for (uint64_t begin = first * FD_TILE; begin < end; begin += PART) {
+        const size_t m = min_size(end - begin, PART);
         bits_writer w = {bits, 0, 0};
         for (size_t done = 0, r; done < m; done += r) {
             r = min_size(m - done, (uint64_t)(d->n[inner] - at[inner]));
@@ -91,7 +93,7 @@ static void draw_tiles(const void *job, uint64_t first, uint64_t last)
                 start = d->start + (uint64_t)(d->rows[at[0]] * d->stride[0]);
         }
         draw_batch(d, &batch, &w); /* at least a run is left */
-        memcpy(d->bits + tile * (FD_TILE / 8), bits, (m + 7) / 8);
+        memcpy(d->bits + begin / 8, bits, (m + 7) / 8);
     }
 }
 

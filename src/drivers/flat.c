@@ -2,18 +2,20 @@
 #include "drivers/tiles.h"
 
 /* n <= FD_TILE keep bits from any index, at bit 0 of `bits` (FD_BITS_BYTES long). */
-static void draw_run(const fd_task *t, uint64_t start, size_t n, uint8_t *bits, fd_ahead ahead)
+static void draw_run(const fd_task *t, uint64_t start, size_t n, uint8_t *bits)
 {
     const fd_kernels *k = t->machine.kernels;
     const unsigned skip = start % FD_ALIGN;
     if (!skip) {
-        k->draw_bits(&t->draw, start, n, bits, ahead);
+        k->draw_bits(&t->draw, start, n, bits);
         return;
     }
     uint8_t aligned[FD_BITS_BYTES];
-    k->draw_bits(&t->draw, start - skip, n + skip, aligned, ahead);
+    k->draw_bits(&t->draw, start - skip, n + skip, aligned);
     bits_copy(&(bits_writer){bits, 0, 0}, aligned, skip, n);
 }
+
+enum { PIECE = CHUNK * FD_TILE }; /* elements, whose bits stay in the L1 cache */
 
 typedef struct {
     fd_task task;
@@ -21,27 +23,51 @@ typedef struct {
     uint8_t *saved;      /* forward; NULL: not wanted */
 } Flat;
 
+/* In one loop. Of a bias that repeats no more than a tile is there in one piece. */
+static void forward_pieces(const void *job, uint64_t first, uint64_t last)
+{
+    const Flat *f = job;
+    const fd_task *t = &f->task;
+    const size_t most = t->op == FD_BIAS_DROPOUT_ADD ? FD_TILE : PIECE;
+    const uint64_t stop = min_size(t->n, last * FD_TILE);
+    uint8_t unwanted[PIECE / 8 + FD_BITS_PAD];
+    for (uint64_t i = first * FD_TILE; i < stop; i += most) {
+        const fd_operands o = operands_at(t, i);
+        t->machine.kernels->forward[t->op][t->dtype](&t->draw, t->start + i, min_size(stop - i, most),
+                                                     &o, f->saved ? f->saved + i / 8 : unwanted);
+    }
+}
+
+/* A tile is drawn while the one before it is applied. Tiles are drawn where the keystream's blocks begin,
+ * but applied where cache lines of y do: `lag` elements behind. The bits of those wait in front of the
+ * next tile's. */
 static void forward_tiles(const void *job, uint64_t first, uint64_t last)
 {
     const Flat *f = job;
     const fd_task *t = &f->task;
     const size_t size = fd_itemsize[t->dtype];
     const uint64_t begin = first * FD_TILE, stop = min_size(t->n, last * FD_TILE);
-    /* Tiles are drawn where the keystream's blocks begin, but applied where cache lines of y do: `lag`
-     * elements behind. The bits of those wait in front of the next tile's. */
     const size_t off = t->op == FD_RELU_DROPOUT ? 0 : to_line(t->operands.y) / size;
     const size_t lag = off ? 64 - off : 0;
-    uint8_t buffer[8 + FD_BITS_BYTES], *bits = buffer + 8;
-    uint64_t done = begin;
-    for (uint64_t i = begin, m; i < stop; i += m) {
-        m = min_size(stop - i, FD_TILE);
-        draw_run(t, t->start + i, m, bits, (fd_ahead){t->operands.x + i * size, size});
-        const uint64_t end = i + m < stop ? i + m - lag : stop;
-        apply_at(t, done, buffer, (size_t)(64 + done - i), (size_t)(end - done));
-        done = end;
-        if (f->saved) /* last, as reading what draw has just patched byte by byte would wait */
-            bits_copy(&(bits_writer){f->saved + i / 8, 0, 0}, bits, 0, m);
-        memcpy(buffer, bits + FD_TILE / 8 - 8, 8);
+    uint8_t buffer[2][8 + FD_BITS_BYTES], *before = buffer[0], *bits = buffer[1];
+    uint64_t done = begin, tile = begin; /* elements */
+    for (uint64_t i = begin; done < stop;) {
+        const size_t m = min_size(stop - i, FD_TILE), bit = (size_t)(64 + done - tile);
+        const size_t n = (size_t)((m && i > begin ? i - lag : i) - done);
+        const fd_operands o = operands_at(t, done);
+        if (t->operands.non_temporal && m == FD_TILE && n == FD_TILE && t->start % FD_ALIGN == 0 &&
+            (uintptr_t)o.y % 64 == 0)
+            t->machine.kernels->stream[t->op][t->dtype](&t->draw, t->start + i, bits + 8, &o, before, bit);
+        else {
+            draw_run(t, t->start + i, m, bits + 8);
+            apply_at(t, done, before, bit, n);
+        }
+        if (f->saved)
+            bits_copy(&(bits_writer){f->saved + i / 8, 0, 0}, bits + 8, 0, m);
+        memcpy(before, bits + FD_TILE / 8, 8);
+        done += n, tile = i, i += m;
+        uint8_t *const free = before;
+        before = bits, bits = free;
     }
     fence(t);
 }
@@ -49,7 +75,10 @@ static void forward_tiles(const void *job, uint64_t first, uint64_t last)
 void fd_forward(const fd_task *task, uint8_t *saved)
 {
     const Flat f = {past_caches(task, task->n), NULL, saved};
-    pool_run(task->machine.threads, tiles(task->n), CHUNK, forward_tiles, &f);
+    const int in_one = !f.task.operands.non_temporal && task->operands.residual != task->operands.y &&
+                       task->start % FD_ALIGN == 0;
+    pool_run(task->machine.threads, tiles(task->n), f.task.operands.non_temporal ? 4 * CHUNK : CHUNK,
+             in_one ? forward_pieces : forward_tiles, &f);
 }
 
 static void backward_tiles(const void *job, uint64_t first, uint64_t last)

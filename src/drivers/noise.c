@@ -26,7 +26,7 @@ static const float *noise_at(const fd_noise_task *t, uint64_t i, size_t m, float
 }
 
 /* The operands of the i-th element. */
-static fd_noise_operands operands_at(const fd_noise_task *t, uint64_t i, const float *noise)
+static fd_noise_operands noise_operands_at(const fd_noise_task *t, uint64_t i, const float *noise)
 {
     const size_t size = fd_itemsize[t->dtype], compute = size == 8 ? 8 : 4;
     fd_noise_operands o = t->operands;
@@ -84,7 +84,7 @@ static void forward_tiles(const void *data, uint64_t first, uint64_t last)
     for (; first < last; first++) {
         const uint64_t i = first * FD_TILE;
         const size_t m = min_size(t->n - i, FD_TILE);
-        const fd_noise_operands o = operands_at(t, i, noise_at(t, i, m, buffer));
+        const fd_noise_operands o = noise_operands_at(t, i, noise_at(t, i, m, buffer));
         t->machine.kernels->apply_noise[t->op][t->dtype](&o, m);
     }
 }
@@ -114,7 +114,7 @@ static void backward_parts(const void *data, uint64_t first, uint64_t last)
         for (uint64_t tile = all * first / FD_PARTS; tile < end; tile++) {
             const uint64_t i = tile * FD_TILE;
             const size_t m = min_size(t->n - i, FD_TILE);
-            fd_noise_operands o = operands_at(t, i, noise_at(t, i, m, buffer));
+            fd_noise_operands o = noise_operands_at(t, i, noise_at(t, i, m, buffer));
             o.y = job->t ? job->t + i * size : (char *)terms;
             k->apply_noise[gradient][t->dtype](&o, m);
             if (job->dx) {

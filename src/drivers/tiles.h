@@ -25,8 +25,8 @@ static inline uint64_t chunk_of(uint64_t elements)
     return (CHUNK * FD_TILE + elements - 1) / elements;
 }
 
-/* n elements from the i-th on, all contiguous; the first is bit `bit` of bits. */
-static inline void apply_at(const fd_task *t, uint64_t i, const uint8_t *bits, size_t bit, size_t n)
+/* The operands from the i-th element on, all contiguous. */
+static inline fd_operands operands_at(const fd_task *t, uint64_t i)
 {
     const uint64_t offset = i * fd_itemsize[t->dtype];
     fd_operands o = t->operands;
@@ -37,6 +37,13 @@ static inline void apply_at(const fd_task *t, uint64_t i, const uint8_t *bits, s
         o.bias += i % t->bias_length * fd_itemsize[t->dtype];
     if (t->op == FD_RELU_DROPOUT)
         o.active += i / 8;
+    return o;
+}
+
+/* n of them; the first is bit `bit` of bits. */
+static inline void apply_at(const fd_task *t, uint64_t i, const uint8_t *bits, size_t bit, size_t n)
+{
+    const fd_operands o = operands_at(t, i);
     t->machine.kernels->apply[t->op][t->dtype](&o, bits, bit, n);
 }
 

@@ -7,42 +7,55 @@
  */
 #include "simd/contract_type.h"
 
-/* 64 elements from i on; `op` and `non_temporal` are constants where this is inlined. */
+/* A vector of y, whose elements are `at` bytes behind the first and have bits j ... of b. lanes: those that
+ * have a gradient, if the op says so. */
+ALWAYS_INLINE VEC NAME(vector, SUFFIX)(fd_op op, const fd_operands *o, size_t at, BITS b, int j,
+                                       VEC scale, uint32_t *lanes)
+{
+    VEC v = op == FD_ZONEOUT ? LOAD(o->x + at) : LOAD_KEPT(o->x + at, b, j);
+    if (op == FD_BIAS_DROPOUT_ADD)
+        v = ADD(v, LOAD_KEPT(o->bias + at, b, j));
+    if (op != FD_ZONEOUT)
+        v = MUL(v, scale);
+    if (op == FD_ALPHA_DROPOUT)
+        v = CHOOSE(ADD(v, SET(o->constants.shift)), SET(o->constants.dropped), b, j);
+    if (op == FD_ZONEOUT)
+        v = CHOOSE(v, LOAD(o->residual + at), b, j);
+    if (op == FD_RELU_DROPOUT)
+        v = RELU(v, lanes);
+    if (op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD)
+        v = ADD(LOAD(o->residual + at), v);
+    return v;
+}
+
+/* 32 elements from i on; `op` and `non_temporal` are constants where this is inlined. */
+ALWAYS_INLINE void NAME(half_strip, SUFFIX)(fd_op op, const fd_operands *o, size_t i, BITS b,
+                                            VEC scale, int non_temporal)
+{
+    uint32_t active = 0;
+    for (int j = 0; j < 32; j += WIDTH) {
+        const size_t at = (i + (size_t)j) * SIZE;
+        uint32_t lanes = 0;
+        const VEC v = NAME(vector, SUFFIX)(op, o, at, b, j, scale, &lanes);
+        active |= lanes << j;
+        if (non_temporal) {
+            if ((size_t)j * SIZE % 64 == 0) /* then x comes from memory, too: 2 KiB ahead */
+                prefetch((const char *)((uintptr_t)o->x + at + 2048));
+            NT_STORE(o->y + at, v);
+        } else
+            STORE(o->y + at, v);
+    }
+    if (op == FD_RELU_DROPOUT)
+        store_le32(o->active + i / 8, active);
+}
+
+/* 64 elements from i on. */
 ALWAYS_INLINE void NAME(strip, SUFFIX)(fd_op op, const fd_operands *o, size_t i,
                                        const uint8_t *bits, unsigned shift, VEC scale,
                                        int non_temporal)
 {
-    for (size_t half = i; half < i + 64; half += 32) {
-        const BITS b = bits_load(bits + (half - i) / 8, shift);
-        uint32_t active = 0;
-        for (int j = 0; j < 32; j += WIDTH) {
-            const size_t at = (half + (size_t)j) * SIZE;
-            VEC v = op == FD_ZONEOUT ? LOAD(o->x + at) : LOAD_KEPT(o->x + at, b, j);
-            if (op == FD_BIAS_DROPOUT_ADD)
-                v = ADD(v, LOAD_KEPT(o->bias + at, b, j));
-            if (op != FD_ZONEOUT)
-                v = MUL(v, scale);
-            if (op == FD_ALPHA_DROPOUT)
-                v = CHOOSE(ADD(v, SET(o->constants.shift)), SET(o->constants.dropped), b, j);
-            if (op == FD_ZONEOUT)
-                v = CHOOSE(v, LOAD(o->residual + at), b, j);
-            if (op == FD_RELU_DROPOUT) {
-                uint32_t lanes;
-                v = RELU(v, &lanes);
-                active |= lanes << j;
-            }
-            if (op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD)
-                v = ADD(LOAD(o->residual + at), v);
-            if (non_temporal) {
-                if ((size_t)j * SIZE % 64 == 0) /* then x comes from memory, too: 2 KiB ahead */
-                    prefetch((const char *)((uintptr_t)o->x + at + 2048));
-                NT_STORE(o->y + at, v);
-            } else
-                STORE(o->y + at, v);
-        }
-        if (op == FD_RELU_DROPOUT)
-            store_le32(o->active + half / 8, active);
-    }
+    NAME(half_strip, SUFFIX)(op, o, i, bits_load(bits, shift), scale, non_temporal);
+    NAME(half_strip, SUFFIX)(op, o, i + 32, bits_load(bits + 4, shift), scale, non_temporal);
 }
 
 /* n <= 64 elements from i on, by the same road in padded copies. */
@@ -96,11 +109,108 @@ ALWAYS_INLINE void NAME(apply, SUFFIX)(fd_op op, const fd_operands *operands, co
         NAME(part, SUFFIX)(op, &o, i, bits, shift + (i - first), n - i, scale);
 }
 
+/* An op beside a drawing: the bits are those of the operands. */
+typedef struct {
+    fd_operands o;
+    const uint8_t *bits;
+    unsigned shift;
+    VEC scale;
+} NAME(Beside, SUFFIX);
+
+/* The operands from the i-th element on; i is a multiple of 8. */
+static inline fd_operands NAME(operands_at, SUFFIX)(fd_op op, const fd_operands *operands, size_t i)
+{
+    fd_operands o = *operands;
+    o.x += i * SIZE, o.y += i * SIZE;
+    if (op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD || op == FD_ZONEOUT)
+        o.residual += i * SIZE;
+    if (op == FD_BIAS_DROPOUT_ADD)
+        o.bias += i * SIZE;
+    if (op == FD_RELU_DROPOUT)
+        o.active += i / 8;
+    return o;
+}
+
+/* A slot's part of the TURN elements from i on. */
+ALWAYS_INLINE void NAME(beside, SUFFIX)(fd_op op, const NAME(Beside, SUFFIX) *b, size_t i, int slot,
+                                        int non_temporal)
+{
+    UNROLL
+    for (int h = slot * (TURN / 32) / SLOTS; h < (slot + 1) * (TURN / 32) / SLOTS; h++) {
+        const BITS bits = bits_load(b->bits + i / 8 + 4 * h, b->shift);
+        NAME(half_strip, SUFFIX)(op, &b->o, i + 32 * (size_t)h, bits, b->scale, non_temporal);
+    }
+}
+
+/* Elements that were kept at first, once more: their bits are 0 by now. A 0 that compilers knew of would
+ * let them leave out the conversions of 16-bit elements, which make NaNs quiet. */
+ALWAYS_INLINE void NAME(drop, SUFFIX)(fd_op op, const NAME(Beside, SUFFIX) *b, const uint32_t *at,
+                                      size_t n)
+{
+    const int second = op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD || op == FD_ZONEOUT;
+    char x[WIDTH * SIZE] = {0}, residual[WIDTH * SIZE] = {0}, y[WIDTH * SIZE];
+    const fd_operands o = {x, residual, x, y, NULL, b->o.constants, 0};
+    for (size_t k = 0; k < n; k++) {
+        uint32_t lanes;
+        if (second)
+            memcpy(residual, b->o.residual + at[k] * SIZE, SIZE);
+        if (second || k == 0) /* what depends on nothing is the same for all */
+            STORE(y, NAME(vector, SUFFIX)(op, &o, 0, bits_load(b->bits + at[k] / 8, at[k] % 8), 0,
+                                          b->scale, &lanes));
+        memcpy(b->o.y + at[k] * SIZE, y, SIZE);
+        if (op == FD_RELU_DROPOUT)
+            b->o.active[at[k] / 8] &= (uint8_t)~(1 << at[k] % 8);
+    }
+}
+
 /* The ops as functions: one road with a constant. */
 #define OP(name, op)                                                                              \
     static void NAME(name, SUFFIX)(const fd_operands *o, const uint8_t *bits, size_t bit, size_t n) \
     {                                                                                             \
         NAME(apply, SUFFIX)(op, o, bits, bit, n);                                                 \
+    }                                                                                             \
+    ALWAYS_INLINE void NAME(name##_beside, SUFFIX)(const void *to, size_t i, int slot)            \
+    {                                                                                             \
+        NAME(beside, SUFFIX)(op, to, i, slot, 0);                                                 \
+    }                                                                                             \
+    ALWAYS_INLINE void NAME(name##_rest, SUFFIX)(const void *to, size_t begin, size_t end)        \
+    {                                                                                             \
+        const NAME(Beside, SUFFIX) *b = to;                                                       \
+        const fd_operands o = NAME(operands_at, SUFFIX)(op, &b->o, begin);                        \
+        NAME(name, SUFFIX)(&o, b->bits + begin / 8, 0, end - begin);                              \
+    }                                                                                             \
+    ALWAYS_INLINE void NAME(name##_drop, SUFFIX)(const void *to, const uint32_t *at, size_t n)    \
+    {                                                                                             \
+        NAME(drop, SUFFIX)(op, to, at, n);                                                        \
+    }                                                                                             \
+    static void NAME(name##_forward, SUFFIX)(const fd_draw *draw, uint64_t start, size_t n,       \
+                                             const fd_operands *o, uint8_t *bits)                 \
+    {                                                                                             \
+        const NAME(Beside, SUFFIX) to = {*o, bits, 0, SET(o->constants.scale)};                   \
+        if (by_bytes(draw))                                                                       \
+            decide(draw, start, n, bits, 1, NAME(name##_beside, SUFFIX),                          \
+                   NAME(name##_rest, SUFFIX), NAME(name##_drop, SUFFIX), &to);                    \
+        else {                                                                                    \
+            draw_bits(draw, start, n, bits);                                                      \
+            NAME(name, SUFFIX)(o, bits, 0, n);                                                    \
+        }                                                                                         \
+    }                                                                                             \
+    ALWAYS_INLINE void NAME(name##_past, SUFFIX)(const void *to, size_t i, int slot)              \
+    {                                                                                             \
+        NAME(beside, SUFFIX)(op, to, i, slot, 1);                                                 \
+    }                                                                                             \
+    static void NAME(name##_stream, SUFFIX)(const fd_draw *draw, uint64_t start, uint8_t *bits,   \
+                                            const fd_operands *o, const uint8_t *before,          \
+                                            size_t bit)                                           \
+    {                                                                                             \
+        const NAME(Beside, SUFFIX) to = {*o, before + bit / 8, bit % 8, SET(o->constants.scale)}; \
+        if (by_bytes(draw) && 16 * blocks_left(start / 16) >= FD_TILE)                            \
+            decide(draw, start, FD_TILE, bits, 0, NAME(name##_past, SUFFIX), no_rest, no_drop,    \
+                   &to);                                                                          \
+        else {                                                                                    \
+            draw_bits(draw, start, FD_TILE, bits);                                                \
+            NAME(name, SUFFIX)(o, before, bit, FD_TILE);                                          \
+        }                                                                                         \
     }
 OP(dropout, FD_DROPOUT)
 OP(dropout_add, FD_DROPOUT_ADD)

@@ -14,6 +14,13 @@
 #define ALWAYS_INLINE static inline
 #endif
 
+/* For what is rarely called, and would take registers from the loop around it. */
+#if defined(__GNUC__)
+#define NOINLINE __attribute__((noinline))
+#else
+#define NOINLINE
+#endif
+
 /* Before a loop over the vectors of an array: without, they stay in memory. */
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
@@ -25,9 +32,9 @@
 
 #if defined(__GNUC__)
 static inline int ctz64(uint64_t v) { return __builtin_ctzll(v); }
-static inline void prefetch(const char *p) { __builtin_prefetch(p); }
+ALWAYS_INLINE void prefetch(const char *p) { __builtin_prefetch(p); } /* else GCC takes it for nothing */
 #else
-static inline void prefetch(const char *p) { (void)p; }
+ALWAYS_INLINE void prefetch(const char *p) { (void)p; }
 static inline int ctz64(uint64_t v)
 {
     int n = 0;
@@ -45,22 +52,41 @@ static inline unsigned popcount64(uint64_t v)
     return (unsigned)(v * UINT64_C(0x0101010101010101) >> 56);
 }
 
-/* Little-endian words on any machine; compilers make one instruction of each. */
+/* Little-endian words on any machine; where its own are that, a plain copy: GCC has made vectors of
+ * single bytes. */
+#if defined(_MSC_VER) || (defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__)
+#define LITTLE_ENDIAN_WORD(v) (v)
+#else
+#define LITTLE_ENDIAN_WORD(v) (sizeof(v) == 8 ? swap64(v) : swap64(v) >> 32)
+static inline uint64_t swap64(uint64_t v)
+{
+    uint64_t swapped = 0;
+    for (int i = 0; i < 8; i++)
+        swapped |= (v >> 8 * i & 0xff) << (56 - 8 * i);
+    return swapped;
+}
+#endif
 static inline uint64_t load_le64(const uint8_t *p)
 {
-    return (uint64_t)p[0] | (uint64_t)p[1] << 8 | (uint64_t)p[2] << 16 | (uint64_t)p[3] << 24 |
-           (uint64_t)p[4] << 32 | (uint64_t)p[5] << 40 | (uint64_t)p[6] << 48 | (uint64_t)p[7] << 56;
+    uint64_t v;
+    memcpy(&v, p, sizeof v);
+    return LITTLE_ENDIAN_WORD(v);
 }
 static inline void store_le64(uint8_t *p, uint64_t v)
 {
-    for (int i = 0; i < 8; i++)
-        p[i] = (uint8_t)(v >> 8 * i);
+    v = LITTLE_ENDIAN_WORD(v);
+    memcpy(p, &v, sizeof v);
 }
-
+static inline uint32_t load_le32(const uint8_t *p)
+{
+    uint32_t v;
+    memcpy(&v, p, sizeof v);
+    return (uint32_t)LITTLE_ENDIAN_WORD(v);
+}
 static inline void store_le32(uint8_t *p, uint32_t v)
 {
-    for (int i = 0; i < 4; i++)
-        p[i] = (uint8_t)(v >> 8 * i);
+    v = (uint32_t)LITTLE_ENDIAN_WORD(v);
+    memcpy(p, &v, sizeof v);
 }
 
 /* Bytes from p up to the next cache line. */

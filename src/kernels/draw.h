@@ -1,109 +1,262 @@
-/* From keystream to keep bits. */
+/* From keystream to keep bits, and what is done beside that. */
 
-/* Ties: elements whose byte equals the threshold's, dropped so far; one bit each in 64-bit words. Each is
- * settled by 24 more bits: kept where those are not below f. They are drawn a vector at a time; one Philox
- * call for each would cost more than all the rest. piece: indices of the first element of every
- * FD_ALIGN of them; NULL: they follow each other from `start` on. */
-ALWAYS_INLINE void refine(const Keys *keys, uint32_t f, uint64_t start, const uint64_t *piece,
-                          const uint8_t *tie, size_t words, uint8_t *bits)
+/* What is drawn in one turn of a loop: whole words of bits. */
+enum {
+    TURN = 16 * STEP < 64 ? 64 : 16 * STEP,
+    WORDS = TURN / 64,
+    CHAIN_WORDS = LANES < 4 ? 1 : LANES / 4, /* of what a chain decides */
+    SLOTS = TURN / (16 * STEP) * ROUNDS      /* for what is done beside it */
+};
+
+/* BITS from memory, from bit `shift` (0 ... 7) of p on; no byte is read that has none of them. */
+static inline BITS bits_load(const uint8_t *p, unsigned shift)
 {
-    uint16_t queue[FD_DRAW_MAX / 64 + 1];
-    uint64_t at[FD_DRAW_MAX + STEP];
-    size_t queued = 0, n = 0;
-    for (size_t k = 0; k < words; k++) {
-        queue[queued] = (uint16_t)k; /* stays only if it has a tie: about every fifth, so no branch */
-        queued += load_le64(tie + 8 * k) != 0;
+    const uint32_t word = load_le32(p);
+    return bits_of(shift ? word >> shift | (uint32_t)p[4] << (32 - shift) : word);
+}
+
+/* The next TURN elements: kept, unless their byte is below the threshold's, and those where it is equal.
+ * The words of keys are ordered. */
+ALWAYS_INLINE void next_turn(const Keys *keys, Counter *counter, uint8_t byte, uint64_t *kept,
+                             uint64_t *tie, beside_fn *beside, const void *to, size_t i)
+{
+    for (int w = 0; w < WORDS; w++)
+        kept[w] = tie[w] = 0;
+    UNROLL
+    for (int step = 0; step < TURN / (16 * STEP); step++) {
+        Lanes c[CHAINS][4];
+        next_blocks(keys, counter, c, beside, to, i, step * ROUNDS);
+        UNROLL
+        for (int j = 0; j < CHAINS; j++) {
+            uint64_t k[CHAIN_WORDS], e[CHAIN_WORDS];
+            const int bit = (step * CHAINS + j) * 16 * LANES;
+            halves_compare(c[j][0], c[j][2], byte, k, e);
+            for (int w = 0; w < CHAIN_WORDS; w++) {
+                kept[bit / 64 + w] |= k[w] << bit % 64;
+                tie[bit / 64 + w] |= e[w] << bit % 64;
+            }
+        }
     }
-    for (size_t i = 0; i < queued; i++) {
-        const uint64_t k = queue[i];
-        uint64_t word = load_le64(tie + 8 * k);
-        at[n++] = 64 * k + (uint64_t)ctz64(word);
+}
+
+/* Ties: elements whose byte equals the threshold's. They are kept at first, and dropped when 24 more bits
+ * say so. Words that have some are queued, without a branch, as about every fifth has; and settled many
+ * at a time, as one Philox call for each would cost more than all the rest. */
+enum { QUEUE = 64, GROUP = 256, ALL = FD_PIECES * FD_ALIGN / 64 };
+typedef struct {
+    uint64_t word[ALL > QUEUE + 2 * WORDS ? ALL : QUEUE + 2 * WORDS];
+    uint32_t number[ALL > QUEUE + 2 * WORDS ? ALL : QUEUE + 2 * WORDS];
+} Ties;
+
+/* Returns how many are queued now. */
+ALWAYS_INLINE size_t queue_tie(Ties *ties, size_t queued, size_t number, uint64_t word)
+{
+    ties->word[queued] = word; /* stays only if it has a tie */
+    ties->number[queued] = (uint32_t)number;
+    return queued + (word != 0);
+}
+
+/* Ties that are dropped. Looks at the queue from *next on until there is work for many vectors; returns
+ * how many elements it has put into `dropped`. piece: indices of the first of every FD_ALIGN elements;
+ * NULL: they follow each other from `start` on. */
+static NOINLINE size_t settle(const fd_draw *draw, uint64_t start, const uint64_t *piece,
+                              const Ties *ties, size_t queued, size_t *next, uint32_t dropped[GROUP])
+{
+    uint64_t at[GROUP + STEP], index[GROUP + STEP];
+    size_t n = 0, m = 0;
+    for (; *next < queued && n <= GROUP - 64; ++*next) {
+        uint64_t word = ties->word[*next];
+        const uint64_t first = UINT64_C(64) * ties->number[*next];
+        at[n++] = first + (uint64_t)ctz64(word);
         word &= word - 1;
-        at[n] = 64 * k + (uint64_t)ctz64(word | UINT64_C(1) << 63);
+        at[n] = first + (uint64_t)ctz64(word | UINT64_C(1) << 63);
         n += word != 0; /* a second one is too frequent for a branch, a third is not */
         for (word &= word - 1; word; word &= word - 1)
-            at[n++] = 64 * k + (uint64_t)ctz64(word);
+            at[n++] = first + (uint64_t)ctz64(word);
     }
-    if (!n)
-        return;
-    for (int l = 0; l < STEP; l++) /* fill the last vector: settling a tie twice does no harm */
-        at[n + (size_t)l] = at[n - 1];
-    for (size_t i = 0; i < n; i += STEP) {
-        uint32_t word[STEP];
-        uint64_t index[STEP];
-        for (size_t l = 0; l < STEP; l++)
-            index[l] = piece ? piece[at[i + l] / FD_ALIGN] + at[i + l] % FD_ALIGN : start + at[i + l];
-        words_at(keys, DOMAIN_REFINEMENT, index, word);
-        for (int l = 0; l < STEP; l++)
-            bits[at[i + (size_t)l] >> 3] |= (uint8_t)((word[l] >> 8 >= f) << (at[i + (size_t)l] & 7));
-    }
-}
-
-static void draw_bits(const fd_draw *draw, uint64_t start, size_t n, uint8_t *bits, fd_ahead ahead)
-{
-    const uint64_t t = draw->threshold;
-    if (t == 0 || t >> 32) {
-        memset(bits, t == 0 ? 0xff : 0, (n + 7) / 8);
-        return;
-    }
+    for (int l = 0; l < STEP; l++) /* fills the last vector */
+        at[n + (size_t)l] = 0;
+    for (size_t k = 0; piece && k < n + STEP; k++)
+        index[k] = piece[at[k] / FD_ALIGN] + at[k] % FD_ALIGN;
+    const uint64_t *const from = piece ? index : at;
+    const uint32_t fraction = (uint32_t)(draw->threshold & 0xffffff);
     Keys keys;
     keys_of_draw(&keys, draw);
-    if (t == UINT64_C(1) << 31) { /* p = 1/2: one bit per element */
-        ahead.step = 0;
-        keystream(&keys, DOMAIN_BITS, start / 128, (n + 127) / 128, bits, NULL, 0, ahead);
-        return;
+    for (size_t i = 0; i < n; i += STEP) {
+        const uint32_t below = below_at(&keys, DOMAIN_REFINEMENT, start, from + i, fraction);
+        for (size_t l = 0; l < STEP && i + l < n; l++) {
+            dropped[m] = (uint32_t)at[i + l]; /* stays only if it is dropped: no branch */
+            m += below >> l & 1;
+        }
     }
-    /* Kept surely: a byte above t. With f = 0 a byte equal to t is kept, too, and none is a tie. */
-    const uint32_t f = (uint32_t)(t & 0xffffff);
-    const uint8_t byte = (uint8_t)((t >> 24) - !f);
-    uint8_t equal[FD_BITS_BYTES];
-    ahead.step *= 16;
+    return m;
+}
+
+static inline void drop_bits(uint8_t *bits, const uint32_t *dropped, size_t n)
+{
+    for (size_t k = 0; k < n; k++)
+        bits[dropped[k] / 8] &= (uint8_t)~(1 << dropped[k] % 8);
+}
+
+/* n <= TURN elements from the i-th on, outside the loop. Returns how many words are queued now. */
+static NOINLINE size_t single_turn(const fd_draw *draw, uint64_t start, size_t i, size_t n,
+                                   uint8_t *bits, Ties *ties, size_t queued)
+{
+    Keys keys;
+    Counter counter = counter_at(DOMAIN_BYTES, (start + i) / 16);
+    uint64_t kept[WORDS], tie[WORDS];
+    keys_of_draw(&keys, draw);
     order_words(&keys);
-    /* Whole words of answers, as they are read below. */
-    keystream(&keys, DOMAIN_BYTES, start / 16, (n + 63) / 64 * 4, bits, equal, byte, ahead);
-    if (f) {
-        order_words(&keys);
-        refine(&keys, f, start, NULL, equal, (n + 63) / 64, bits);
+    next_turn(&keys, &counter, (uint8_t)(draw->threshold >> 24), kept, tie, nothing, NULL, 0);
+    for (size_t w = 0; 64 * w < n; w++) {
+        const uint64_t all = n - 64 * w < 64 ? (UINT64_C(1) << n % 64) - 1 : UINT64_MAX;
+        store_le64(bits + i / 8 + 8 * w, kept[w] & all);
+        queued = queue_tie(ties, queued, i / 64 + w, tie[w] & all);
+    }
+    return queued;
+}
+
+/* What is done when the elements before `end`, of which `begin` is the first that was not done beside,
+ * are drawn; and with elements that were kept at first, and are dropped. */
+typedef void rest_fn(const void *to, size_t begin, size_t end);
+typedef void drop_fn(const void *to, const uint32_t *at, size_t n);
+
+/* The loop that decides n elements from index `start` (a multiple of FD_ALIGN) on, where the rate is
+ * neither 0, 1/2 nor 1. bits: n of them, and FD_BITS_PAD bytes more. Beside a turn from i on something
+ * is done from i on; or `behind`, from the turn before that on, whose bits are there by then, and what is
+ * left in the end is for `rest`. */
+ALWAYS_INLINE void decide(const fd_draw *draw, uint64_t start, size_t n, uint8_t *bits, int behind,
+                          beside_fn *beside, rest_fn *rest, drop_fn *drop, const void *to)
+{
+    const uint8_t byte = (uint8_t)(draw->threshold >> 24);
+    const int no_ties = !(draw->threshold & 0xffffff);
+    Keys keys;
+    Ties ties;
+    keys_of_draw(&keys, draw);
+    order_words(&keys);
+    for (size_t i = 0; i < n;) {
+        const uint64_t left = 16 * blocks_left((start + i) / 16);
+        const size_t end = n - i < left ? n : i + (size_t)left;
+        size_t queued = 0, begin = i;
+        if (behind) {
+            const size_t m = end - i < TURN ? end - i : TURN;
+            queued = single_turn(draw, start, i, m, bits, &ties, queued);
+            i += m;
+        }
+        Counter counter = counter_at(DOMAIN_BYTES, (start + i) / 16);
+        for (; end - i >= TURN && queued < QUEUE; i += TURN) {
+            uint64_t kept[WORDS], tie[WORDS];
+            next_turn(&keys, &counter, byte, kept, tie, beside, to, behind ? i - TURN : i);
+            begin = i;
+            UNROLL
+            for (size_t w = 0; w < WORDS; w++) {
+                store_le64(bits + i / 8 + 8 * w, kept[w]);
+                queued = queue_tie(&ties, queued, i / 64 + w, tie[w]);
+            }
+        }
+        if (i < end && end - i < TURN) {
+            queued = single_turn(draw, start, i, end - i, bits, &ties, queued);
+            i = end;
+        }
+        rest(to, begin, i);
+        for (size_t next = 0; !no_ties && next < queued;) {
+            uint32_t dropped[GROUP];
+            const size_t m = settle(draw, start, NULL, &ties, queued, &next, dropped);
+            drop_bits(bits, dropped, m);
+            drop(to, dropped, m);
+        }
     }
 }
 
-/* The numbers of the blocks that n pieces are of, `each` a piece, in the order of lanes_order and up to a
- * whole step; returns how many. */
-ALWAYS_INLINE size_t blocks_of(const uint64_t *start, size_t n, size_t each, uint64_t *block)
+ALWAYS_INLINE void no_rest(const void *to, size_t begin, size_t end) { (void)to, (void)begin, (void)end; }
+ALWAYS_INLINE void no_drop(const void *to, const uint32_t *at, size_t n) { (void)to, (void)at, (void)n; }
+
+/* p = 1/2: one bit per element. */
+static void draw_halves(const fd_draw *draw, uint64_t start, size_t n, uint8_t *bits)
 {
-    const size_t all = (n * each + STEP - 1) / STEP * STEP;
-    uint64_t order[LANES];
-    lanes_store(order, lanes_order());
-    for (size_t i = 0; i < all; i += LANES)
-        for (size_t l = 0; l < LANES; l++) {
-            const size_t b = i + (size_t)order[l] < n * each ? i + (size_t)order[l] : 0;
-            block[i + l] = start[b / each] / (FD_ALIGN / each) + b % each;
+    const fd_ahead none = {(char *)bits, 0};
+    Keys keys;
+    keys_of_draw(&keys, draw);
+    for (size_t m; n; n -= m, start += m, bits += m / 8) {
+        const uint64_t block = start / 128, left = blocks_left(block);
+        m = n / 128 < left ? n : 128 * (size_t)left;
+        const size_t whole = m / 128 / STEP * STEP; /* a last step would go beyond the end */
+        uint8_t last[16 * STEP];
+        keystream(&keys, DOMAIN_BITS, block, whole, bits, none);
+        if (m > 128 * whole) {
+            keystream(&keys, DOMAIN_BITS, block + whole, (m + 127) / 128 - whole, last, none);
+            memcpy(bits + 16 * whole, last, (m + 7) / 8 - 16 * whole);
         }
-    return all;
+    }
+}
+
+/* Whether `decide` is for such a rate. */
+static inline int by_bytes(const fd_draw *draw)
+{
+    const uint64_t t = draw->threshold;
+    return t && t != UINT64_C(1) << 31 && !(t >> 32);
+}
+
+static void draw_bits(const fd_draw *draw, uint64_t start, size_t n, uint8_t *bits)
+{
+    if (by_bytes(draw)) {
+        decide(draw, start, n, bits, 0, nothing, no_rest, no_drop, NULL);
+        return;
+    }
+    if (draw->threshold == UINT64_C(1) << 31)
+        draw_halves(draw, start, n, bits);
+    else
+        memset(bits, draw->threshold ? 0 : 0xff, (n + 7) / 8);
+    if (n % 8) /* nothing beyond the last element */
+        bits[n / 8] &= (uint8_t)((1 << n % 8) - 1);
 }
 
 static void draw_pieces(const fd_draw *draw, const uint64_t *start, size_t n, uint8_t *bits)
 {
     enum { BLOCKS = FD_ALIGN / 16 }; /* a piece has as many; of single bits one */
-    const uint64_t t = draw->threshold;
-    if (t == 0 || t >> 32) {
-        memset(bits, t == 0 ? 0xff : 0, n * (FD_ALIGN / 8));
-        return;
-    }
+    uint64_t block[FD_PIECES * BLOCKS + TURN / 16] = {0}; /* in the order of lanes_order */
     Keys keys;
     keys_of_draw(&keys, draw);
-    uint64_t block[FD_PIECES * BLOCKS + STEP];
-    if (t == UINT64_C(1) << 31) {
-        keystream_at(&keys, DOMAIN_BITS, block, blocks_of(start, n, 1, block), bits, NULL, 0);
+    if (!by_bytes(draw)) {
+        if (draw->threshold != UINT64_C(1) << 31) { /* all bits are the same */
+            draw_bits(draw, 0, n * FD_ALIGN, bits);
+            return;
+        }
+        Counter counter = {.domain = DOMAIN_BITS, .number = block};
+        uint64_t order[LANES];
+        lanes_store(order, lanes_order());
+        for (size_t i = 0; i < n; i += LANES)
+            for (size_t l = 0; l < LANES; l++)
+                block[i + l] = i + order[l] < n ? start[i + order[l]] / FD_ALIGN : 0;
+        for (size_t i = 0; i < n; i += STEP) {
+            uint8_t step[16 * STEP];
+            Lanes c[CHAINS][4];
+            next_blocks(&keys, &counter, c, nothing, NULL, 0, 0);
+            for (int j = 0; j < CHAINS; j++)
+                halves_store(c[j][0], c[j][2], step + 16 * j * LANES);
+            memcpy(bits + 16 * i, step, 16 * (n - i < STEP ? n - i : STEP));
+        }
         return;
     }
-    const uint32_t f = (uint32_t)(t & 0xffffff);
-    uint8_t equal[FD_BITS_BYTES];
+    Counter counter = {.domain = DOMAIN_BYTES, .number = block};
+    Ties ties;
+    size_t queued = 0;
+    for (size_t b = 0; b < n * BLOCKS; b += LANES) {
+        const uint64_t first = start[b / BLOCKS] / 16 + b % BLOCKS;
+        lanes_store(block + b, lanes_add(lanes_set(first), lanes_order()));
+    }
     order_words(&keys);
-    keystream_at(&keys, DOMAIN_BYTES, block, blocks_of(start, n, BLOCKS, block), bits, equal,
-                 (uint8_t)((t >> 24) - !f));
-    if (f) {
-        order_words(&keys);
-        refine(&keys, f, 0, start, equal, n * (FD_ALIGN / 64), bits);
+    for (size_t i = 0, end = n * FD_ALIGN; i < end; i += TURN) {
+        uint64_t kept[WORDS], tie[WORDS];
+        next_turn(&keys, &counter, (uint8_t)(draw->threshold >> 24), kept, tie, nothing, NULL, 0);
+        for (size_t w = 0; w < WORDS && i + 64 * w < end; w++) {
+            store_le64(bits + i / 8 + 8 * w, kept[w]);
+            queued = queue_tie(&ties, queued, i / 64 + w, tie[w]);
+        }
+    }
+    for (size_t next = 0; draw->threshold & 0xffffff && next < queued;) {
+        uint32_t dropped[GROUP];
+        const size_t m = settle(draw, 0, start, &ties, queued, &next, dropped);
+        drop_bits(bits, dropped, m);
     }
 }

@@ -82,7 +82,7 @@ static void draw_noise(fd_noise kind, const fd_draw *draw, uint64_t block, size_
     keys_of_draw(&keys, draw);
     ahead.step *= FD_NOISE_BLOCK;
     if (kind == FD_NORMAL)
-        keystream(&keys, DOMAIN_NORMALS, block, blocks, dst, NULL, 0, ahead);
+        keystream(&keys, DOMAIN_NORMALS, block, blocks, dst, ahead);
     else
-        keystream(&keys, DOMAIN_UNIFORMS, block, blocks, dst, NULL, 0, ahead);
+        keystream(&keys, DOMAIN_UNIFORMS, block, blocks, dst, ahead);
 }

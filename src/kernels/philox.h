@@ -43,14 +43,22 @@ ALWAYS_INLINE void keys_of_draw(Keys *keys, const fd_draw *draw)
     keys->call[0] = lanes_set((uint32_t)draw->call), keys->call[1] = lanes_set(draw->call >> 32);
 }
 
-/* CHAINS vectors of blocks, a round of all of them at a time. c: in, the first counter word times
+/* Work that is done beside a drawing, from index i on, a slot at a time: the rounds of Philox wait for
+ * each other, and no CPU looks far enough ahead to fill that with what comes behind them. */
+typedef void beside_fn(const void *to, size_t i, int slot);
+ALWAYS_INLINE void nothing(const void *to, size_t i, int slot) { (void)to, (void)i, (void)slot; }
+
+/* CHAINS vectors of blocks, a round of all of them at a time, and a slot behind each. c: in, the first counter word times
  * MULTIPLIER0 (along a keystream that is a sum, so the running counter needs no multiplication) and
  * the three other words; out, the two 64-bit halves of the block in c[0] and c[2]. What is the same
  * in every turn of the caller's loop costs nothing there: the compiler hoists it. */
-static inline void philox(Lanes c[CHAINS][4], const Keys *keys, int rounds)
+ALWAYS_INLINE void philox(Lanes c[CHAINS][4], const Keys *keys, int rounds, beside_fn *beside,
+                          const void *to, size_t i, int slot)
 {
     const Lanes m0 = lanes_set(MULTIPLIER0), m1 = lanes_set(MULTIPLIER1);
-    for (int r = 0; r < rounds; r++)
+    UNROLL
+    for (int r = 0; r < rounds; r++) {
+        UNROLL
         for (int j = 0; j < CHAINS; j++) {
             const Lanes p0 = r ? lanes_mul32(c[j][0], m0) : c[j][0];
             const Lanes p1 = lanes_mul32(c[j][2], m1);
@@ -63,6 +71,8 @@ static inline void philox(Lanes c[CHAINS][4], const Keys *keys, int rounds)
             c[j][2] = lanes_xor3(lanes_swap(p0), c[j][3], keys->round[2 * r + 1]);
             c[j][3] = p0;
         }
+        beside(to, i, slot + r);
+    }
 }
 
 /* lanes_ordered of all words that come out, for nothing: it is an xor, as is the key that comes last.
@@ -73,95 +83,94 @@ static inline void order_words(Keys *keys)
         keys->round[i] = lanes_ordered(keys->round[i]);
 }
 
-/* Blocks block ... block + n - 1 of one domain, and up to STEP - 1 more. With tie == NULL their
- * bytes go to dst, 16 per block, or what noise.h makes of them in its domains. Else each byte, whose
- * words are ordered, is compared with t, and two bits are left per byte: in dst whether it is above, in
- * tie whether it is equal, 2 bytes per block. ahead.step is per block here; what is ahead is fetched
- * while the multipliers are busy and the load ports idle. */
-ALWAYS_INLINE void keystream(const Keys *keys, uint32_t domain, uint64_t block, size_t n,
-                             uint8_t *dst, uint8_t *tie, uint8_t t, fd_ahead ahead)
+/* The next blocks of a keystream: their first counter words, times MULTIPLIER0, and the second, which
+ * stays the same up to the next multiple of 2^32. Or their numbers, in the order of lanes_order, where
+ * they do not follow each other. */
+typedef struct {
+    Lanes product, second;
+    uint32_t domain;
+    const uint64_t *number; /* or NULL */
+} Counter;
+
+ALWAYS_INLINE Counter counter_at(uint32_t domain, uint64_t block)
 {
-    const size_t out = tie ? 2 : 16;
+    const Lanes number = lanes_add(lanes_set((uint32_t)block), lanes_order());
+    return (Counter){lanes_mul32(number, lanes_set(MULTIPLIER0)),
+                     lanes_set((block >> 32) | (uint64_t)domain << 28), domain, NULL};
+}
+
+/* Blocks from this one on for which a counter is right. */
+static inline uint64_t blocks_left(uint64_t block)
+{
+    return (UINT64_C(1) << 32) - (uint32_t)block;
+}
+
+/* STEP blocks, the halves of each in c[j][0] and c[j][2]. */
+ALWAYS_INLINE void next_blocks(const Keys *keys, Counter *counter, Lanes c[CHAINS][4],
+                               beside_fn *beside, const void *to, size_t i, int slot)
+{
+    for (int j = 0; j < CHAINS; j++) {
+        if (counter->number) {
+            const Lanes number = lanes_load(counter->number);
+            counter->number += LANES;
+            counter->product = lanes_mul32(number, lanes_set(MULTIPLIER0));
+            counter->second =
+                lanes_xor(lanes_shr(number, 32), lanes_set((uint64_t)counter->domain << 28));
+        }
+        c[j][0] = counter->product, c[j][1] = counter->second;
+        c[j][2] = keys->call[0], c[j][3] = keys->call[1];
+        if (!counter->number)
+            counter->product = lanes_add(counter->product, lanes_set(LANES * MULTIPLIER0));
+    }
+    philox(c, keys, ROUNDS, beside, to, i, slot);
+}
+
+/* Blocks block ... block + n - 1 of one domain, and up to STEP - 1 more. Their bytes go to dst, 16 per
+ * block, or what noise.h makes of them in its domains. ahead.step is per block here; what is ahead is
+ * fetched while the multipliers are busy and the load ports idle. */
+ALWAYS_INLINE void keystream(const Keys *keys, uint32_t domain, uint64_t block, size_t n,
+                             uint8_t *dst, fd_ahead ahead)
+{
     uintptr_t line = (uintptr_t)ahead.at; /* a number, as it may run past the end of what is there */
-    const Lanes c2 = keys->call[0], c3 = keys->call[1];
     for (size_t i = 0, end; i < n; i = end) {
-        /* The second counter word stays the same up to the next multiple of 2^32. What a step
-         * writes beyond it is overwritten by the next turn. */
-        const uint64_t first = block + i, left = (UINT64_C(1) << 32) - (uint32_t)first;
+        /* What a step writes beyond the end is overwritten by the next turn. */
+        const uint64_t left = blocks_left(block + i);
         end = n - i < left ? n : i + (size_t)left;
-        const Lanes c1 = lanes_set((first >> 32) | (uint64_t)domain << 28);
-        const Lanes number = lanes_add(lanes_set((uint32_t)first), lanes_order());
-        Lanes product = lanes_mul32(number, lanes_set(MULTIPLIER0));
+        Counter counter = counter_at(domain, block + i);
         for (; i < end; i += STEP) {
             for (int b = 0; b < STEP; b++, line += ahead.step)
                 prefetch((const char *)line);
             Lanes c[CHAINS][4];
+            next_blocks(keys, &counter, c, nothing, NULL, 0, 0);
             for (int j = 0; j < CHAINS; j++) {
-                c[j][0] = product, c[j][1] = c1, c[j][2] = c2, c[j][3] = c3;
-                product = lanes_add(product, lanes_set(LANES * MULTIPLIER0));
-            }
-            philox(c, keys, ROUNDS);
-            for (int j = 0; j < CHAINS; j++) {
-                const size_t at = out * (i + (size_t)(j * LANES));
-                if (tie)
-                    halves_compare(c[j][0], c[j][2], t, dst + at, tie + at);
-                else {
-                    if (domain == DOMAIN_NORMALS || domain == DOMAIN_UNIFORMS)
-                        halves_to_noise(domain, &c[j][0], &c[j][2]);
-                    halves_store(c[j][0], c[j][2], dst + at);
-                }
+                if (domain == DOMAIN_NORMALS || domain == DOMAIN_UNIFORMS)
+                    halves_to_noise(domain, &c[j][0], &c[j][2]);
+                halves_store(c[j][0], c[j][2], dst + 16 * (i + (size_t)(j * LANES)));
             }
         }
     }
 }
 
-/* The two halves of STEP blocks of one domain, by their numbers. */
-static inline void blocks_at(const Keys *keys, uint32_t domain, const Lanes number[CHAINS],
-                             Lanes c[CHAINS][4])
+/* Which of the words start + index[0] ... start + index[STEP - 1] of one domain's keystream have their
+ * upper 24 bits below `fraction`; start is a multiple of FD_ALIGN. */
+static inline uint32_t below_at(const Keys *keys, uint32_t domain, uint64_t start,
+                                const uint64_t *index, uint32_t fraction)
 {
+    Lanes c[CHAINS][4];
+    uint32_t below = 0;
     for (int j = 0; j < CHAINS; j++) {
-        c[j][0] = lanes_mul32(number[j], lanes_set(MULTIPLIER0));
-        c[j][1] = lanes_xor(lanes_shr(number[j], 32), lanes_set((uint64_t)domain << 28));
+        const Lanes i = lanes_add(lanes_load(index + j * LANES), lanes_set(start));
+        /* block number = index / 4: its low word, and its high word */
+        c[j][0] = lanes_mul32(lanes_shr(i, 2), lanes_set(MULTIPLIER0));
+        c[j][1] = lanes_xor(lanes_shr(i, 34), lanes_set((uint64_t)domain << 28));
         c[j][2] = keys->call[0], c[j][3] = keys->call[1];
     }
-    philox(c, keys, ROUNDS);
-}
-
-/* `keystream` of n blocks that lie anywhere, by their numbers in the order of lanes_order; n is a multiple
- * of STEP. */
-ALWAYS_INLINE void keystream_at(const Keys *keys, uint32_t domain, const uint64_t *block, size_t n,
-                                uint8_t *dst, uint8_t *tie, uint8_t t)
-{
-    for (size_t i = 0; i < n; i += STEP) {
-        Lanes number[CHAINS], c[CHAINS][4];
-        for (int j = 0; j < CHAINS; j++)
-            number[j] = lanes_load(block + i + (size_t)(j * LANES));
-        blocks_at(keys, domain, number, c);
-        for (int j = 0; j < CHAINS; j++) {
-            const size_t at = (tie ? 2 : 16) * (i + (size_t)(j * LANES));
-            if (tie)
-                halves_compare(c[j][0], c[j][2], t, dst + at, tie + at);
-            else
-                halves_store(c[j][0], c[j][2], dst + at);
-        }
-    }
-}
-
-/* Words index[0] ... index[STEP - 1] of one domain's keystream. */
-static inline void words_at(const Keys *keys, uint32_t domain, const uint64_t *index,
-                            uint32_t *words)
-{
-    uint64_t half[CHAINS][2][LANES];
-    Lanes number[CHAINS], c[CHAINS][4];
-    for (int j = 0; j < CHAINS; j++)
-        number[j] = lanes_shr(lanes_load(index + j * LANES), 2);
-    blocks_at(keys, domain, number, c);
+    philox(c, keys, ROUNDS, nothing, NULL, 0, 0);
     for (int j = 0; j < CHAINS; j++) {
-        lanes_store(half[j][0], c[j][0]);
-        lanes_store(half[j][1], c[j][2]);
+        const Lanes word = lanes_word(c[j][0], c[j][2], lanes_load(index + j * LANES));
+        below |= lanes_below(lanes_shr(word, 8), fraction) << j * LANES;
     }
-    for (int l = 0; l < STEP; l++)
-        words[l] = (uint32_t)(half[l / LANES][index[l] >> 1 & 1][l % LANES] >> 32 * (index[l] & 1));
+    return below;
 }
 
 static void philox_blocks(const uint32_t *counters, const uint32_t key[2], int rounds, size_t n,
@@ -182,9 +191,9 @@ static void philox_blocks(const uint32_t *counters, const uint32_t key[2], int r
         for (int j = 0; j < CHAINS; j++)
             c[j][0] = lanes_mul32(c[j][0], lanes_set(MULTIPLIER0));
         if (rounds == ROUNDS)
-            philox(c, &keys, ROUNDS);
+            philox(c, &keys, ROUNDS, nothing, NULL, 0, 0);
         else
-            philox(c, &keys, MAX_ROUNDS);
+            philox(c, &keys, MAX_ROUNDS, nothing, NULL, 0, 0);
         for (int j = 0; j < CHAINS; j++)
             for (int h = 0; h < 2; h++)
                 lanes_store(lane[j][h], c[j][2 * h]);

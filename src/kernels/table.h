@@ -54,6 +54,16 @@ typedef struct {
 /* Bit `bit` of `bits` belongs to the first element. */
 typedef void fd_apply_fn(const fd_operands *operands, const uint8_t *bits, size_t bit, size_t n);
 
+/* Draw and apply in one loop n elements from index `start` (a multiple of FD_ALIGN) on; y is neither the
+ * residual nor written past the caches. bits: where they go, FD_BITS_PAD bytes longer. */
+typedef void fd_forward_fn(const fd_draw *draw, uint64_t start, size_t n,
+                           const fd_operands *operands, uint8_t *bits);
+
+/* Draw a tile while another is applied, whose bits `before` are there: bit `bit` is the first's. y begins
+ * at a cache line. */
+typedef void fd_stream_fn(const fd_draw *draw, uint64_t start, uint8_t *bits,
+                          const fd_operands *operands, const uint8_t *before, size_t bit);
+
 /* Continuous noise, by the domain its words come from: standard normal, standard logistic. */
 typedef enum { FD_NORMAL = 3, FD_LOGISTIC = 4 } fd_noise;
 
@@ -92,12 +102,14 @@ typedef struct {
 
 typedef struct {
     const char *name;
-    /* Keep bits of n <= FD_DRAW_MAX elements from index start (a multiple of FD_ALIGN);
-     * `bits` has room for FD_BITS_BYTES. */
-    void (*draw_bits)(const fd_draw *draw, uint64_t start, size_t n, uint8_t *bits, fd_ahead ahead);
+    /* Keep bits of n elements from index start (a multiple of FD_ALIGN);
+     * `bits` is FD_BITS_PAD bytes longer. */
+    void (*draw_bits)(const fd_draw *draw, uint64_t start, size_t n, uint8_t *bits);
     /* The same of FD_ALIGN elements from each of n <= FD_PIECES indices, all multiples of that. */
     void (*draw_pieces)(const fd_draw *draw, const uint64_t *start, size_t n, uint8_t *bits);
     fd_apply_fn *apply[FD_OPS][FD_DTYPES];
+    fd_forward_fn *forward[FD_OPS][FD_DTYPES];
+    fd_stream_fn *stream[FD_OPS][FD_DTYPES];
     /* n variates from 4 * block on, at most FD_TILE + 4; noise is FD_NOISE_PAD longer. */
     void (*draw_noise)(fd_noise kind, const fd_draw *draw, uint64_t block, size_t n, float *noise,
                        fd_ahead ahead);

@@ -27,10 +27,15 @@ OFFERS(lanes_order, Lanes (*)(void));
 
 /* 2 * LANES halves of blocks, as bytes in natural order: low and high half of block 0, 1, ... */
 OFFERS(halves_store, void (*)(Lanes low, Lanes high, uint8_t *to));
-/* Those bytes against t, one bit each, LANES * 2 bytes of bits to each: above t, equal to t. They have
- * been through lanes_ordered, which is an xor with a constant (0 where bytes compare unsigned). */
+/* Those bytes against t, one bit each, in words of 64, or in the lowest bits of one: not below t, equal
+ * to t. They have been through lanes_ordered, which is an xor with a constant (0 where bytes compare
+ * unsigned). */
 OFFERS(lanes_ordered, Lanes (*)(Lanes));
-OFFERS(halves_compare, void (*)(Lanes low, Lanes high, uint8_t t, uint8_t *above, uint8_t *equal));
+OFFERS(halves_compare, void (*)(Lanes low, Lanes high, uint8_t t, uint64_t *least, uint64_t *equal));
+/* Word index % 4 of the block in each lane, as a number; and one bit for each lane that is below b. Both
+ * are less than 2^32. */
+OFFERS(lanes_word, Lanes (*)(Lanes low, Lanes high, Lanes index));
+OFFERS(lanes_below, uint32_t (*)(Lanes a, uint32_t b));
 
 /* Words: a vector of F32_WIDTH 32-bit words, for continuous noise; the arithmetic wraps. */
 _Static_assert(sizeof(Words) == F32_WIDTH * sizeof(uint32_t), "F32_WIDTH words of 32 bits");
@@ -48,7 +53,6 @@ OFFERS(words_float, F32_VEC (*)(Words));                /* signed number to floa
 OFFERS(words_f32, F32_VEC (*)(Words));                  /* the same bits as float32 */
 OFFERS(f32_words, Words (*)(F32_VEC));                  /* and back */
 
-/* BITS: 32 keep bits, in whatever form LOAD_KEPT likes; shift is 0 ... 7, so 40 bits may be read, and
- * no byte further than that. */
-OFFERS(bits_load, BITS (*)(const uint8_t *, unsigned shift));
+/* BITS: 32 keep bits, in whatever form LOAD_KEPT likes. */
+OFFERS(bits_of, BITS (*)(uint32_t));
 #undef OFFERS

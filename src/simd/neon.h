@@ -31,21 +31,33 @@ static inline void halves_store(Lanes low, Lanes high, uint8_t *dst)
 /* Bytes against t: bits of those above and of those equal. Each answer keeps the bit of its place,
  * and three additions of neighbours gather eight of them in a byte, all four vectors together. */
 static inline Lanes lanes_ordered(Lanes v) { return v; }
-static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint8_t *above, uint8_t *equal)
+static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint64_t *least, uint64_t *equal)
 {
     const uint8x16_t vt = vdupq_n_u8(t);
     const uint8x16_t place = vreinterpretq_u8_u64(vdupq_n_u64(UINT64_C(0x8040201008040201)));
     const uint8x16_t v0 = vreinterpretq_u8_u64(vzip1q_u64(low, high));
     const uint8x16_t v1 = vreinterpretq_u8_u64(vzip2q_u64(low, high));
-    const uint8x16_t gt = vpaddq_u8(vandq_u8(vcgtq_u8(v0, vt), place),
-                                    vandq_u8(vcgtq_u8(v1, vt), place));
+    const uint8x16_t ge = vpaddq_u8(vandq_u8(vcgeq_u8(v0, vt), place),
+                                    vandq_u8(vcgeq_u8(v1, vt), place));
     const uint8x16_t eq = vpaddq_u8(vandq_u8(vceqq_u8(v0, vt), place),
                                     vandq_u8(vceqq_u8(v1, vt), place));
-    const uint8x16_t fours = vpaddq_u8(gt, eq);
+    const uint8x16_t fours = vpaddq_u8(ge, eq);
     const uint32x4_t bits = vreinterpretq_u32_u8(vpaddq_u8(fours, fours));
-    const uint32_t a = vgetq_lane_u32(bits, 0), e = vgetq_lane_u32(bits, 1);
-    memcpy(above, &a, 4);
-    memcpy(equal, &e, 4);
+    *least = vgetq_lane_u32(bits, 0);
+    *equal = vgetq_lane_u32(bits, 1);
+}
+
+static inline Lanes lanes_word(Lanes low, Lanes high, Lanes index)
+{
+    const Lanes two = vbslq_u64(vtstq_u64(index, vdupq_n_u64(2)), high, low);
+    const uint64x2_t odd = vandq_u64(index, vdupq_n_u64(1));
+    const int64x2_t shift = vreinterpretq_s64_u64(vshlq_n_u64(odd, 5));
+    return lanes_low(vshlq_u64(two, vnegq_s64(shift)));
+}
+static inline uint32_t lanes_below(Lanes a, uint32_t b)
+{
+    const uint64x2_t below = vshrq_n_u64(vcltq_u64(a, vdupq_n_u64(b)), 63);
+    return (uint32_t)(vgetq_lane_u64(below, 0) | vgetq_lane_u64(below, 1) << 1);
 }
 
 /* 32-bit words, two per lane, for continuous noise. */
@@ -67,17 +79,9 @@ static inline float32x4_t words_float(Words v) { return vcvtq_f32_s32(vreinterpr
 static inline float32x4_t words_f32(Words v) { return vreinterpretq_f32_u32(v); }
 static inline Words f32_words(float32x4_t v) { return vreinterpretq_u32_f32(v); }
 
-/* Keep bits: 32 of them, in every 32-bit lane, from bit `shift` (0 ... 7) of p on. */
+/* Keep bits: 32 of them, in every 32-bit lane. */
 typedef uint32x4_t BITS;
-static inline BITS bits_load(const uint8_t *p, unsigned shift)
-{
-    uint32_t v;
-    if (shift)
-        v = (uint32_t)(load_le64(p) >> shift);
-    else
-        memcpy(&v, p, 4);
-    return vdupq_n_u32(v);
-}
+static inline BITS bits_of(uint32_t v) { return vdupq_n_u32(v); }
 
 /* Each lane tests its own bit. A table, because a loop that is not unrolled would make these vectors
  * in every turn. */

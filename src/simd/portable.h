@@ -25,25 +25,28 @@ static inline void halves_store(Lanes low, Lanes high, uint8_t *dst)
 
 /* Eight bytes in a word: the top bit of each holds its answer, a multiplication collects them. */
 static inline Lanes lanes_ordered(Lanes v) { return v; }
-static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint8_t *above, uint8_t *equal)
+static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint64_t *least, uint64_t *equal)
 {
     const uint64_t ones = UINT64_C(0x0101010101010101), top = ones << 7, vt = ones * t;
     const uint64_t collect = UINT64_C(0x0102040810204080), v[2] = {low, high};
+    *least = *equal = 0;
     for (int i = 0; i < 2; i++) {
         const uint64_t x = v[i] ^ vt;
         const uint64_t zero = ~(((x & ~top) + ~top) | x) & top;
         const uint64_t seven = (v[i] | top) - (vt & ~top); /* top bit: >= t in the low seven bits */
-        const uint64_t least = ((v[i] & ~vt) | (~x & seven)) & top;
-        equal[i] = (uint8_t)((zero >> 7) * collect >> 56);
-        above[i] = (uint8_t)(((least & ~zero) >> 7) * collect >> 56);
+        const uint64_t not_below = ((v[i] & ~vt) | (~x & seven)) & top;
+        *equal |= ((zero >> 7) * collect >> 56) << 8 * i;
+        *least |= ((not_below >> 7) * collect >> 56) << 8 * i;
     }
 }
+static inline Lanes lanes_word(Lanes low, Lanes high, Lanes index)
+{
+    return (index & 2 ? high : low) >> 32 * (index & 1) & 0xffffffff;
+}
+static inline uint32_t lanes_below(Lanes a, uint32_t b) { return a < b; }
 
 typedef uint32_t BITS;
-static inline BITS bits_load(const uint8_t *p, unsigned shift)
-{
-    return (uint32_t)(load_le64(p) >> shift);
-}
+static inline BITS bits_of(uint32_t v) { return v; }
 
 /* A type's bits and back: as C has no other way to look at them. */
 static inline uint32_t f32_bits(float v)

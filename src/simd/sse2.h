@@ -33,16 +33,30 @@ static inline Lanes lanes_ordered(Lanes v)
 {
     return lanes_xor(v, lanes_set(UINT64_C(0x8080808080808080)));
 }
-static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint8_t *above, uint8_t *equal)
+static inline void halves_compare(Lanes low, Lanes high, uint8_t t, uint64_t *least, uint64_t *equal)
 {
     const __m128i vt = _mm_set1_epi8((char)(t ^ 0x80));
     const __m128i v[2] = {_mm_unpacklo_epi64(low, high), _mm_unpackhi_epi64(low, high)};
+    uint32_t below[2], same[2];
     for (int i = 0; i < 2; i++) {
-        const uint16_t gt = (uint16_t)_mm_movemask_epi8(_mm_cmpgt_epi8(v[i], vt));
-        const uint16_t eq = (uint16_t)_mm_movemask_epi8(_mm_cmpeq_epi8(v[i], vt));
-        memcpy(above + 2 * i, &gt, 2);
-        memcpy(equal + 2 * i, &eq, 2);
+        below[i] = (uint32_t)_mm_movemask_epi8(_mm_cmpgt_epi8(vt, v[i]));
+        same[i] = (uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(vt, v[i]));
     }
+    *least = (uint32_t)~(below[0] | below[1] << 16);
+    *equal = same[0] | same[1] << 16;
+}
+
+static inline Lanes lanes_word(Lanes low, Lanes high, Lanes index)
+{
+    const Lanes bit = _mm_and_si128(index, lanes_set(2)), odd = _mm_and_si128(index, lanes_set(1));
+    const Lanes first = _mm_sub_epi64(lanes_shr(bit, 1), lanes_set(1)); /* all ones or zeros */
+    const Lanes two = _mm_or_si128(_mm_and_si128(first, low), _mm_andnot_si128(first, high));
+    const Lanes even = _mm_sub_epi64(odd, lanes_set(1));
+    return lanes_low(_mm_or_si128(_mm_and_si128(even, two), _mm_andnot_si128(even, lanes_shr(two, 32))));
+}
+static inline uint32_t lanes_below(Lanes a, uint32_t b)
+{
+    return (uint32_t)_mm_movemask_pd(_mm_castsi128_pd(_mm_sub_epi64(a, lanes_set(b))));
 }
 
 /* 32-bit words, two per lane, for continuous noise. */
@@ -61,18 +75,10 @@ static inline __m128 words_float(Words v) { return _mm_cvtepi32_ps(v); }
 static inline __m128 words_f32(Words v) { return _mm_castsi128_ps(v); }
 static inline Words f32_words(__m128 v) { return _mm_castps_si128(v); }
 
-/* Keep bits: 32 of them, in every 32-bit lane, from bit `shift` (0 ... 7) of p on. SSE2 has no shift
- * by lanes: each lane looks at its own bit, and what is dropped is where that is 0. */
+/* Keep bits: 32 of them, in every 32-bit lane. SSE2 has no shift by lanes: each lane looks at its own
+ * bit, and what is dropped is where that is 0. */
 typedef __m128i BITS;
-static inline BITS bits_load(const uint8_t *p, unsigned shift)
-{
-    uint32_t v;
-    if (shift)
-        v = (uint32_t)(load_le64(p) >> shift);
-    else
-        memcpy(&v, p, 4);
-    return _mm_set1_epi32((int)v);
-}
+static inline BITS bits_of(uint32_t v) { return _mm_set1_epi32((int)v); }
 
 /* A table, because a loop that is not unrolled would make these vectors in every turn. */
 static const _Alignas(16) uint32_t lane_bit[32] = {

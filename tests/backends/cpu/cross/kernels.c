@@ -128,6 +128,27 @@ static void test_philox(int answers)
         }
 }
 
+/* Pieces that lie anywhere around `base`, some of them neighbours or the same. */
+static void test_pieces(const fd_draw *s, uint64_t base)
+{
+    const size_t n = 1 + below(FD_PIECES), each = FD_ALIGN / 8;
+    uint64_t start[FD_PIECES];
+    for (size_t i = 0; i < n; i++)
+        start[i] = i && below(2) ? start[i - 1] + FD_ALIGN * below(3) : base + FD_ALIGN * below(1000);
+    memory got = take(n * each + FD_BITS_PAD, below(64), GUARD);
+    TABLE.draw_pieces(s, start, n, got.at);
+    for (size_t i = 0; i < n; i++) {
+        uint8_t expected[FD_ALIGN / 8 + FD_BITS_PAD];
+        fd_portable.draw_bits(s, start[i], FD_ALIGN, expected);
+        if (memcmp(got.at + each * i, expected, each))
+            fail("pieces, threshold %#" PRIx64 ": piece %zu of %zu, from %#" PRIx64, s->threshold, i, n,
+                 start[i]);
+    }
+    if (!guarded(got))
+        fail("pieces, threshold %#" PRIx64 ": wrote outside its buffer", s->threshold);
+    free(got.base);
+}
+
 /* Keep bits. Counter words overflow where start is a multiple of 2^36 (bytes), 2^34 (refinement) and
  * 2^39 (bits). */
 static long test_draw(long cases)
@@ -141,7 +162,6 @@ static long test_draw(long cases)
                                      FD_TILE - 1, FD_TILE, FD_TILE + 1, FD_DRAW_MAX - 1, FD_DRAW_MAX};
     enum { T = sizeof thresholds / sizeof *thresholds, P = sizeof powers / sizeof *powers,
            N = sizeof lengths / sizeof *lengths };
-    static char array[FD_DRAW_MAX * 8];
     for (long c = 0; c < cases; c++) {
         const uint64_t kind = random64() % 4, word = random64();
         const fd_draw s = {
@@ -155,12 +175,12 @@ static long test_draw(long cases)
         const uint64_t base = power ? UINT64_C(1) << power : 0, back = FD_ALIGN * (below(36));
         const uint64_t start = power && c % 8 ? base - back : base + back;
         const size_t n = c % 2 ? lengths[below(N)] : below(FD_DRAW_MAX + 1);
-        const size_t itemsize = (size_t)(word >> 60) % 5 * 2;
-        memory got = take(FD_BITS_BYTES, below(64), GUARD);
-        memory expected = take(FD_BITS_BYTES, below(64), GUARD);
-        const fd_ahead ahead = {array, itemsize};
-        TABLE.draw_bits(&s, start, n, got.at, ahead);
-        fd_portable.draw_bits(&s, start, n, expected.at, ahead);
+        memory got = take((n + 7) / 8 + FD_BITS_PAD, below(64), GUARD);
+        memory expected = take((n + 7) / 8 + FD_BITS_PAD, below(64), GUARD);
+        TABLE.draw_bits(&s, start, n, got.at);
+        fd_portable.draw_bits(&s, start, n, expected.at);
+        if (n % 8 && (got.at[n / 8] | expected.at[n / 8]) >> n % 8)
+            fail("draw, threshold %#" PRIx64 ", n %zu: a bit behind the last is set", s.threshold, n);
         for (size_t i = 0; i < n; i++) {
             const int a = got.at[i / 8] >> i % 8 & 1, b = expected.at[i / 8] >> i % 8 & 1;
             if (a != b)
@@ -172,6 +192,7 @@ static long test_draw(long cases)
             fail("draw, threshold %#" PRIx64 ", n %zu: wrote outside its buffer", s.threshold, n);
         free(got.base);
         free(expected.base);
+        test_pieces(&s, base);
     }
     return cases;
 }
@@ -199,9 +220,9 @@ static void test_exact(long cases)
         for (uint64_t t = least; t <= least + 1; t++) {
             if (t == 0 || t == UINT64_C(1) << 31) /* other rules */
                 continue;
-            memory bits = take(FD_BITS_BYTES, 0, GUARD);
+            memory bits = take(i / 8 + 1 + FD_BITS_PAD, 0, GUARD);
             s.threshold = t;
-            TABLE.draw_bits(&s, start, i + 1, bits.at, (fd_ahead){NULL, 0});
+            TABLE.draw_bits(&s, start, i + 1, bits.at);
             if ((bits.at[i / 8] >> i % 8 & 1) != (t == least))
                 fail("draw, seed %#" PRIx64 ", call %#" PRIx64 ", threshold %#" PRIx64 ": element %#"
                      PRIx64 ", whose bits are %#" PRIx64 ", is %s",
@@ -323,6 +344,105 @@ static void test_apply(fd_op op, fd_dtype dtype, size_t n, int all)
         free(active[i].base);
     }
     free(x.base), free(residual.base), free(bias.base), free(bits.base);
+}
+
+/* Elements of the runs below that were a tie and dropped, by where in a turn they were, and last of a run. */
+enum { LONGEST_TURN = 512 };
+static long dropped_ties[LONGEST_TURN], dropped_last;
+
+/* Drawing and applying in one loop, or a tile beside another, against one after the other. */
+static void test_forward(fd_op op, fd_dtype dtype, size_t n, int stream)
+{
+    const size_t size = fd_itemsize[dtype], bit = stream ? below(64) : 0;
+    const int add = op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD, second = add || op == FD_ZONEOUT;
+    const int in_place = (int)below(2 + (stream && second)); /* y is apart, x, residual */
+    const uint64_t kind = random64() % 8, base = random64() & 1 ? UINT64_C(1) << 36 : 0;
+    const uint64_t start = base ? base - FD_ALIGN * below(40) : FD_ALIGN * below(40);
+    const uint64_t byte = random64() & 0xff;
+    /* Most often, every tie is dropped. */
+    const uint64_t threshold = kind == 0   ? UINT64_C(1) << 31
+                               : kind == 1 ? below(2) * (UINT64_C(1) << 32)
+                               : kind == 2 ? (byte | 1) << 24
+                               : kind == 3 ? byte << 24 | (random64() & 0xffffff)
+                                           : byte << 24 | 0xffffff;
+    const fd_draw s = {random64(), random64(), threshold};
+    const double scale = some_scale(), shift = some_scale(), dropped = -some_scale();
+    const size_t skew = stream || random64() & 1 ? 0 : below(64);
+    memory x = take(n * size, 0, 0), residual = take(n * size, 0, 0), bias = take(n * size, 0, 0);
+    memory before = take((bit + n + 7) / 8 + FD_BITS_PAD, 0, 0);
+    fill(dtype, x.at, n);
+    fill(dtype, residual.at, n);
+    fill(dtype, bias.at, n);
+    for (size_t i = 0; i < before.size; i++)
+        before.at[i] = (uint8_t)random64();
+    memory y[2], active[2], bits[2];
+    for (int i = 0; i < 2; i++) {
+        y[i] = take(n * size, skew, GUARD);
+        active[i] = take((n + 7) / 8, below(64), GUARD);
+        bits[i] = take((n + 7) / 8 + FD_BITS_PAD, below(64), GUARD);
+        fd_operands o = {(char *)x.at, second ? (char *)residual.at : NULL,
+                         op == FD_BIAS_DROPOUT_ADD ? (char *)bias.at : NULL, (char *)y[i].at,
+                         op == FD_RELU_DROPOUT ? active[i].at : NULL, {scale, shift, dropped}, stream};
+        if (in_place == 1)
+            o.x = memcpy(y[i].at, x.at, n * size);
+        else if (in_place == 2)
+            o.residual = memcpy(y[i].at, residual.at, n * size);
+        if (i) {
+            fd_portable.draw_bits(&s, start, n, bits[1].at);
+            fd_portable.apply[op][dtype](&o, stream ? before.at : bits[1].at, bit, n);
+        } else if (stream)
+            TABLE.stream[op][dtype](&s, start, bits[0].at, &o, before.at, bit);
+        else
+            TABLE.forward[op][dtype](&s, start, n, &o, bits[0].at);
+    }
+#define CASE "%s of %s, n %zu, threshold %#" PRIx64 ", start %#" PRIx64 ", stream %d, in place %d: "
+#define CASE_ARGS op_name[op], dtype_name[dtype], n, threshold, start, stream, in_place
+    if (memcmp(bits[0].at, bits[1].at, (n + 7) / 8))
+        fail(CASE "other bits", CASE_ARGS);
+    if (op == FD_RELU_DROPOUT && memcmp(active[0].at, active[1].at, (n + 7) / 8))
+        fail(CASE "other active bits", CASE_ARGS);
+    for (size_t i = 0; i < n; i++) {
+        const uint64_t a = element(dtype, y[0].at + i * size), b = element(dtype, y[1].at + i * size);
+        if (a != b && !(add && is_nan(dtype, a) && is_nan(dtype, b)))
+            fail(CASE "element %zu is %#" PRIx64 ", not %#" PRIx64, CASE_ARGS, i, a, b);
+    }
+    if (!stream && kind > 3) { /* without the ties */
+        const fd_draw least = {s.seed, s.call, threshold & 0xff000000};
+        if (least.threshold && least.threshold != UINT64_C(1) << 31)
+            fd_portable.draw_bits(&least, start, n, bits[1].at);
+        for (size_t i = 0; i < n; i++) {
+            const int tie = (bits[0].at[i / 8] ^ bits[1].at[i / 8]) >> i % 8 & 1;
+            dropped_ties[i % LONGEST_TURN] += tie;
+            dropped_last += tie && i + 1 == n;
+        }
+    }
+    for (int i = 0; i < 2; i++) {
+        if (!guarded(y[i]) || !guarded(active[i]) || !guarded(bits[i]))
+            fail(CASE "%s wrote outside", CASE_ARGS, i ? "portable" : TABLE.name);
+        free(y[i].base), free(active[i].base), free(bits[i].base);
+    }
+    free(x.base), free(residual.base), free(bias.base), free(before.base);
+}
+
+static long test_forwards(long effort)
+{
+    long runs = 0;
+    for (int op = 0; op < FD_OPS; op++)
+        for (int dtype = 0; dtype < FD_DTYPES; dtype++) {
+            for (size_t n = 0; n <= 600; n += 1 + below(effort < 100 ? 3 : 1), runs++)
+                test_forward((fd_op)op, (fd_dtype)dtype, n, 0);
+            for (long turn = 0; turn < effort; turn++, runs += 2) {
+                test_forward((fd_op)op, (fd_dtype)dtype, 1000 + below(4 * FD_TILE), 0);
+                test_forward((fd_op)op, (fd_dtype)dtype, FD_TILE, 1);
+            }
+        }
+    test_forward(FD_DROPOUT, FD_FLOAT32, 300000, 0); /* the queue of ties is full many times */
+    for (int i = 0; i < LONGEST_TURN; i++)
+        if (!dropped_ties[i])
+            fail("no tie was dropped at place %d of a turn: too few cases", i);
+    if (!dropped_last)
+        fail("no last element was a dropped tie: too few cases");
+    return runs;
 }
 
 /* Whether n elements are the same bits, or both NaN. Which of two NaNs an operation passes on is left
@@ -480,6 +600,7 @@ int main(int argc, char **argv)
             for (long turn = 0; turn < (effort + 4) / 5 && fd_itemsize[dtype] == 2; turn++, runs++)
                 test_apply((fd_op)op, (fd_dtype)dtype, 65536, 1);
         }
+    const long forwards = test_forwards(effort);
     for (long c = 0; c < 40 * effort; c++)
         test_connect(c & 1 ? FD_FLOAT64 : FD_FLOAT32, c % 4 > 0);
     for (int op = 0; op < FD_NOISE_OPS; op++)
@@ -489,9 +610,9 @@ int main(int argc, char **argv)
             for (long turn = 0; turn < effort; turn++, noise_runs++)
                 test_apply_noise((fd_noise_op)op, (fd_dtype)dtype, 1 + below(FD_TILE));
         }
-    printf("%s equals portable: %d known answers, %ld draws, %ld runs of %d ops x %d dtypes, "
+    printf("%s equals portable: %d known answers, %ld draws, %ld and %ld runs of %d ops x %d dtypes, "
            "%ld draws of noise, %ld runs of %d noise ops x %d dtypes\n",
-           TABLE.name, answers, draws, runs, FD_OPS, FD_DTYPES, 20 * effort, noise_runs, FD_NOISE_OPS,
+           TABLE.name, answers, draws, runs, forwards, FD_OPS, FD_DTYPES, 20 * effort, noise_runs, FD_NOISE_OPS,
            FD_DTYPES);
     return 0;
 }

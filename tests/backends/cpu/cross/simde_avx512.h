@@ -108,6 +108,18 @@ static inline __m512d maskz_loadu_pd(__mmask8 mask, const char *p)
 #define _mm512_maskz_loadu_pd(mask, p) maskz_loadu_pd(mask, p)
 #endif
 
+#ifndef _mm512_maskz_loadu_epi16
+static inline __m512i maskz_loadu_epi16(__mmask32 mask, const char *p)
+{
+    uint16_t v[32] = {0};
+    for (int i = 0; i < 32; i++)
+        if (mask >> i & 1)
+            memcpy(v + i, p + 2 * i, 2);
+    return _mm512_loadu_si512(v);
+}
+#define _mm512_maskz_loadu_epi16(mask, p) maskz_loadu_epi16(mask, p)
+#endif
+
 #ifndef _mm512_stream_ps
 #define _mm512_stream_ps(p, v) _mm512_store_ps(p, v)
 #endif
