@@ -87,9 +87,10 @@ class Moments:
             self._begin(*table.shape)
         self.samples += 1
         step = max(1, BLOCK // max(1, length))
-        for begin in range(0, len(table), step):
-            rows = slice(begin, begin + step)
-            self._add(table[rows].astype(np.float64, copy=False), rows)
+        with np.errstate(over="ignore", invalid="ignore"):  # a variance of infinities is NaN
+            for begin in range(0, len(table), step):
+                rows = slice(begin, begin + step)
+                self._add(table[rows].astype(np.float64, copy=False), rows)
 
     @property
     def mean(self) -> Floats:
@@ -151,7 +152,7 @@ class Regression(Moments):
         super().__init__()
         self.tau = None if tau is None else gate.positive(tau, "tau")
         self._products: Floats | None = None
-        self._track = bool(covariance)
+        self._track = gate.flag(covariance, "covariance")
 
     @property
     def variance(self) -> Floats:
@@ -329,10 +330,11 @@ def predict(
     >>> result.mean, result.mutual_information
     """
     samples = gate.count(samples, "samples")
+    gate.function(model, "model")
     into = Regression() if into is None else into
     if not isinstance(into, Moments):
         raise TypeError(
-            f"into must be a Regression, a Classification or other Moments, got {into!r}"
+            f"into must be a Regression, a Classification or other Moments, got {gate.shown(into)}"
         )
     first = into.samples
     seed = _shared_seed(rng)
@@ -397,10 +399,11 @@ def sampling(
     ...         return forward(x)
     >>> result = mc.predict(model, x, 100)
     """
-    layers = [layers] if isinstance(layers, Layer) else list(layers)
+    layers = [layers] if isinstance(layers, Layer) else gate.items(layers, "layers")
+    consistent = gate.flag(consistent, "consistent")
     for layer in layers:
         if not isinstance(layer, Layer):
-            raise TypeError(f"layers must be layers of fastdrop.layers, got {layer!r}")
+            raise TypeError(f"layers must be layers of fastdrop.layers, got {gate.shown(layer)}")
     rng = Layer(rng).rng  # an int becomes an Rng, so that no two layers draw the same mask
     before = [vars(layer).copy() for layer in layers]
     try:
@@ -450,8 +453,14 @@ def precision(p: float, length_scale: float, n: int, weight_decay: float) -> flo
     """
     keep = 1.0 - gate.rate(p)
     n = gate.count(n, "n")
-    squared = gate.positive(length_scale, "length_scale") ** 2
-    return keep * squared / (2.0 * n * gate.positive(weight_decay, "weight_decay"))
+    scale = gate.positive(length_scale, "length_scale")
+    tau = keep * scale * scale / (2.0 * n * gate.positive(weight_decay, "weight_decay"))
+    if not tau < np.inf or tau == 0.0 < keep:
+        raise ValueError(
+            "length_scale, n and weight_decay must give a precision that a float can be, got "
+            f"{scale!r}, {n} and {weight_decay!r}: {tau}"
+        )
+    return tau
 
 
 def _shared_seed(rng: RngLike) -> int:

@@ -18,7 +18,6 @@ SC 2011. https://doi.org/10.1145/2063384.2063405
 
 from __future__ import annotations
 
-import operator
 import os
 from itertools import count
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
@@ -122,8 +121,10 @@ class Rng(CallCounter):
 
     Raises
     ------
+    TypeError
+        seed or call is no int.
     ValueError
-        A call is taken, and none is left.
+        seed or call is out of range. Later: a call is taken, and none is left.
 
     Examples
     --------
@@ -171,11 +172,11 @@ class Rng(CallCounter):
     def state(self, state: dict[str, int]) -> None:
         if not isinstance(state, dict) or state.keys() != {"stream_version", "seed", "call"}:
             raise ValueError(
-                f"state must be a dict with stream_version, seed and call, got {state!r}"
+                f"state must be a dict with stream_version, seed and call, got {gate.shown(state)}"
             )
-        if state["stream_version"] != STREAM_VERSION:
+        if uint64(state["stream_version"], "stream_version") != STREAM_VERSION:
             raise ValueError(
-                f"state has stream_version {state['stream_version']!r}, "
+                f"state has stream_version {gate.shown(state['stream_version'])}, "
                 f"this release draws version {STREAM_VERSION}"
             )
         Rng.__init__(self, state["seed"], state["call"])
@@ -273,17 +274,8 @@ def draw_of(rng: RngLike, p: float, place: Place) -> Draw:
 
 def uint64(value: int, name: str) -> int:
     """A 64-bit seed or call number."""
-    try:
-        if isinstance(value, bool | np.bool_):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        accepted = (
-            "None, an int, a SeedSequence, a Generator, a BitGenerator or a fastdrop.Rng"
-            if name == "rng"
-            else "an int"
-        )
-        raise TypeError(f"{name} must be {accepted}, got {value!r}") from None
+    kinds = "None, an int, a SeedSequence, a Generator, a BitGenerator or a fastdrop.Rng"
+    number = gate.integer(value, name, kinds if name == "rng" else "an int")
     if not 0 <= number <= _U64:
-        raise ValueError(f"{name} must be in 0 ... 2**64 - 1, got {number}")
+        raise ValueError(f"{name} must be in 0 ... 2**64 - 1, got {gate.shown(number)}")
     return number

@@ -151,7 +151,7 @@ class Layer:
 
     def train(self, mode: bool = True) -> Self:
         """Drop from now on (or, with False, no more). Returns the layer."""
-        self.training = bool(mode)
+        self.training = gate.flag(mode, "mode")
         return self
 
     def eval(self) -> Self:

@@ -263,6 +263,8 @@ def dropconnect(
         dtypes other than float32 and float64, or not the same; a rate that is not a real number.
     ValueError
         Shapes that do not fit, rate outside [0, 1] or NaN, unknown mode, first out of range.
+    RuntimeError
+        x is on a GPU, where no kernel can run here.
 
     Notes
     -----
@@ -289,6 +291,7 @@ def dropconnect(
     """
     gate.choice(mode, tuple(MODES), "mode")
     p, first = gate.rate(p), uint64(first, "first")
+    training, mask_bias = gate.flag(training, "training"), gate.flag(mask_bias, "mask_bias")
     kind: type[DropConnectContext] = MODES[mode]
     if not training or p == 0.0:
         kind = DropConnectContext
@@ -301,7 +304,7 @@ def dropconnect(
     draw = draw_of(rng, p, Place(outputs)) if training else None
     held = (None if a is None else backend.held(a) for a in (x, weight, bias))
     operands = dict(zip(("x", "weight", "bias"), held, strict=True))
-    mask_bias, scale = bool(mask_bias), _core.scale_of(p if training else 0.0)
+    scale = _core.scale_of(p if training else 0.0)
     ctx = kind.made(x.shape, draw, scale, None, mask_bias=mask_bias, first=first, **operands)
     if bias is None or mask_bias:
         return ctx._forward(backend, (x, weight, bias)), ctx
@@ -352,6 +355,8 @@ def dropconnect_inference(
     """
     x, weight, bias = _operands(CPU, x, weight, bias)
     p, samples = gate.rate(p), gate.count(samples, "samples")
+    mask_bias = gate.flag(mask_bias, "mask_bias")
+    gate.function(activation, "activation")
     examples = _rows(x)
     if p < 1.0:
         mean, sigma = _moments(examples, weight, bias if mask_bias else None, p)

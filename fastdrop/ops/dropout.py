@@ -23,6 +23,8 @@ class Context(context.Context):
     """What one call of `dropout`, or of another op that drops elements, leaves for its backward
     pass. Can be pickled.
 
+    Ops make contexts. The constructor is for pickles, and checks what it is given.
+
     Attributes
     ----------
     shape : tuple of int
@@ -35,6 +37,13 @@ class Context(context.Context):
     scale : float
         What kept elements were multiplied by: 1 / (1 - p), and 0 at p = 1, where an op does not
         say otherwise.
+
+    Raises
+    ------
+    TypeError
+        Kind of a field.
+    ValueError
+        Value of a field, or fields that do not fit each other.
     """
 
     __slots__ = ()
@@ -138,6 +147,8 @@ def dropout(
         Rate outside [0, 1] or NaN, `out` read-only or of another shape, region outside its array.
     numpy.exceptions.AxisError
         Axis out of range.
+    RuntimeError
+        x is on a GPU, where no kernel can run here.
 
     Notes
     -----
@@ -191,7 +202,7 @@ def masked(
     x, p = backend.array(x, name), gate.rate(p)
     place = gate.place(x.shape, shared_axes if axes is None else axes(x, shared_axes), region)
     out, x = backend.output(out, x)
-    draw = draw_of(rng, p, place) if training else None
+    draw = draw_of(rng, p, place) if gate.flag(training, "training") else None
     if draw is None or p == 0.0:
         return backend.copy(x, out), _core.saved(Context, x.shape, draw, 1.0, None)
     numbers = (constants or inverted)(p)
@@ -230,7 +241,10 @@ def keep_mask(
         Kind or dtype of an argument.
     ValueError
         Value or shape of an argument.
+    numpy.exceptions.AxisError
+        Axis out of range.
     """
+    packed = gate.flag(packed, "packed")
     draw = drawn(shape, p, rng, shared_axes, region)
     bits = _core.draw_bits(draw)
     if packed and draw.place.shape == draw.place.of:

@@ -127,6 +127,10 @@ def dropout_add(
         Kind or dtype of an argument.
     ValueError
         Value or shape of an argument.
+    numpy.exceptions.AxisError
+        Axis out of range.
+    RuntimeError
+        x is on a GPU, where no kernel can run here.
     """
     how = rng, training, shared_axes, region, out, save
     return _fused(DROPOUT_ADD, AddContext, x, p, how, residual)
@@ -170,6 +174,10 @@ def bias_dropout_add(
         Kind or dtype of an argument.
     ValueError
         Value or shape of an argument.
+    numpy.exceptions.AxisError
+        Axis out of range.
+    RuntimeError
+        x is on a GPU, where no kernel can run here.
 
     References
     ----------
@@ -211,6 +219,10 @@ def relu_dropout(
         Kind or dtype of an argument.
     ValueError
         Value or shape of an argument.
+    numpy.exceptions.AxisError
+        Axis out of range.
+    RuntimeError
+        x is on a GPU, where no kernel can run here.
     """
     how = rng, training, shared_axes, region, out, "bits"
     return _fused(RELU_DROPOUT, ReluContext, x, p, how)
@@ -244,6 +256,7 @@ def _fused(
         bias = backend.array(bias, "bias")
         gate.like(bias, "bias", x.shape[-1:], x.dtype)
     place = gate.place(x.shape, shared_axes, region)
+    training = gate.flag(training, "training")
     out, x, residual = backend.output(out, x, residual)
     draw = draw_of(rng, p, place) if training else None
     constants = inverted(p if training else 0.0)

@@ -108,7 +108,7 @@ def targeted_dropout(
         raise ValueError(f"weight must have at least two axes, (..., units), got {weight.shape}")
     p, targeted = gate.rate(p), gate.rate(targeted, "targeted")
     shared = tuple(range(weight.ndim - 1)) if mode == "unit" else gate.NO_AXES
-    place = gate.place(weight.shape, shared)
+    place, training = gate.place(weight.shape, shared), gate.flag(training, "training")
     draw = draw_of(rng, p, place) if training else None
     bits = None
     if draw is not None and p > 0.0:

@@ -74,7 +74,7 @@ def test_out():
 def test_axes():
     for axes, words in [((2,), "axis 2 is out of bounds"), (-3, "axis -3 is out of bounds")]:
         refuses(np.exceptions.AxisError, words, shared_axes=axes)
-    refuses(ValueError, "repeated axis in `shared_axes`", shared_axes=(0, 0))
+    refuses(ValueError, "shared_axes must name each axis once", shared_axes=(0, 0))
     for axes in (np.int64(1), np.array(1), np.array([1]), [1]):
         mask = fd.keep_mask((3, 4), 0.5, rng=1, shared_axes=axes)
         np.testing.assert_array_equal(mask, fd.keep_mask((3, 4), 0.5, rng=1, shared_axes=(1,)))

@@ -98,6 +98,7 @@ def test_out_where_there_is_none():
 EVERY = {
     "DropConnect": (lambda: fd.layers.DropConnect(4, 4, rng=1), 1),
     "EmbeddingDropout": (lambda: fd.layers.EmbeddingDropout(np.ones((8, 4)), rng=1), 0),
+    "LockedDropout": (lambda: fd.layers.LockedDropout(time_axis=1, rng=1), 1),
     "GaussianNoise": (lambda: fd.layers.GaussianNoise(0.5, rng=1), 1),
     "SparseVariationalLinear": (
         lambda: fd.layers.SparseVariationalLinear(4, 4, dtype=float, rng=1),

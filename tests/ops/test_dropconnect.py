@@ -418,7 +418,7 @@ def test_random_sizes(isa):
 
 def test_a_truth_value_is_a_bool():
     """Or the context could be pickled and not loaded."""
-    layer = fd.layers.DropConnect(6, 5, mask_bias=1, rng=1)
+    layer = fd.layers.DropConnect(6, 5, mask_bias=np.True_, rng=1)
     y = layer(np.ones((2, 6), np.float32))
     again = pickle.loads(pickle.dumps(layer))
     assert_same_bits(again.backward(y), layer.backward(y))
