@@ -19,8 +19,8 @@ SC 2011. https://doi.org/10.1145/2063384.2063405
 from __future__ import annotations
 
 import os
-from itertools import count
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -191,16 +191,33 @@ class Rng(CallCounter):
         return children
 
     def __copy__(self) -> Self:
-        return type(self)(*self.peek()) if self.seeded else type(self)()
+        return self._with(self._copied_state(), _added(self))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self.__copy__()
+        return self._with(self._copied_state(), deepcopy(_added(self), memo))
 
-    def __reduce__(self) -> tuple[type[Self], tuple[int, int]]:
-        return type(self), self.peek()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.peek()), _added(self)
+
+    def __setstate__(self, added: dict[str, Any]) -> None:
+        for name, value in added.items():
+            setattr(self, name, value)
+
+    def _copied_state(self) -> tuple[int, ...]:
+        """What the constructor makes a copy of; nothing means a fresh seed."""
+        return self.peek() if self.seeded else ()
+
+    def _with(self, state: tuple[int, ...], added: dict[str, Any]) -> Self:
+        """One of this kind. A subclass may have a constructor of its own, which is not called."""
+        other = _restored(type(self), state)
+        other.__setstate__(added)
+        return other
 
     def __repr__(self) -> str:
         return "Rng(seed={}, call={})".format(*self.peek())
+
+
+_Kind = TypeVar("_Kind", bound="Rng")
 
 
 class LayerRng(Rng):
@@ -209,19 +226,39 @@ class LayerRng(Rng):
     """
 
     __slots__ = ("_copies",)
+    _copies: CallCounter  # whose step is one for all threads
 
     def __init__(self, seed: int | None = None, call: int = 0) -> None:
         super().__init__(seed, call)
-        self._copies = count()
+        self._copies = CallCounter(0, 0)
 
     @classmethod
     def of(cls, rng: RngLike) -> Self:
         """From what seeds a layer."""
         return cls() if rng is None else cls(*draw_call(rng))
 
-    def __copy__(self) -> Self:
-        seed = copy_seed(self.seed, next(self._copies)) if self.seeded else None
-        return type(self)(seed)
+    def _copied_state(self) -> tuple[int, ...]:
+        if not self.seeded:
+            return ()
+        return (copy_seed(self.seed, self._copies.take()[1]),)
+
+    def _with(self, state: tuple[int, ...], added: dict[str, Any]) -> Self:
+        return super()._with(state, {**added, "_copies": CallCounter(0, 0)})
+
+
+def _restored(kind: type[_Kind], state: tuple[int, ...]) -> _Kind:
+    """A generator of this kind from (seed, call), without its constructor."""
+    rng = kind.__new__(kind)
+    Rng.__init__(rng, *state)
+    return rng
+
+
+def _added(rng: Rng) -> dict[str, Any]:
+    """What a subclass has beside the state: attributes in slots or in a dict."""
+    slots = (vars(kind).get("__slots__", ()) for kind in type(rng).__mro__)
+    names = (n for own in slots for n in ((own,) if isinstance(own, str) else own))
+    found = {name: getattr(rng, name) for name in names if hasattr(rng, name)}
+    return {**found, **getattr(rng, "__dict__", {})}
 
 
 def copy_seed(seed: int, number: int) -> int:
