@@ -11,8 +11,10 @@ learning. ICML 2016. arXiv:1506.02142.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from math import prod
 from typing import Any, TypeVar, overload
 
@@ -313,6 +315,11 @@ def predict(
     ValueError
         Value or shape of an argument.
 
+    Warns
+    -----
+    RuntimeWarning
+        No pass has drawn from its rng, and all say the same.
+
     Notes
     -----
     An op draws one mask for each example of the batch: each example is given a function of its own.
@@ -336,11 +343,36 @@ def predict(
         raise TypeError(
             f"into must be a Regression, a Classification or other Moments, got {gate.shown(into)}"
         )
-    first = into.samples
+    first, drawn = into.samples, False
+    _takes_an_rng(model, x)
     seed = _shared_seed(rng)
     for t in range(first, first + samples):
-        into.update(model(x, _of_pass(seed, t)))
+        own = _of_pass(seed, t)
+        into.update(model(x, own))
+        drawn = drawn or own.call != t << 32
+    if not drawn and into.samples > 1 and not into._squares.any():
+        warnings.warn(
+            "no pass has drawn from its rng, and all say the same: the model drops nothing. Give "
+            "its ops rng=rng; if it has layers, call them within mc.sampling(layers, rng)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return into
+
+
+def _takes_an_rng(model: Callable[..., Any], x: Any) -> None:
+    """Refuses a model of one argument, before it is called."""
+    try:
+        known = signature(model)
+    except (TypeError, ValueError):  # of a compiled function
+        return
+    try:
+        known.bind(x, None)
+    except TypeError:
+        raise TypeError(
+            f"model must take two arguments, (x, rng), got one that takes {known}: it draws from "
+            "rng; of layers, lambda x, rng: ... within mc.sampling(layers, rng)"
+        ) from None
 
 
 def pass_rng(rng: RngLike, t: int) -> Rng:

@@ -117,7 +117,9 @@ def dropout(
 
 def floating(x: Any, name: str) -> da.Array:
     """A dask array that the kernels can read, of known size."""
+    gate.unmasked(x, name)
     x = da.asanyarray(x)
+    gate.unmasked(x._meta, name)
     native = gate.array(np.empty(0, x.dtype), name).dtype
     if any(math.isnan(n) for n in x.shape):
         raise ValueError(

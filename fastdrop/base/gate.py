@@ -127,7 +127,11 @@ def integers(value: Any, name: str, words: str = "an int or a tuple of ints") ->
     try:
         return (integer(value, name, words),)
     except TypeError:
-        return tuple(integer(n, name, words) for n in items(value, name, words))
+        parts = items(value, name, words)
+    try:
+        return tuple(integer(n, name, words) for n in parts)
+    except TypeError as error:
+        raise TypeError(f"{name} must be {words}, got {shown(value)}") from error.__cause__
 
 
 def _cause(error: Exception) -> Exception | None:
@@ -219,7 +223,9 @@ def output(out: Any, x: Any, writeable: bool) -> None:
     if out.shape != x.shape:
         raise ValueError(f"out must have shape {x.shape}, got {out.shape}")
     if out.dtype is not x.dtype and out.dtype != x.dtype:
-        raise TypeError(f"out must have dtype {x.dtype}, got {out.dtype}")
+        swapped = isinstance(out.dtype, np.dtype) and not out.dtype.isnative
+        order = ": its byte order is not this machine's" if swapped else ""
+        raise TypeError(f"out must have dtype {x.dtype}, got {out.dtype}{order}")
     if not writeable:
         raise ValueError("out is read-only; pass a writeable array or a copy")
 

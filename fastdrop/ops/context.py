@@ -83,6 +83,10 @@ class Context(Saved):
             return 0
         return len(held) - BITS_PAD if type(held) is bytes else held.nbytes
 
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        """NumPy asks for it where y and its context, as they come, are taken for an array."""
+        raise TypeError("an op returns y and its context, which is no array: write y, ctx = ...")
+
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a context does not change; {name} cannot be set")
 

@@ -273,3 +273,44 @@ def test_calls_that_are_never_undone_are_forgotten(monkeypatch):
     for _ in range(5):
         layer(x)
     assert len(layer._calls[False].contexts) == 1
+
+
+def test_copies_after_a_pickle_are_others():
+    """The pickle knows how many copies there are, and copies of what it holds go on from there."""
+    layer = fd.layers.Dropout(0.5, rng=1)
+    before = [copy.deepcopy(layer) for _ in range(3)]
+    loaded = pickle.loads(pickle.dumps(layer))
+    after = [copy.deepcopy(loaded) for _ in range(3)]
+    masks = [each(np.ones(256)).tobytes() for each in (*before, *after, layer)]
+    assert len({*masks}) == 7
+    nested = [copy.deepcopy(before[0]), copy.deepcopy(copy.deepcopy(before[0]))]
+    assert len({each.rng.seed for each in (*before, *nested)}) == 5
+
+
+def test_contexts_of_other_makers():
+    """A layer of somebody else may have contexts without nbytes."""
+
+    class Bare:
+        def backward(self, dy):
+            return 2 * dy
+
+    class Doubling(fd.layers.Layer):
+        def _forward(self, x):
+            return 2 * x, Bare()
+
+    layer = Doubling()
+    layer(np.ones(3))
+    assert (layer.backward(np.ones(3)) == 2).all()
+    with pytest.raises(RuntimeError, match="each call is undone once"):
+        layer.backward(np.ones(3))
+
+    class Failing(Bare):
+        @property
+        def nbytes(self):
+            raise ZeroDivisionError
+
+    layer._forward = lambda x: (x, Failing())
+    with pytest.raises(ZeroDivisionError):
+        layer(np.ones(3))
+    with pytest.raises(RuntimeError):  # nothing was left on the stack
+        layer.backward(np.ones(3))

@@ -191,6 +191,8 @@ def errors(call, good, hostile, words=None):
         for what, value in hostile.items():
             try:
                 call(**{**good, name: value})
+                if "masked" in what:
+                    kinds.setdefault("masked and taken", []).append(f"{name} = {what}")
             except Exception as error:
                 kind, text = type(error).__name__, str(error)
                 where = f"{name} = {what}: {kind}: {text[:300]}"
@@ -373,14 +375,13 @@ OTHERS = {
     "Regression.update": (lambda y: mc.Regression(covariance=True).update(y), {"y": X}),
     "Classification.update": (lambda y: mc.Classification().update(y), {"y": [[0.5, 0.5]]}),
     "predict": (
-        mc.predict,
+        lambda **v: mc.predict(x=X, **v),
         {"model": lambda x, rng: fd.dropout(X, rng=rng)[0], "samples": 2, "into": None, "rng": 1},
     ),
     "pass_rng": (mc.pass_rng, {"rng": 1, "t": 3}),
     "sampling": (sampled, {"layers": [layers.Dropout()], "rng": 1, "consistent": False}),
     "precision": (mc.precision, {**P, "length_scale": 1.0, "n": 10, "weight_decay": 1e-3}),
 }
-OTHERS["predict"][1]["x"] = X
 """Each with a call of good values."""
 
 
