@@ -6,10 +6,12 @@ except ModuleNotFoundError as error:
     raise ImportError("fastdrop is not built; in a source tree run: pip install -e .") from error
 
 import os as _os
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from fastdrop import cuda, layers, mc, reference, schedules
 from fastdrop.backends.cpu import cpu_features, get_num_threads, set_num_threads
 from fastdrop.base.watch import debug
+from fastdrop.base.words import NAMES as _NAMES
 from fastdrop.ops.adversarial import adversarial_dropout, kl_divergence, squared_divergence
 from fastdrop.ops.alpha import alpha_dropout, feature_alpha_dropout
 from fastdrop.ops.concrete import concrete_dropout, concrete_regularizer
@@ -30,6 +32,16 @@ from fastdrop.ops.zoneout import zoneout
 from fastdrop.rng import STREAM_VERSION, Rng
 
 __version__ = "0.1.0"
+
+if not _TYPE_CHECKING:  # a type checker knows the names
+
+    def __getattr__(name: str) -> object:
+        """Where a name is that is not here."""
+        for module in (layers, mc, schedules):
+            if name in module.__all__:
+                raise AttributeError(f"fastdrop has no {name}: it is {module.__name__}.{name}")
+        told = f": it is {_NAMES[name]}" if name in _NAMES else "; see fastdrop.__all__"
+        raise AttributeError(f"fastdrop has no {name}{told}")
 
 
 def get_include() -> str:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from fastdrop._core import Draw
 from fastdrop.backends.cuda.backend import CUDA
 from fastdrop.backends.cuda.launch import why_not
+from fastdrop.base import words
 from fastdrop.base.devices import on_device
 from fastdrop.base.gate import Region
 from fastdrop.ops import alpha, concrete, dropblock, fused, gaussian, shared, variational
@@ -62,10 +63,12 @@ def is_available() -> bool:
 
 def _on_device(op: Callable[..., Any]) -> Callable[..., Any]:
     """The op for device arrays only: nothing is copied over the bus unasked."""
-    operand = next(iter(signature(op).parameters))
+    operand = next(iter(known := signature(op).parameters))
 
     @wraps(op)
     def checked(*args: Any, **kwargs: Any) -> Any:
+        if not kwargs.keys() <= known.keys() or len(args) > 1:
+            words.explain(op, args, kwargs)
         CUDA.require()
         x = args[0] if args else kwargs.get(operand)
         if x is not None and not on_device(x):

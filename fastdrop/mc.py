@@ -11,8 +11,10 @@ learning. ICML 2016. arXiv:1506.02142.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from inspect import signature
 from math import prod
 from typing import Any, TypeVar, overload
 
@@ -96,10 +98,11 @@ class Moments:
         if self.samples and self._spare is not None:
             spare = self._spare
         step = max(1, BLOCK // max(1, length))
-        for begin in range(0, len(table), step):
-            rows = slice(begin, begin + step)
-            before, after = ({name: a[rows] for name, a in s.items()} for s in (sums, spare))
-            self._add(table[rows].astype(np.float64, copy=False), samples, before, after)
+        with np.errstate(over="ignore", invalid="ignore"):  # a variance of infinities is NaN
+            for begin in range(0, len(table), step):
+                rows = slice(begin, begin + step)
+                before, after = ({name: a[rows] for name, a in s.items()} for s in (sums, spare))
+                self._add(table[rows].astype(np.float64, copy=False), samples, before, after)
         vars(self).update(samples=samples, _shape=y.shape, _sums=spare, _spare=sums)
 
     @property
@@ -160,7 +163,7 @@ class Regression(Moments):
     def __init__(self, tau: float | None = None, covariance: bool = False) -> None:
         super().__init__()
         self.tau = None if tau is None else gate.positive(tau, "tau")
-        self._track = bool(covariance)
+        self._track = gate.flag(covariance, "covariance")
 
     @property
     def variance(self) -> Floats:
@@ -319,6 +322,11 @@ def predict(
     ValueError
         Value or shape of an argument.
 
+    Warns
+    -----
+    RuntimeWarning
+        No pass has drawn from its rng, and all say the same.
+
     Notes
     -----
     An op draws one mask for each example of the batch: each example is given a function of its own.
@@ -336,19 +344,46 @@ def predict(
     >>> result.mean, result.mutual_information
     """
     samples = gate.count(samples, "samples")
+    gate.function(model, "model")
     into = Regression() if into is None else into
     if not isinstance(into, Moments):
         raise TypeError(
-            f"into must be a Regression, a Classification or other Moments, got {into!r}"
+            f"into must be a Regression, a Classification or other Moments, got {gate.shown(into)}"
         )
-    first = into.samples
+    first, drawn = into.samples, False
+    _takes_an_rng(model, x)
 
     def passes(seed: int) -> None:
+        nonlocal drawn
         for t in range(first, first + samples):
-            into.update(model(x, _of_pass(seed, t)))
+            own = _of_pass(seed, t)
+            into.update(model(x, own))
+            drawn = drawn or own.call != t << 32
 
     _with_shared_seed(rng, passes)
+    if not drawn and into.samples > 1 and not into._sums["squares"].any():
+        warnings.warn(
+            "no pass has drawn from its rng, and all say the same: the model drops nothing. Give "
+            "its ops rng=rng; if it has layers, call them within mc.sampling(layers, rng)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return into
+
+
+def _takes_an_rng(model: Callable[..., Any], x: Any) -> None:
+    """Refuses a model of one argument, before it is called."""
+    try:
+        known = signature(model)
+    except (TypeError, ValueError):  # of a compiled function
+        return
+    try:
+        known.bind(x, None)
+    except TypeError:
+        raise TypeError(
+            f"model must take two arguments, (x, rng), got one that takes {known}: it draws from "
+            "rng; of layers, lambda x, rng: ... within mc.sampling(layers, rng)"
+        ) from None
 
 
 def pass_rng(rng: RngLike, t: int) -> Rng:
@@ -406,10 +441,11 @@ def sampling(
     ...         return forward(x)
     >>> result = mc.predict(model, x, 100)
     """
-    layers = [layers] if isinstance(layers, Layer) else list(layers)
+    layers = [layers] if isinstance(layers, Layer) else gate.items(layers, "layers")
+    consistent = gate.flag(consistent, "consistent")
     for layer in layers:
         if not isinstance(layer, Layer):
-            raise TypeError(f"layers must be layers of fastdrop.layers, got {layer!r}")
+            raise TypeError(f"layers must be layers of fastdrop.layers, got {gate.shown(layer)}")
     shared = Layer(rng).rng  # an int becomes an Rng, so that no two layers draw the same mask
 
     def enter() -> None:
@@ -420,7 +456,7 @@ def sampling(
             if consistent:
                 layer.share_batch()
 
-    return Unchanged(layers, enter)
+    return Unchanged(list(layers), enter)
 
 
 def precision(p: float, length_scale: float, n: int, weight_decay: float) -> float:
@@ -456,8 +492,14 @@ def precision(p: float, length_scale: float, n: int, weight_decay: float) -> flo
     """
     keep = 1.0 - gate.rate(p)
     n = gate.count(n, "n")
-    squared = gate.positive(length_scale, "length_scale") ** 2
-    return keep * squared / (2.0 * n * gate.positive(weight_decay, "weight_decay"))
+    scale = gate.positive(length_scale, "length_scale")
+    tau = keep * scale * scale / (2.0 * n * gate.positive(weight_decay, "weight_decay"))
+    if not tau < np.inf or tau == 0.0 < keep:
+        raise ValueError(
+            "length_scale, n and weight_decay must give a precision that a float can be, got "
+            f"{scale!r}, {n} and {weight_decay!r}: {tau}"
+        )
+    return tau
 
 
 def _with_shared_seed(rng: RngLike, body: Callable[[int], T]) -> T:

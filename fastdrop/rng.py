@@ -18,10 +18,9 @@ SC 2011. https://doi.org/10.1145/2063384.2063405
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Callable
-from itertools import count
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 import numpy as np
@@ -125,8 +124,10 @@ class Rng(CallCounter):
 
     Raises
     ------
+    TypeError
+        seed or call is no int.
     ValueError
-        A call is taken, and none is left.
+        seed or call is out of range. Later: a call is taken, and none is left.
 
     Examples
     --------
@@ -178,11 +179,11 @@ class Rng(CallCounter):
     def state(self, state: dict[str, int]) -> None:
         if not isinstance(state, dict) or state.keys() != {"stream_version", "seed", "call"}:
             raise ValueError(
-                f"state must be a dict with stream_version, seed and call, got {state!r}"
+                f"state must be a dict with stream_version, seed and call, got {gate.shown(state)}"
             )
-        if state["stream_version"] != STREAM_VERSION:
+        if uint64(state["stream_version"], "stream_version") != STREAM_VERSION:
             raise ValueError(
-                f"state has stream_version {state['stream_version']!r}, "
+                f"state has stream_version {gate.shown(state['stream_version'])}, "
                 f"this release draws version {STREAM_VERSION}"
             )
         Rng.__init__(self, state["seed"], state["call"])
@@ -201,16 +202,33 @@ class Rng(CallCounter):
         return self.lend(0.0, Place(()), children)
 
     def __copy__(self) -> Self:
-        return type(self)(*self.peek()) if self.seeded else type(self)()
+        return self._with(self._copied_state(), _added(self))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self.__copy__()
+        return self._with(self._copied_state(), deepcopy(_added(self), memo))
 
-    def __reduce__(self) -> tuple[type[Self], tuple[int, int]]:
-        return type(self), self.peek()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.peek()), _added(self)
+
+    def __setstate__(self, added: dict[str, Any]) -> None:
+        for name, value in added.items():
+            setattr(self, name, value)
+
+    def _copied_state(self) -> tuple[int, ...]:
+        """What the constructor makes a copy of; nothing means a fresh seed."""
+        return self.peek() if self.seeded else ()
+
+    def _with(self, state: tuple[int, ...], added: dict[str, Any]) -> Self:
+        """One of this kind. A subclass may have a constructor of its own, which is not called."""
+        other = _restored(type(self), state)
+        other.__setstate__(added)
+        return other
 
     def __repr__(self) -> str:
         return "Rng(seed={}, call={})".format(*self.peek())
+
+
+_Kind = TypeVar("_Kind", bound="Rng")
 
 
 class LayerRng(Rng):
@@ -219,19 +237,39 @@ class LayerRng(Rng):
     """
 
     __slots__ = ("_copies",)
+    _copies: CallCounter  # whose step is one for all threads
 
     def __init__(self, seed: int | None = None, call: int = 0) -> None:
         super().__init__(seed, call)
-        self._copies = count()
+        self._copies = CallCounter(0, 0)
 
     @classmethod
     def of(cls, rng: RngLike) -> Self:
         """From what seeds a layer."""
         return cls() if rng is None else cls(*draw_call(rng))
 
-    def __copy__(self) -> Self:
-        seed = copy_seed(self.seed, next(self._copies)) if self.seeded else None
-        return type(self)(seed)
+    def _copied_state(self) -> tuple[int, ...]:
+        if not self.seeded:
+            return ()
+        return (copy_seed(self.seed, self._copies.take()[1]),)
+
+    def _with(self, state: tuple[int, ...], added: dict[str, Any]) -> Self:
+        return super()._with(state, {**added, "_copies": CallCounter(0, 0)})
+
+
+def _restored(kind: type[_Kind], state: tuple[int, ...]) -> _Kind:
+    """A generator of this kind from (seed, call), without its constructor."""
+    rng = kind.__new__(kind)
+    Rng.__init__(rng, *state)
+    return rng
+
+
+def _added(rng: Rng) -> dict[str, Any]:
+    """What a subclass has beside the state: attributes in slots or in a dict."""
+    slots = (vars(kind).get("__slots__", ()) for kind in type(rng).__mro__)
+    names = (n for own in slots for n in ((own,) if isinstance(own, str) else own))
+    found = {name: getattr(rng, name) for name in names if hasattr(rng, name)}
+    return {**found, **getattr(rng, "__dict__", {})}
 
 
 def copy_seed(seed: int, number: int) -> int:
@@ -300,17 +338,8 @@ def with_draw(
 
 def uint64(value: int, name: str) -> int:
     """A 64-bit seed or call number."""
-    try:
-        if isinstance(value, bool | np.bool_):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        accepted = (
-            "None, an int, a SeedSequence, a Generator, a BitGenerator or a fastdrop.Rng"
-            if name == "rng"
-            else "an int"
-        )
-        raise TypeError(f"{name} must be {accepted}, got {value!r}") from None
+    kinds = "None, an int, a SeedSequence, a Generator, a BitGenerator or a fastdrop.Rng"
+    number = gate.integer(value, name, kinds if name == "rng" else "an int")
     if not 0 <= number <= _U64:
-        raise ValueError(f"{name} must be in 0 ... 2**64 - 1, got {number}")
+        raise ValueError(f"{name} must be in 0 ... 2**64 - 1, got {gate.shown(number)}")
     return number

@@ -7,7 +7,7 @@ rate of each:
 
 Each function below checks its arguments and returns a `Schedule`, which can be pickled and
 compared. Steps count from 0; a schedule stays at its last rate for ever. All raise TypeError or
-ValueError if a rate is not in [0, 1] or a number of steps is not a positive int.
+ValueError if a rate is not in [0, 1] or a number of steps is not an int from 1 to 2**62.
 """
 
 from __future__ import annotations
@@ -116,8 +116,11 @@ def steps(values: Sequence[float], boundaries: Sequence[int]) -> Schedule:
     boundaries : sequence of int
         Positive and increasing; one fewer than `values`.
     """
-    rates = tuple(gate.rate(p, f"values[{i}]") for i, p in enumerate(values))
-    at = tuple(gate.count(n, f"boundaries[{i}]") for i, n in enumerate(boundaries))
+    rates = tuple(gate.rate(p, f"values[{i}]") for i, p in enumerate(gate.items(values, "values")))
+    at = tuple(
+        gate.count(n, f"boundaries[{i}]")
+        for i, n in enumerate(gate.items(boundaries, "boundaries"))
+    )
     if len(rates) != len(at) + 1:
         raise ValueError(
             f"values must have one rate more than boundaries has steps, "
@@ -266,9 +269,13 @@ class Ramp:
     share: float = 1.0
 
     def __post_init__(self) -> None:
-        gate.rate(self.final, "final")
-        gate.rate(self.share, "share")
-        gate.count(self.steps, "steps")
+        checked = {
+            "final": gate.rate(self.final, "final"),
+            "steps": gate.count(self.steps, "steps"),
+            "share": gate.rate(self.share, "share"),
+        }
+        for name, value in checked.items():  # as numbers of Python: arrays would be no rates
+            object.__setattr__(self, name, value)
 
     def __call__(self, step: int) -> float:
         """The rate at this step."""

@@ -3,6 +3,7 @@
 python dev/trust/mutate.py [number ...]; exit status 1 if one survives. Builds in build/mutate.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -223,8 +224,14 @@ def survives(mutation):
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    every = range(len(MUTATIONS))
+    words = f"which faults, from 0 to {every[-1]}; all if none is named"
+    parser.add_argument("number", nargs="*", type=int, help=words)
+    chosen = parser.parse_args().number or every
+    if not set(chosen) <= set(every):
+        parser.error(words)
     prepare()
-    chosen = [int(n) for n in sys.argv[1:]] or range(len(MUTATIONS))
     survivors = 0
     for n in chosen:
         file, before, after, tests = MUTATIONS[n]

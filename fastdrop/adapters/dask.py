@@ -111,6 +111,7 @@ def dropout(
     """
     x, p = floating(x, "x"), gate.rate(p)
     axes = gate.axes(shared_axes, x.ndim, "shared_axes")
+    training = gate.flag(training, "training")
 
     def of_draw(draw: Draw | None) -> tuple[da.Array, DaskContext]:
         seed, call = (None, None) if draw is None else (draw.seed, draw.call)
@@ -122,7 +123,8 @@ def dropout(
 
 def floating(x: Any, name: str) -> da.Array:
     """A dask array that the kernels can read, of known size."""
-    x = da.asanyarray(x)
+    x = gate.read(x, name, da.asanyarray)
+    gate.unmasked(x._meta, name)
     native = gate.array(np.empty(0, x.dtype), name).dtype
     if any(math.isnan(n) for n in x.shape):
         raise ValueError(

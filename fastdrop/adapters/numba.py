@@ -69,12 +69,48 @@ def _code(x: Any, y: Any) -> Any:
 
 @overload(_code)
 def _code_of(x, y):  # type: ignore[no-untyped-def]  # Numba wants the parameters of the lambda
-    code = CODES.get(x.dtype)
+    given = isinstance(x, types.Array) and isinstance(y, types.Array)
+    code = CODES.get(x.dtype) if given else None
     if code is None or y.dtype != x.dtype:
         raise TypingError(f"arrays must be both float32 or both float64, got {x} and {y}")
     if not y.mutable:
         raise TypingError(f"the array that is written to is read-only, {y}")
     return lambda x, y: code
+
+
+def _dense(x: Any) -> Any:
+    """x in C order. `numpy.ascontiguousarray` would make an axis for one of none."""
+
+
+@overload(_dense)
+def _dense_of(x):  # type: ignore[no-untyped-def]
+    if not isinstance(x, types.Array) or x.dtype not in CODES:
+        raise TypingError(f"x must be an array of float32 or float64, got {x}")
+    if x.ndim == 0:
+        return lambda x: x
+    return lambda x: np.ascontiguousarray(x)
+
+
+def _uint64(value: Any, name: str) -> Any:
+    """A seed, or another number that is not negative, as the C API takes it."""
+
+
+@overload(_uint64, prefer_literal=True)
+def _uint64_of(value, name):  # type: ignore[no-untyped-def]
+    kind = types.int64 if isinstance(value, types.Omitted) else value
+    word = getattr(name, "literal_value", "a number")  # Numba asks again without the word
+    if not isinstance(kind, types.Integer):
+        raise TypingError(f"{word} must be an int, got {value}")
+    if not kind.signed:
+        return lambda value, name: np.uint64(value)
+    message = f"{word} must be in 0 ... 2**64 - 1, got a negative number"
+
+    def checked(value, name):  # type: ignore[no-untyped-def]
+        if value < 0:
+            raise ValueError(message)
+        return np.uint64(value)
+
+    return checked
 
 
 @njit(cache=True)
@@ -103,11 +139,13 @@ def dropout(
     p : float
         Drop rate in [0, 1].
     seed, call : int
-        Name the draw: the mask is that of ``fastdrop.Rng(seed, call)``.
+        Name the draw: the mask is that of ``fastdrop.Rng(seed, call)``. From 2**63 on as uint64:
+        Numba takes an int of Python for an int64.
     start : int
         Where x begins in the array whose mask it is, if it is a part of one.
     """
-    x = np.ascontiguousarray(x)
+    start, seed, call = _uint64(start, "start"), _uint64(seed, "seed"), _uint64(call, "call")
+    x = _dense(x)
     y = np.empty_like(x)
     _check(x, y, p)
     _forward(_code(x, y), x.ctypes, y.ctypes, _null(), x.size, start, seed, call, p)
@@ -134,6 +172,7 @@ def forward(
     p, seed, call, start
         As in `dropout`.
     """
+    start, seed, call = _uint64(start, "start"), _uint64(seed, "seed"), _uint64(call, "call")
     _check(x, y, p)
     _check_bits(bits, x.size)
     _forward(_code(x, y), x.ctypes, y.ctypes, bits.ctypes, x.size, start, seed, call, p)
@@ -150,8 +189,8 @@ def backward(dy: npt.NDArray[Any], dx: npt.NDArray[Any], bits: npt.NDArray[Any],
 @njit(cache=True)
 def draw(n: int, p: float, seed: int, call: int, start: int = 0) -> npt.NDArray[Any]:
     """The keep bits of n elements, as `forward` writes them, with their 8 bytes of room."""
-    if n < 0:
-        raise ValueError("n must not be negative")
+    start, seed, call = _uint64(start, "start"), _uint64(seed, "seed"), _uint64(call, "call")
+    n = np.int64(_uint64(n, "n"))
     if not 0 <= p <= 1:
         raise ValueError("p must be in [0, 1]")
     bits = np.empty((n + 7) // 8 + BITS_PAD, np.uint8)

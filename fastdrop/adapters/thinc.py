@@ -77,7 +77,7 @@ class DropoutMixin:
         shared = rng is None or isinstance(
             rng, fd.Rng | np.random.Generator | np.random.BitGenerator
         )
-        self.rng = rng if shared else fd.Rng(*draw_call(rng))
+        self.rng = rng if shared else LayerRng.of(rng)
 
     def get_dropout_mask(self, shape: Shape, drop: float | None) -> Any:
         """float32: 0 with chance `drop`, else 1 / (1 - drop). All ones if `drop` is None or 0."""

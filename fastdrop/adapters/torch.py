@@ -143,6 +143,8 @@ def next_call(state: Tensor, token: Tensor) -> Tensor:
             )
         return torch.tensor(_calls[name], dtype=torch.int64)
     draw = state.tolist()
+    if draw[1] == -1:  # 2**64 - 1: behind it the state could only begin again
+        raise ValueError("a Dropout with a seed has given all its calls; take another seed")
     _calls[name] = draw
     if len(_calls) > MEMORY:
         _calls.popitem(last=False)  # in one piece: two threads may be here

@@ -57,7 +57,7 @@ COMPLEX = Complex()
 
 def of_numbers(x: Any) -> Backend:
     """The backend of x, complex numbers included."""
-    if not np.iscomplexobj(x):
+    if not isinstance(x, np.ndarray | np.generic) or x.dtype.kind != "c":
         return of(x)
     return COMPLEX if watch.record is None else watch.Watched(COMPLEX)
 

@@ -11,13 +11,13 @@ import os
 import threading
 from collections.abc import Callable
 from functools import wraps
-from hashlib import blake2b
 from typing import Any, TypeVar
 
 import numpy as np
 
 from fastdrop import _core
 from fastdrop._core import Draw
+from fastdrop.base import gate
 
 T = TypeVar("T")
 
@@ -128,6 +128,11 @@ class debug:
         False: nothing is watched meanwhile; for a mask that is meant for several arrays, such as
         that of all steps of a sequence, or that of all batches in Monte Carlo prediction.
 
+    Raises
+    ------
+    TypeError
+        `on` is not a bool.
+
     Examples
     --------
     >>> with fastdrop.debug():
@@ -135,7 +140,7 @@ class debug:
     """
 
     def __init__(self, on: bool = True) -> None:
-        self._on = on
+        self._on = gate.flag(on, "on")
         self._before: list[Record | None] = []
 
     def __enter__(self) -> None:
@@ -170,6 +175,8 @@ def _parts_of_one(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
 
 
 def _digest(x: Any) -> bytes:
+    from hashlib import blake2b  # takes longer to import than the rest of fastdrop
+
     values = np.ascontiguousarray(x if isinstance(x, np.ndarray) else x.fetched())
     return blake2b(values.tobytes(), digest_size=16).digest()
 

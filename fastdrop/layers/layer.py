@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdrop import _core
-from fastdrop.base import gate
+from fastdrop.base import gate, words
 from fastdrop.rng import LayerRng, Rng, RngLike
 
 __all__ = ["Layer", "OpLayer", "Rate"]
@@ -65,9 +65,9 @@ class Calls:
 
 
 def _held(ctx: Any) -> int:
-    """Bytes that a context keeps from being freed, parameters aside."""
-    x = getattr(ctx, "x", None)
-    return ctx.nbytes if x is None else max(ctx.nbytes, x.nbytes)
+    """Bytes that a context keeps from being freed, parameters aside; of none of ours, 0."""
+    x, own = getattr(ctx, "x", None), getattr(ctx, "nbytes", 0)
+    return own if x is None else max(own, x.nbytes)
 
 
 class Layer:
@@ -84,7 +84,11 @@ class Layer:
         An `Rng` or a NumPy Generator is used as it is and may be shared by many layers; anything
         else seeds an `Rng` of the layer's own, so that successive calls draw different masks. Two
         layers with the same int draw the same masks: give one `Rng` to all layers of a model. A
-        copy of a layer draws other masks than the layer, unless it uses what you have given.
+        copy of a layer draws other masks than the layer, unless it uses what you have given. A
+        SeedSequence is a seed of yours like an int, even one whose entropy NumPy has chosen.
+        Layers that share an `Rng` share it after a pickle, too, if one pickle holds all of them:
+        pickle the model. Pickled one by one, each gets an `Rng` of its own with the same state, and
+        they draw the same masks.
     p : float or callable
         Rate in [0, 1], or a function of the step, such as those of `fastdrop.schedules`. Can be
         assigned between calls.
@@ -105,6 +109,11 @@ class Layer:
     shared_axes: int | Sequence[int]
     """Of layers whose op takes them."""
     _ctx: Any
+
+    def __init_subclass__(cls) -> None:
+        """The constructor of each kind of layer tells the right word for a wrong one."""
+        if "__init__" in vars(cls):
+            cls.__init__ = words.binding(cls.__init__, 1)  # type: ignore[method-assign]
 
     def __init__(self, rng: RngLike = None, p: Rate = NO_RATE) -> None:
         shared = isinstance(rng, Rng | np.random.Generator | np.random.BitGenerator)
@@ -183,7 +192,7 @@ class Layer:
 
     def train(self, mode: bool = True) -> Self:
         """Drop from now on (or, with False, no more). Returns the layer."""
-        self.training = bool(mode)
+        self.training = gate.flag(mode, "mode")
         return self
 
     def eval(self) -> Self:
@@ -275,6 +284,8 @@ class OpLayer(Layer):
     """The op's arguments that the layer keeps."""
     inputs: ClassVar[int] = 1
     """How many arrays a call takes."""
+    of_a_call: ClassVar[frozenset[str]] = frozenset()
+    """The op's arguments that belong to a call of the layer."""
 
     def __init_subclass__(
         cls, op: Callable[..., tuple[Any, Any]] | None = None, inputs: int = 1
@@ -282,18 +293,24 @@ class OpLayer(Layer):
         """inputs: how many of the op's first arguments are arrays. Without an op a subclass has
         that of its base.
         """
+        super().__init_subclass__()
         if op is None:
             return
         cls.op, cls.inputs = staticmethod(op), inputs
         own = list(signature(op).parameters.values())[inputs:]
         kept = [p for p in own if p.name not in OF_A_CALL]
         cls.fields = tuple(p.name for p in kept)
+        cls.of_a_call = frozenset(p.name for p in own) & {"region", "rows", "mask", "out"}
         rng = Parameter("rng", Parameter.KEYWORD_ONLY, default=None)
         cls.__signature__ = Signature([*kept, rng])  # type: ignore[attr-defined]  # for inspect
         cls.__doc__ = _documented(op, cls.fields)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        given = signature(type(self)).bind(*args, **kwargs)
+        try:
+            given = signature(type(self)).bind(*args, **kwargs)
+        except TypeError:
+            words.explain(type(self), args, kwargs)
+            raise
         given.apply_defaults()
         values = given.arguments
         super().__init__(values["rng"], values.get("p", NO_RATE))
@@ -310,12 +327,27 @@ class OpLayer(Layer):
         def __setattr__(self, name: str, value: Any) -> None: ...
 
     def _forward(self, *inputs: Any, **options: Any) -> tuple[Any, Any]:
+        if len(inputs) == self.inputs + 1 and "out" in self.of_a_call:  # by position
+            *inputs, options["out"] = inputs
+        if len(inputs) != self.inputs or not options.keys() <= self.of_a_call:
+            raise TypeError(self._refused(len(inputs), options))
         options.update((name, getattr(self, name)) for name in self.fields)
         if "p" in options:
             options["p"] = self.rate()
-        if len(inputs) > self.inputs:  # out, by position
-            *inputs, options["out"] = inputs
         return type(self).op(*inputs, rng=self.rng, training=self.training, **options)
+
+    def _refused(self, inputs: int, options: dict[str, Any]) -> str:
+        """Why a call with so many arrays and these options cannot be."""
+        name = type(self).__name__
+        wrong = ", ".join(options.keys() - self.of_a_call)
+        if wrong in self.fields:
+            return f"{wrong} belongs to the layer: assign layer.{wrong}, or call fastdrop's op"
+        if wrong:
+            also = "; train() and eval() set the mode" if "train" in wrong else ""
+            takes = f"takes {', '.join(sorted(self.of_a_call)) or 'nothing'} beside its input"
+            return f"a call of {name} {takes}, got {wrong}{also}"
+        also = " and out" if "out" in self.of_a_call else ""
+        return f"a call of {name} takes {self.inputs} arrays{also}, got {inputs} arrays"
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.fields)

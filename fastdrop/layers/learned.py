@@ -14,7 +14,13 @@ from fastdrop.backends.cpu import normals
 from fastdrop.base import gate
 from fastdrop.layers.layer import Layer, Rate
 from fastdrop.ops.adversarial import adversarial_dropout
-from fastdrop.ops.concrete import LOGIT_LIMIT, concrete_dropout, concrete_regularizer, sigmoid
+from fastdrop.ops.concrete import (
+    LEAST_TEMPERATURE,
+    LOGIT_LIMIT,
+    concrete_dropout,
+    concrete_regularizer,
+    sigmoid,
+)
 from fastdrop.ops.dropconnect import MODES as dropconnect_modes
 from fastdrop.ops.dropconnect import dropconnect
 from fastdrop.ops.dropout import Context, dropout
@@ -23,6 +29,7 @@ from fastdrop.ops.targeted import MODES as targeted_modes
 from fastdrop.ops.targeted import targeted_dropout, targeted_prune
 from fastdrop.ops.variational import (
     kept_weights,
+    log_variance_range,
     sparse_variational_kl,
     sparse_variational_linear,
     variational_dropout,
@@ -66,13 +73,38 @@ class EmbeddingDropout(Layer):
         return f"EmbeddingDropout(weight of {self.weight.shape}, p={self.p})"
 
 
-class ConcreteDropout(Layer):
-    """`concrete_dropout` as a layer; learns ``layer.logit``.
+class RangedLayer(Layer):
+    """A layer with a learned parameter that has a range. One rule holds for all of them:
+
+    Before the layer uses the parameter, it puts it back into its closed range, in place: the step
+    of an optimiser may have led out of it. At a bound the gradient is that of the inner side. So no
+    step makes a call fail, and a step too far is undone as soon as the loss wants it.
+    """
+
+    def _range(self) -> tuple[str, Any, Any]:
+        """The parameter's name, and its least and largest values."""
+        raise NotImplementedError(f"{type(self).__name__} says no range")
+
+    def _project(self) -> Any:
+        """The parameter, in its range."""
+        name, low, high = self._range()
+        value = gate.host(getattr(self, name), name)
+        if not np.all((value >= low) & (value <= high)):  # NaN is in no range, and stays
+            own = value if value.flags.writeable and value is getattr(self, name) else None
+            value = np.asarray(np.clip(value, low, high, out=own))
+        if value is not getattr(self, name):
+            setattr(self, name, value)
+        return value
+
+
+class ConcreteDropout(RangedLayer):
+    """`concrete_dropout` as a layer; learns ``layer.logit``, which it keeps within +-40.
 
     Parameters
     ----------
     p : float
-        Rate to begin with, strictly between 0 and 1; ``layer.p`` is the present one.
+        Rate to begin with, below 1 and at least 4.25e-18, where the logit is -40; ``layer.p`` is
+        the present one.
     temperature : float
     rng, shared_axes
         As in `Dropout`.
@@ -105,7 +137,9 @@ class ConcreteDropout(Layer):
         if p in (0.0, 1.0):
             raise ValueError(f"p must be strictly between 0 and 1 to be learned, got {p}")
         self.logit = np.asarray(log(p) - log1p(-p))
-        self.temperature = gate.positive(temperature, "temperature")
+        if self.logit < -LOGIT_LIMIT:
+            raise ValueError(f"p must be at least {sigmoid(-LOGIT_LIMIT):.3g}, got {p}")
+        self.temperature = gate.positive(temperature, "temperature", LEAST_TEMPERATURE)
         self.shared_axes = shared_axes
         self.weight_regularizer = gate.real(weight_regularizer, "weight_regularizer", 0.0)
         self.dropout_regularizer = gate.real(dropout_regularizer, "dropout_regularizer", 0.0)
@@ -115,10 +149,13 @@ class ConcreteDropout(Layer):
         """The rate that has been learned so far."""
         return sigmoid(float(np.clip(self.logit, -LOGIT_LIMIT, LOGIT_LIMIT)))
 
+    def _range(self) -> tuple[str, Any, Any]:
+        return "logit", -LOGIT_LIMIT, LOGIT_LIMIT
+
     def _forward(self, x: npt.ArrayLike) -> tuple[Any, Any]:
         return concrete_dropout(
             x,
-            self.logit,
+            self._project(),
             self.temperature,
             rng=self.rng,
             training=self.training,
@@ -134,7 +171,7 @@ class ConcreteDropout(Layer):
         dweight : ndarray
         """
         value, dlogit, dweight = concrete_regularizer(
-            self.logit,
+            self._project(),
             weight,
             features,
             weight_regularizer=self.weight_regularizer,
@@ -149,8 +186,8 @@ class ConcreteDropout(Layer):
         return f"ConcreteDropout(p={self.p:.6g}, temperature={self.temperature})"
 
 
-class VariationalDropout(Layer):
-    """`variational_dropout` as a layer; learns ``layer.log_alpha``.
+class VariationalDropout(RangedLayer):
+    """`variational_dropout` as a layer; learns ``layer.log_alpha``, which it keeps at most 0.
 
     Parameters
     ----------
@@ -173,19 +210,25 @@ class VariationalDropout(Layer):
             raise ValueError("alpha must be above 0 to be learned, got 0.0")
         self.log_alpha = np.full(gate.shape(shape), np.log(alpha))
 
+    def _range(self) -> tuple[str, Any, Any]:
+        return "log_alpha", -np.inf, 0.0
+
     def _forward(self, x: npt.ArrayLike) -> tuple[Any, Any]:
-        return variational_dropout(x, self.log_alpha, rng=self.rng, training=self.training)
+        return variational_dropout(x, self._project(), rng=self.rng, training=self.training)
 
     def kl(self) -> tuple[float, npt.NDArray[Any]]:
         """`variational_kl` of the layer, and its gradient."""
-        return variational_kl(self.log_alpha)
+        return variational_kl(self._project())
 
     def __repr__(self) -> str:
         return f"VariationalDropout(shape={self.log_alpha.shape})"
 
 
-class SparseVariationalLinear(Layer):
+class SparseVariationalLinear(RangedLayer):
     """`sparse_variational_linear` as a layer; learns weight, log_variance and bias.
+
+    It keeps log_variance where log_alpha = log_variance - ln(weight^2 + 1e-8) is within +-8, as the
+    divergence has no gradient beyond.
 
     Parameters
     ----------
@@ -211,7 +254,7 @@ class SparseVariationalLinear(Layer):
     ) -> None:
         super().__init__(rng)
         inputs, outputs = gate.count(inputs, "inputs", 0), gate.count(outputs, "outputs", 0)
-        gate.choice(np.dtype(dtype).name, ("float32", "float64"), "dtype")
+        dtype, bias = gate.dtype(dtype), gate.flag(bias, "bias")
         scale = np.sqrt(2.0 / max(inputs, 1))
         self.log_variance = np.full((inputs, outputs), -10.0, dtype)
         self.bias = np.zeros(outputs, dtype) if bias else None
@@ -222,19 +265,22 @@ class SparseVariationalLinear(Layer):
 
         self.weight = with_draw(self.rng, 0.0, Place((inputs, outputs)), initial)
 
+    def _range(self) -> tuple[str, Any, Any]:
+        return "log_variance", *log_variance_range(self.weight)
+
     def _forward(self, x: npt.ArrayLike) -> tuple[Any, Any]:
         return sparse_variational_linear(
-            x, self.weight, self.log_variance, self.bias, rng=self.rng, training=self.training
+            x, self.weight, self._project(), self.bias, rng=self.rng, training=self.training
         )
 
     def kl(self) -> tuple[float, npt.NDArray[Any], npt.NDArray[Any]]:
         """`sparse_variational_kl` of the layer, and its gradients."""
-        return sparse_variational_kl(self.weight, self.log_variance)
+        return sparse_variational_kl(self.weight, self._project())
 
     @property
     def sparsity(self) -> float:
         """Fraction of the weights that evaluation leaves out."""
-        pruned = ~kept_weights(self.weight, self.log_variance)
+        pruned = ~kept_weights(self.weight, self._project())
         return float(pruned.mean()) if pruned.size else 0.0
 
     def __repr__(self) -> str:
@@ -282,9 +328,9 @@ class DropConnect(Layer):
     ) -> None:
         super().__init__(rng, p)
         self.mode = gate.choice(mode, tuple(dropconnect_modes), "mode")
-        self.mask_bias = bool(mask_bias)
+        self.mask_bias = gate.flag(mask_bias, "mask_bias")
         shape = gate.count(inputs, "inputs"), gate.count(outputs, "outputs")
-        gate.choice(np.dtype(dtype).name, ("float32", "float64"), "dtype")
+        dtype, bias = gate.dtype(dtype), gate.flag(bias, "bias")
         self.bias = np.zeros(shape[1], dtype) if bias else None
         if not bias:
             self.learned = ("weight",)

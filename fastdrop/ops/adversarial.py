@@ -135,6 +135,7 @@ def adversarial_dropout(
         raise ValueError(f"x must have at least two axes, (examples, ...), got {x.shape}")
     gate.like(gradient, "gradient", x.shape, x.dtype)
     delta, p = gate.rate(delta, "delta"), gate.rate(p)
+    training = gate.flag(training, "training")
     examples, length = len(x), prod(x.shape[1:])
     if not training:
         ctx = AdversarialContext.made(
@@ -250,7 +251,7 @@ def _distributions(
     if not logits.ndim or not logits.shape[-1]:
         raise ValueError(f"logits must have the shape (..., classes), got {logits.shape}")
     compute, classes = compute_type(logits.dtype), logits.shape[-1]
-    target = np.asarray(target)
+    target = gate.host(target, "target")
     labels = target.dtype.kind in "iu"
     shape = logits.shape[:-1] if labels else logits.shape
     if target.shape != shape:

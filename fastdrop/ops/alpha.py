@@ -65,6 +65,10 @@ def alpha_dropout(
         Kind or dtype of an argument.
     ValueError
         Value or shape of an argument.
+    numpy.exceptions.AxisError
+        Axis out of range.
+    RuntimeError
+        x is on a GPU, where no kernel can run here.
 
     References
     ----------
@@ -110,8 +114,14 @@ def feature_alpha_dropout(
 
     Raises
     ------
+    TypeError
+        Kind or dtype of an argument.
     ValueError
-        x has no spatial axis, or more than 3.
+        Value or shape of an argument: x has no spatial axis, or more than 3.
+    numpy.exceptions.AxisError
+        Axis out of range.
+    RuntimeError
+        x is on a GPU, where no kernel can run here.
     """
     how = rng, training, shared_axes, region, rows, out, save
     return masked(ALPHA_DROPOUT, x, p, how, affine, map_axes(channels_last))

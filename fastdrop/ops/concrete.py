@@ -17,6 +17,7 @@ from fastdrop.base.gate import Region
 from fastdrop.ops import context
 from fastdrop.rng import RngLike, with_draw
 
+LEAST_TEMPERATURE = 1e-30  # its reciprocal, times a logit, is finite in float32
 LOGIT_LIMIT = 40.0  # float32 can tell no more: beyond, exp of 87 is what it clips at
 Real = float | np.floating | npt.NDArray[np.floating]
 
@@ -93,7 +94,7 @@ def concrete_dropout(
     logit : float or 0-d ndarray
         ln(p / (1 - p)), within +-40.
     temperature : float
-        Of the relaxation, above 0: a smaller one is nearer to a mask of zeros and ones.
+        Of the relaxation, at least 1e-30: a smaller one is nearer to a mask of zeros and ones.
     rng, training, shared_axes, region, rows
         As in `fastdrop.dropout`. Without training y is a copy of x.
 
@@ -110,6 +111,10 @@ def concrete_dropout(
         Kind or dtype of an argument.
     ValueError
         Value or shape of an argument.
+    numpy.exceptions.AxisError
+        Axis out of range.
+    RuntimeError
+        x is on a GPU, where no kernel can run here.
 
     References
     ----------
@@ -119,9 +124,9 @@ def concrete_dropout(
     backend = of(x)
     x = backend.array(x)
     logit = gate.real(logit, "logit", -LOGIT_LIMIT, LOGIT_LIMIT)
-    temperature = gate.positive(temperature, "temperature")
+    temperature = gate.positive(temperature, "temperature", LEAST_TEMPERATURE)
     place = gate.place(x.shape, shared_axes, region, rows)
-    if not training:
+    if not gate.flag(training, "training"):
         ctx = ConcreteContext.made(x.shape, None, 1.0, None, x=backend.held(x), relaxed=None)
         return backend.copy(x), ctx
     p = sigmoid(logit)
@@ -182,8 +187,10 @@ def concrete_regularizer(
     d = gate.real(dropout_regularizer, "dropout_regularizer", 0.0)
     d *= gate.count(features, "features", 0)
     p, q = sigmoid(logit), sigmoid(-logit)
-    norm = w * float(np.sum(np.square(weight, dtype=np.float64))) / q
+    with np.errstate(over="ignore"):
+        norm = w * float(np.sum(np.square(weight, dtype=np.float64))) / q
+        dweight = weight * compute_type(weight.dtype)(2.0 * w / q)
+        dweight = dweight.astype(weight.dtype)
     log_q = -log1p(exp(logit)) if logit < 0 else -logit - log1p(exp(-logit))
     value = norm + d * (p * (log_q + logit) + q * log_q)
-    dweight = weight * compute_type(weight.dtype)(2.0 * w / q)
-    return value, norm * p + d * p * q * logit, dweight.astype(weight.dtype)
+    return value, norm * p + d * p * q * logit, dweight

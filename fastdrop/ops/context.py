@@ -49,7 +49,7 @@ class Context(Saved):
             raise TypeError(f"{kind} has {len(names)} fields, {names}, got {len(values)}")
         shape, draw, scale, held, *more = values
         if draw is not None and type(draw) is not Draw:
-            raise TypeError(f"draw must be a Draw or None, got {draw!r:.60}")
+            raise TypeError(f"draw must be a Draw or None, got {gate.shown(draw)}")
         shape, scale = gate.shape(shape), gate.real(scale, "scale")
         Saved.__init__(self, shape, draw, scale, held)
         for name, value in zip(names[4:], more, strict=True):
@@ -87,6 +87,10 @@ class Context(Saved):
         held = self.held
         return numbers + (len(held) - BITS_PAD if type(held) is bytes else held.nbytes)
 
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        """NumPy asks for it where y and its context, as they come, are taken for an array."""
+        raise TypeError("an op returns y and its context, which is no array: write y, ctx = ...")
+
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a context does not change; {name} cannot be set")
 
@@ -121,7 +125,7 @@ def array(value: Any, name: str) -> npt.NDArray[Any]:
 def _instance(kind: type) -> Any:
     def check(value: Any, name: str) -> Any:
         if type(value) is not kind:
-            raise TypeError(f"{name} must be a {kind.__name__}, got {value!r:.40}")
+            raise TypeError(f"{name} must be a {kind.__name__}, got {gate.shown(value)}")
         return value
 
     return check
@@ -131,18 +135,26 @@ def _optional_array(value: Any, name: str) -> Any:
     return None if value is None else array(value, name)
 
 
-def _float64(value: Any, name: str) -> npt.NDArray[Any]:
-    return np.require(value, np.float64, ["C", "A"])
+def _plain(dtype: Any) -> Any:
+    def check(value: Any, name: str) -> npt.NDArray[Any]:
+        value = gate.host(value, name)
+        if value.dtype.kind != np.dtype(dtype).kind:
+            raise TypeError(f"{name} must have dtype {np.dtype(dtype)}, got {value.dtype}")
+        return np.require(value, dtype, ["C", "A"])
+
+    return check
 
 
 def _index(value: Any, name: str) -> int:
-    if gate.count(value, name, 0) > gate.MAX_INDEX:
-        raise ValueError(f"{name} must be at most 2**62, got {value!r}")
-    return value
+    return gate.count(value, name, 0)
 
 
 def _numbers(value: Any, name: str) -> tuple[float, ...] | None:
-    return None if value is None else tuple(gate.real(number, name) for number in value)
+    return (
+        None
+        if value is None
+        else tuple(gate.real(number, name) for number in gate.items(value, name))
+    )
 
 
 # What the further fields hold, by their names, in every kind of context.
@@ -154,6 +166,6 @@ _CHECKS = {
     "block_size": gate.count,
     "relaxed": _numbers,
     "previous": gate.rate,
-    "scales": _float64,
-    "changed": lambda value, name: np.require(value, np.intp, ["C", "A"]),
+    "scales": _plain(np.float64),
+    "changed": _plain(np.intp),
 }

@@ -157,7 +157,7 @@ class DropBlockContext(context.Context):
         batch, *drawn = self._squares.drawn
         length = _core.bytes_of_examples(batch, prod(drawn))
         if self.held is not None and (type(self.held) is not bytes or len(self.held) != length):
-            raise ValueError(f"bits must be {length} bytes, got {self.held!r:.40}")
+            raise ValueError(f"bits must be {length} bytes, got {gate.shown(self.held)}")
 
 
 def drop_block(
@@ -209,6 +209,8 @@ def drop_block(
     ValueError
         Rate outside [0, 1], block_size below 1, x of less than 3 or more than 4 axes, a region that
         cuts another axis than the batch.
+    RuntimeError
+        x is on a GPU, where no kernel can run here.
 
     Notes
     -----
@@ -243,7 +245,9 @@ def drop_block(
     place = gate.place(x.shape, gate.NO_AXES, region)
     _only_the_batch(place)
     out, x = backend.output(out, x)
-    squares = Geometry(x.shape, block_size, bool(channels_last), bool(per_channel))
+    training = gate.flag(training, "training")
+    layout = gate.flag(channels_last, "channels_last"), gate.flag(per_channel, "per_channel")
+    squares = Geometry(x.shape, block_size, *layout)
 
     def of_draw(draw: Draw | None) -> tuple[Any, DropBlockContext]:
         bits = None

@@ -263,6 +263,8 @@ def dropconnect(
         dtypes other than float32 and float64, or not the same; a rate that is not a real number.
     ValueError
         Shapes that do not fit, rate outside [0, 1] or NaN, unknown mode, first out of range.
+    RuntimeError
+        x is on a GPU, where no kernel can run here.
 
     Notes
     -----
@@ -289,6 +291,7 @@ def dropconnect(
     """
     gate.choice(mode, tuple(MODES), "mode")
     p, first = gate.rate(p), uint64(first, "first")
+    training, mask_bias = gate.flag(training, "training"), gate.flag(mask_bias, "mask_bias")
     kind: type[DropConnectContext] = MODES[mode]
     if not training or p == 0.0:
         kind = DropConnectContext
@@ -299,7 +302,7 @@ def dropconnect(
     _check_first(first, x, weight)
     outputs = prod(x.shape[:-1]), weight.shape[1]
     held = (None if a is None else backend.held(a) for a in (x, weight, bias))
-    kept = dict(zip(("x", "weight", "bias"), held, strict=True), mask_bias=bool(mask_bias))
+    kept = dict(zip(("x", "weight", "bias"), held, strict=True), mask_bias=mask_bias)
     scale = _core.scale_of(p if training else 0.0)
 
     def of_draw(draw: Draw | None) -> tuple[Array, DropConnectContext]:
@@ -355,6 +358,8 @@ def dropconnect_inference(
     """
     x, weight, bias = _operands(CPU, x, weight, bias)
     p, samples = gate.rate(p), gate.count(samples, "samples")
+    mask_bias = gate.flag(mask_bias, "mask_bias")
+    gate.function(activation, "activation")
     examples = _rows(x)
     if p < 1.0:
         mean, sigma = _moments(examples, weight, bias if mask_bias else None, p)

@@ -24,6 +24,8 @@ class Context(context.Context):
     """What one call of `dropout`, or of another op that drops elements, leaves for its backward
     pass. Can be pickled.
 
+    Ops make contexts. The constructor is for pickles, and checks what it is given.
+
     Attributes
     ----------
     shape : tuple of int
@@ -36,6 +38,13 @@ class Context(context.Context):
     scale : float
         What kept elements were multiplied by: 1 / (1 - p), and 0 at p = 1, where an op does not
         say otherwise.
+
+    Raises
+    ------
+    TypeError
+        Kind of a field.
+    ValueError
+        Value of a field, or fields that do not fit each other.
     """
 
     __slots__ = ()
@@ -178,6 +187,8 @@ def dropout(
         Rate outside [0, 1] or NaN, `out` read-only or of another shape, region outside its array.
     numpy.exceptions.AxisError
         Axis out of range.
+    RuntimeError
+        x is on a GPU, where no kernel can run here.
 
     Notes
     -----
@@ -211,6 +222,7 @@ def _of_stored(x: Any, p: Any, how: How, mask: Any) -> tuple[Any, Context]:
     entries = sparse.stored(x, "x")
     of_numbers(entries).array(entries)
     p, place = gate.rate(p), gate.place(x.shape, shared_axes, region, rows)
+    training = gate.flag(training, "training")
 
     def of_draw(draw: Draw | None) -> tuple[Any, Context]:
         scale = inverted(p)[0] if draw is not None else 1.0
@@ -265,6 +277,7 @@ def _looked_at(
     x, p = backend.array(x, name), gate.rate(p)
     shared = shared_axes if axes is None else axes(x, shared_axes)
     place = gate.place(x.shape, shared, region, rows)
+    training = gate.flag(training, "training")
     given = gate.own_mask(mask, place, keep) if training else None
     out, x = backend.output(out, x)
 
@@ -318,7 +331,10 @@ def keep_mask(
         Kind or dtype of an argument.
     ValueError
         Value or shape of an argument.
+    numpy.exceptions.AxisError
+        Axis out of range.
     """
+    packed = gate.flag(packed, "packed")
 
     def of_draw(draw: Draw, wanted: tuple[int, ...]) -> npt.NDArray[Any]:
         bits = _core.draw_bits(draw)

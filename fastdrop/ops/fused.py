@@ -129,6 +129,10 @@ def dropout_add(
         Kind or dtype of an argument.
     ValueError
         Value or shape of an argument.
+    numpy.exceptions.AxisError
+        Axis out of range.
+    RuntimeError
+        x is on a GPU, where no kernel can run here.
     """
     how = rng, training, shared_axes, region, rows, out, save
     return _fused(DROPOUT_ADD, AddContext, x, p, how, mask, residual)
@@ -174,6 +178,10 @@ def bias_dropout_add(
         Kind or dtype of an argument.
     ValueError
         Value or shape of an argument.
+    numpy.exceptions.AxisError
+        Axis out of range.
+    RuntimeError
+        x is on a GPU, where no kernel can run here.
 
     References
     ----------
@@ -217,6 +225,10 @@ def relu_dropout(
         Kind or dtype of an argument.
     ValueError
         Value or shape of an argument.
+    numpy.exceptions.AxisError
+        Axis out of range.
+    RuntimeError
+        x is on a GPU, where no kernel can run here.
     """
     how = rng, training, shared_axes, region, rows, out, "bits"
     return _fused(RELU_DROPOUT, ReluContext, x, p, how, mask)
@@ -251,6 +263,7 @@ def _fused(
         bias = backend.array(bias, "bias")
         gate.like(bias, "bias", x.shape[-1:], x.dtype)
     place = gate.place(x.shape, shared_axes, region, rows)
+    training = gate.flag(training, "training")
     given = gate.own_mask(mask, place, keep) if training else None
     out, x, residual = backend.output(out, x, residual)
     constants = inverted(p if training else 0.0)

@@ -87,14 +87,20 @@ def gaussian_dropout(
 
     Raises
     ------
+    TypeError
+        Kind or dtype of an argument.
     ValueError
-        p is 1, where the variance is infinite.
+        Value or shape of an argument: p is 1, where the variance is infinite.
+    numpy.exceptions.AxisError
+        Axis out of range.
+    RuntimeError
+        x is on a GPU, where no kernel can run here.
 
     References
     ----------
     N. Srivastava et al.: Dropout. JMLR 15 (2014) 1929-1958, section 10.
     """
-    p = gate.rate(p)
+    p, training = gate.rate(p), gate.flag(training, "training")
     if p == 1.0 and training:
         raise ValueError(
             "p must be below 1, got 1.0: the noise would have infinite variance; "
@@ -138,13 +144,17 @@ def gaussian_noise(
         Kind or dtype of an argument.
     ValueError
         Value or shape of an argument.
+    numpy.exceptions.AxisError
+        Axis out of range.
+    RuntimeError
+        x is on a GPU, where no kernel can run here.
 
     References
     ----------
     C. M. Bishop: Training with noise is equivalent to Tikhonov regularization. Neural Computation 7
     (1995) 108-116.
     """
-    std = gate.real(std, "std", 0.0)
+    std, training = gate.real(std, "std", 0.0), gate.flag(training, "training")
     return _noisy(NOISE_ADD, x, 0.0, std, (rng, training, shared_axes, region, rows, out))
 
 

@@ -35,6 +35,8 @@ def spatial_axes(ndim: int, channels_last: bool) -> tuple[int, ...]:
 def map_axes(channels_last: bool) -> Callable[[Any, Any], tuple[int, ...]]:
     """Of the gated x and shared_axes: the axes of a feature map, and those."""
 
+    channels_last = gate.flag(channels_last, "channels_last")
+
     def axes(x: Any, shared_axes: Any) -> tuple[int, ...]:
         return _union(spatial_axes(x.ndim, channels_last), shared_axes, x)
 
@@ -80,8 +82,14 @@ def spatial_dropout(
 
     Raises
     ------
+    TypeError
+        Kind or dtype of an argument.
     ValueError
-        x has no spatial axis, or more than 3.
+        Value or shape of an argument: x has no spatial axis, or more than 3.
+    numpy.exceptions.AxisError
+        Axis out of range.
+    RuntimeError
+        x is on a GPU, where no kernel can run here.
 
     References
     ----------
@@ -96,7 +104,7 @@ def locked_dropout(
     x: npt.ArrayLike,
     p: float = 0.5,
     *,
-    time_axis: int = 1,
+    time_axis: int | None = None,
     rng: RngLike = None,
     training: bool = True,
     shared_axes: int | Sequence[int] = (),
@@ -114,8 +122,9 @@ def locked_dropout(
     ----------
     x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64
         A sequence: (batch, time, features), if `time_axis` does not say otherwise.
-    time_axis : int
-        The axis of the steps.
+    time_axis : int, optional
+        The axis of the steps. 1 if omitted, where x has three axes or more: of two, it could be
+        either.
     shared_axes : int or tuple of int
         Further axes that share a draw: 0 for the same mask in all sequences.
     p, rng, training, region, rows, out, save
@@ -130,8 +139,14 @@ def locked_dropout(
 
     Raises
     ------
+    TypeError
+        Kind or dtype of an argument.
+    ValueError
+        Value or shape of an argument.
     numpy.exceptions.AxisError
         x has no such axis.
+    RuntimeError
+        x is on a GPU, where no kernel can run here.
 
     References
     ----------
@@ -141,7 +156,13 @@ def locked_dropout(
     """
 
     def axes(x: Any, shared_axes: Any) -> tuple[int, ...]:
-        return _union(gate.axes(time_axis, x.ndim, "time_axis"), shared_axes, x)
+        if time_axis is None and x.ndim < 3:
+            raise ValueError(
+                f"x must have the axes (batch, time, ...), got shape {x.shape}; for another form "
+                "say which axis is that of the steps: time_axis=0 for (time, features)"
+            )
+        steps = 1 if time_axis is None else time_axis
+        return _union(gate.axes(steps, x.ndim, "time_axis"), shared_axes, x)
 
     return masked(DROPOUT, x, p, (rng, training, shared_axes, region, rows, out, save), None, axes)
 
@@ -201,7 +222,7 @@ class EmbeddingContext(context.Context):
         if self.draw is not None and self.draw.place.of != self.shape[:1]:
             raise ValueError(f"draw must be of the rows of {self.shape}")
         if type(self.ids) is not np.ndarray or self.ids.dtype != np.int64:
-            raise TypeError(f"ids must be an int64 array, got {self.ids!r:.40}")
+            raise TypeError(f"ids must be an int64 array, got {gate.shown(self.ids)}")
         gate.row_numbers(self.ids, self.shape[0])
 
 
@@ -241,6 +262,8 @@ def embedding_dropout(
         A table of less than two axes.
     IndexError
         An id that is not in the table.
+    RuntimeError
+        weight is on a GPU, where no kernel can run here.
 
     References
     ----------
@@ -248,12 +271,13 @@ def embedding_dropout(
     networks. NeurIPS 2016, section 4.2. S. Merity, N. S. Keskar, R. Socher: Regularizing and
     optimizing LSTM language models. ICLR 2018, section 4.
     """
+    backend = of(weight)
     if ids is None:
+        backend.array(weight, "weight")  # refuses complex numbers, which `masked` would take
         how = rng, training, (), None, None, None, "bits"
         return masked(DROPOUT, weight, p, how, None, _row_axes, "weight")
-    backend = of(weight)
     table, p = _words(backend.array(weight, "weight")), gate.rate(p)
-    ids = backend.numbers(ids, table)
+    ids, training = backend.numbers(ids, table), gate.flag(training, "training")
     scale, *_ = inverted(p if training else 0.0)
 
     def of_draw(draw: Draw | None) -> tuple[Any, EmbeddingContext]:
@@ -309,8 +333,12 @@ def drop_path(
 
     Raises
     ------
+    TypeError
+        Kind or dtype of an argument.
     ValueError
-        Another mode, or x without axes.
+        Value or shape of an argument: another mode, or x without axes.
+    RuntimeError
+        x is on a GPU, where no kernel can run here.
 
     References
     ----------
@@ -324,7 +352,7 @@ def drop_path(
             raise ValueError("x must have a batch axis, got a 0-d array")
         return tuple(range(mode == "row", x.ndim))
 
-    constants = inverted if scale_by_keep else _unscaled
+    constants = inverted if gate.flag(scale_by_keep, "scale_by_keep") else _unscaled
     return masked(DROPOUT, x, p, (rng, training, (), region, rows, out, save), constants, axes)
 
 

@@ -58,7 +58,8 @@ def targeted_dropout(
 
         - "weight": in each unit, the weights smaller in magnitude than its weight of rank
           floor(targeted * fan_in), from 0. One draw a weight. Of a product that is a whole number
-          except for rounding, as 0.29 * 100 is, that number is meant.
+          except for rounding, as 0.29 * 100 is, that number is meant; for the decimal of a
+          float32, say float(str(targeted)), as np.float32(0.29) is 0.28999999.
         - "unit": the units whose 2-norm is smaller than that of rank floor(targeted * units).
           One draw a unit, so units are dropped whole, as in the paper.
         - "unit_weight": the same units, but one draw a weight, as in the authors' code.
@@ -108,7 +109,7 @@ def targeted_dropout(
         raise ValueError(f"weight must have at least two axes, (..., units), got {weight.shape}")
     p, targeted = gate.rate(p), gate.rate(targeted, "targeted")
     shared = tuple(range(weight.ndim - 1)) if mode == "unit" else gate.NO_AXES
-    place = gate.place(weight.shape, shared)
+    place, training = gate.place(weight.shape, shared), gate.flag(training, "training")
 
     def of_draw(draw: Draw | None) -> tuple[npt.NDArray[Any], TargetedContext]:
         if draw is None or p == 0.0:

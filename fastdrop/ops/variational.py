@@ -112,6 +112,8 @@ def variational_dropout(
         Kind or dtype of an argument.
     ValueError
         Value or shape of an argument.
+    RuntimeError
+        x is on a GPU, where no kernel can run here.
 
     References
     ----------
@@ -122,13 +124,13 @@ def variational_dropout(
     x = backend.array(x)
     log_alpha = gate.array(log_alpha, "log_alpha").copy()
     if np.isnan(log_alpha).any():
-        raise ValueError(f"log_alpha must not be NaN, got {log_alpha!r:.200}")
+        raise ValueError(f"log_alpha must not be NaN, got {gate.shown(log_alpha)}")
     if log_alpha.shape not in ((), x.shape[-1:], x.shape):
         raise ValueError(
             f"log_alpha must have shape (), {x.shape[-1:]} or {x.shape}, got {log_alpha.shape}"
         )
     held = {"x": backend.held(x), "log_alpha": log_alpha}
-    if not training:
+    if not gate.flag(training, "training"):
         ctx = VariationalContext.made(x.shape, None, 1.0, None, sigma=None, **held)
         return backend.copy(x), ctx
     sigma = np.asarray(np.exp(np.minimum(log_alpha, 0) / 2), compute_type(x.dtype))
@@ -161,9 +163,7 @@ def variational_kl(log_alpha: npt.ArrayLike) -> tuple[float, npt.NDArray[Any]]:
     Raises
     ------
     TypeError
-        Kind or dtype of an argument.
-    ValueError
-        Value or shape of an argument.
+        Kind or dtype of log_alpha.
 
     References
     ----------
@@ -287,7 +287,7 @@ def sparse_variational_linear(
     bias = None if bias is None else gate.array(bias, "bias")
     _fit(x, weight, log_variance, bias)
     rows = _rows(x)
-    outputs = len(rows), weight.shape[1]
+    outputs, training = (len(rows), weight.shape[1]), gate.flag(training, "training")
     operands = {"x": x, "weight": weight, "log_variance": log_variance, "bias": bias}
 
     def of_draw(draw: Draw | None) -> tuple[npt.NDArray[Any], SparseVariationalContext]:
@@ -330,6 +330,16 @@ def _log_alpha(weight: npt.NDArray[Any], log_variance: npt.NDArray[Any]) -> npt.
     """Of the noise relative to the weight, clipped to +-8."""
     log_alpha = log_variance - np.log(weight * weight + weight.dtype.type(_TINY))
     return np.clip(log_alpha, -_LOG_ALPHA_LIMIT, _LOG_ALPHA_LIMIT)
+
+
+def log_variance_range(weight: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Where log_alpha is within +-8 and the divergence has a gradient: least and largest values.
+
+    A little inside, as log_alpha is told from a difference, which rounding may take past the bound.
+    """
+    middle = np.log(weight * weight + weight.dtype.type(_TINY))
+    room = weight.dtype.type(_LOG_ALPHA_LIMIT - 2.0**-10)
+    return middle - room, middle + room
 
 
 def kept_weights(weight: npt.NDArray[Any], log_variance: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

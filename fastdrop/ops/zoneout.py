@@ -110,8 +110,12 @@ def zoneout(
 
     Raises
     ------
-    TypeError, ValueError
-        Dtype or shape of `new` is not that of `previous`.
+    TypeError
+        Kind or dtype of an argument: that of `new` is not that of `previous`.
+    ValueError
+        Value or shape of an argument.
+    RuntimeError
+        previous is on a GPU, where no kernel can run here.
 
     References
     ----------
@@ -123,6 +127,7 @@ def zoneout(
     previous, new = backend.array(previous, "previous"), backend.array(new, "new")
     gate.like(new, "new", previous.shape, previous.dtype, "previous")
     p, place = gate.rate(p), gate.place(new.shape, gate.NO_AXES, region, rows)
+    training, expectation = gate.flag(training, "training"), gate.flag(expectation, "expectation")
     if not training:
         p = p if expectation else 0.0
         y = backend.blend(previous, new, p)

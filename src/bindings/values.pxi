@@ -368,6 +368,10 @@ cdef class CallCounter:
             seed, call, spent = self._seed, self._call, self._spent
         return seed, 2**64 if spent else call
 
+    def __reduce__(self):
+        with cython.critical_section(self):
+            return CallCounter, (self._seed, self._call, self._spent, self.seeded)
+
 
 cdef class Saved:
     """What contexts share; `fastdrop.base.context` says what it means and checks it."""

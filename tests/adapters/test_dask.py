@@ -123,6 +123,16 @@ def test_context():
     assert ctx.nbytes == 0
 
 
+def test_masked_arrays_are_refused_at_once():
+    x = np.ma.array(np.ones((4, 3)), mask=np.eye(4, 3))
+    for masked in (x, da.from_array(x, chunks=(2, 3))):
+        with pytest.raises(TypeError, match="x is a masked array, whose mask would get lost"):
+            dropout(masked, 0.5, rng=1)
+        _, ctx = dropout(da.ones((4, 3)), 0.5, rng=1)
+        with pytest.raises(TypeError, match="dy is a masked array"):
+            ctx.backward(masked)
+
+
 def test_errors_come_at_once():
     unknown = da.from_array(x, chunks=20)
     unknown = unknown[unknown[:, 0, 0] > 0]

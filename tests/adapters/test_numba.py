@@ -90,7 +90,7 @@ def test_wrong_arguments():
             fn.dropout(x, p, 1, 0)
         with pytest.raises(ValueError, match=r"p must be in \[0, 1\]"):
             fn.draw(5, p, 1, 0)
-    with pytest.raises(ValueError, match="n must not be negative"):
+    with pytest.raises(ValueError, match="n must be in 0"):
         fn.draw(-1, 0.5, 1, 0)
     with pytest.raises(ValueError, match="one shape"):
         fn.forward(x, x[1:], bits, 0.5, 1, 0)
@@ -102,10 +102,35 @@ def test_wrong_arguments():
     with pytest.raises(ValueError, match="bits must be"):
         fn.backward(x, x, bits[:20], 0.5)
     for wrong in (np.ones(100, int), np.ones(100, np.complex64)):
-        with pytest.raises(numba.TypingError, match="both float32 or both float64"):
+        with pytest.raises(numba.TypingError, match="x must be an array of float32 or float64"):
             fn.dropout(wrong, 0.5, 1, 0)
     with pytest.raises(numba.TypingError, match="both float32 or both float64"):
         fn.forward(x, np.empty(100, np.float32), bits, 0.5, 1, 0)
+
+
+@pytest.mark.parametrize("name", ["seed", "call", "start"])
+def test_numbers_are_checked_as_those_of_an_rng(name):
+    x, y, bits = np.ones(100), np.empty(100), np.empty(100, np.uint8)
+    calls = (fn.dropout, (x, 0.5)), (fn.forward, (x, y, bits, 0.5)), (fn.draw, (100, 0.5))
+    for function, given in calls:
+        good = {"seed": 1, "call": 2, "start": 3}
+        function(*given, *good.values())
+        with pytest.raises(ValueError, match=rf"{name} must be in 0 \.\.\. 2\*\*64 - 1, got a neg"):
+            function(*given, *{**good, name: -5}.values())
+        for wrong in (5.7, True, 1j, "1"):
+            with pytest.raises(numba.TypingError, match=f"{name} must be an int, got"):
+                function(*given, *{**good, name: wrong}.values())
+    y = fn.dropout(x, 0.5, np.uint64(2**64 - 1), np.uint64(2**63))
+    assert_same_bits(y, fd.dropout(x, 0.5, rng=fd.Rng(2**64 - 1, 2**63))[0])
+
+
+def test_0d_stays_0d():
+    for seed in range(8):
+        y = fn.dropout(np.array(3.0), 0.5, seed, 0)
+        assert_same_bits(y, fd.dropout(np.array(3.0), 0.5, rng=seed)[0])
+    for scalar in (3.0, 3, [1.0]):
+        with pytest.raises(numba.TypingError, match="x must be an array of float32 or float64"):
+            fn.dropout(scalar, 0.5, 1, 0)
 
 
 def test_read_only_arrays():

@@ -1,5 +1,6 @@
 """thinc: the ops behind its layers, and ours."""
 
+import copy
 import doctest
 
 import numpy as np
@@ -80,6 +81,17 @@ def test_seeds():
     rng = fd.Rng(3)
     draw(FastdropOps(rng=rng))
     assert rng.call == 3
+
+
+def test_copies_of_ops_draw_other_masks():
+    """Ops that run side by side, as copies of layers do; without a seed NumPy's state is shared."""
+    ops = FastdropOps(rng=3)
+    copies = [copy.deepcopy(ops), copy.deepcopy(ops), ops]
+    assert len({each.get_dropout_mask((256,), 0.5).tobytes() for each in copies}) == 3
+    again = FastdropOps(rng=3)
+    assert copy.deepcopy(again).rng.state == copy.deepcopy(FastdropOps(rng=3)).rng.state
+    mask = again.get_dropout_mask((256,), 0.5)
+    assert_same_bits(mask, copies[-1].__class__(rng=3).get_dropout_mask((256,), 0.5))
 
 
 def test_mixin_with_other_ops():

@@ -207,6 +207,17 @@ def test_state_dict_goes_on_with_the_masks():
     assert repr(again[0]) == f"Dropout(p=0.5, inplace=False, seed={2**64 - 1})"
 
 
+def test_the_last_call_is_followed_by_none():
+    """Counting on would begin again with the masks of call 0."""
+    module = ft.Dropout(0.5, seed=7)
+    module.state.copy_(ft._state(7, 2**64 - 2))
+    y = module(torch.ones(64)).numpy()
+    assert_same_bits(y, fd.dropout(np.ones(64, np.float32), rng=fd.Rng(7, 2**64 - 2))[0])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="has given all its calls; take another seed"):
+            module(torch.ones(64))
+
+
 def test_state_dicts_of_torchs_modules_load():
     theirs = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
     ours = nn.Sequential(nn.Linear(3, 3), ft.Dropout(0.5))

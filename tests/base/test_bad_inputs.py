@@ -36,7 +36,7 @@ BAD = {
     **{"shared_axes": AXES, "region": REGIONS, "rng": RNGS, "out": OUTS},
     "shape": [-1, (-1,), 1.5, (0.5,), "ab", None, object(), (1,) * 65, {"a": 1}, [[1]], 2**70],
     **{"block_size": [0, -1, 1.5, True, "1", None, object(), [1], -(2**70)]},
-    **{"first": [-1, 1.5, True, "1", None, object(), 2**63], "time_axis": [9, -9, 1.5, "a", None]},
+    **{"first": [-1, 1.5, True, "1", None, object(), 2**63], "time_axis": [9, -9, 1.5, "a", True]},
     **dict.fromkeys(("temperature", "std"), (-1, np.nan, np.inf, "1", 1j, None, [1.0], True)),
     "logit": [np.nan, np.inf, -99, 99, "1", 1j, None, [1.0], True, object(), np.ones(1)],
     "ids": [[9], [-1], [0.5], ["a"], [1j], [None], np.zeros(3), object()],

@@ -98,6 +98,7 @@ def test_out_where_there_is_none():
 EVERY = {
     "DropConnect": (lambda: fd.layers.DropConnect(4, 4, rng=1), 1),
     "EmbeddingDropout": (lambda: fd.layers.EmbeddingDropout(np.ones((8, 4)), rng=1), 0),
+    "LockedDropout": (lambda: fd.layers.LockedDropout(time_axis=1, rng=1), 1),
     "GaussianNoise": (lambda: fd.layers.GaussianNoise(0.5, rng=1), 1),
     "SparseVariationalLinear": (
         lambda: fd.layers.SparseVariationalLinear(4, 4, dtype=float, rng=1),
@@ -272,3 +273,54 @@ def test_calls_that_are_never_undone_are_forgotten(monkeypatch):
     for _ in range(5):
         layer(x)
     assert len(layer._calls[False].stack) == 1
+
+
+def test_copies_after_a_pickle_are_others():
+    """The pickle knows how many copies there are, and copies of what it holds go on from there."""
+    layer = fd.layers.Dropout(0.5, rng=1)
+    before = [copy.deepcopy(layer) for _ in range(3)]
+    loaded = pickle.loads(pickle.dumps(layer))
+    after = [copy.deepcopy(loaded) for _ in range(3)]
+    masks = [each(np.ones(256)).tobytes() for each in (*before, *after, layer)]
+    assert len({*masks}) == 7
+    nested = [copy.deepcopy(before[0]), copy.deepcopy(copy.deepcopy(before[0]))]
+    assert len({each.rng.seed for each in (*before, *nested)}) == 5
+
+
+def test_a_pickle_of_layers_that_share_an_rng():
+    """They still do, if it is one pickle; one by one each has the state as it was."""
+    rng = fd.Rng(1)
+    pair = [fd.layers.Dropout(0.5, rng=rng), fd.layers.Dropout(0.5, rng=rng)]
+    first, second = pickle.loads(pickle.dumps(pair))
+    assert first.rng is second.rng is not rng
+    alone = [pickle.loads(pickle.dumps(layer)) for layer in pair]
+    assert alone[0].rng.state == alone[1].rng.state == rng.state
+
+
+def test_contexts_of_other_makers():
+    """A layer of somebody else may have contexts without nbytes."""
+
+    class Bare:
+        def backward(self, dy):
+            return 2 * dy
+
+    class Doubling(fd.layers.Layer):
+        def _forward(self, x):
+            return 2 * x, Bare()
+
+    layer = Doubling()
+    layer(np.ones(3))
+    assert (layer.backward(np.ones(3)) == 2).all()
+    with pytest.raises(RuntimeError, match="each call is undone once"):
+        layer.backward(np.ones(3))
+
+    class Failing(Bare):
+        @property
+        def nbytes(self):
+            raise ZeroDivisionError
+
+    layer._forward = lambda x: (x, Failing())
+    with pytest.raises(ZeroDivisionError):
+        layer(np.ones(3))
+    with pytest.raises(RuntimeError):  # nothing was left on the stack
+        layer.backward(np.ones(3))

@@ -175,5 +175,27 @@ def test_a_layer_that_has_diverged_can_be_printed():
     layer = fd.layers.ConcreteDropout(0.3, rng=1)
     layer.logit = np.asarray(-800.0)
     assert repr(layer).startswith("ConcreteDropout(p=4.2")
-    with pytest.raises(ValueError, match=r"logit must be in \[-40, 40\], got -800"):
+    layer.logit = np.asarray(np.nan)
+    with pytest.raises(ValueError, match=r"logit must be in \[-40, 40\], got nan"):
         layer(np.ones(3))
+
+
+@pytest.mark.parametrize("p", [5e-324, 1e-310, 4e-18])
+def test_a_rate_that_cannot_be_learned(p):
+    with pytest.raises(ValueError, match=f"p must be at least 4.25e-18, got {p}"):
+        fd.layers.ConcreteDropout(p)
+    fd.layers.ConcreteDropout(4.3e-18, rng=1)(np.ones(3))
+
+
+@pytest.mark.parametrize("temperature", [1e-310, 1e-31])
+def test_a_temperature_without_a_reciprocal(temperature):
+    """1 / temperature is what kernels take and what a pickle of the context holds."""
+    words = f"temperature must be at least 1e-30, got {temperature}"
+    with pytest.raises(ValueError, match=words):
+        fd.concrete_dropout(np.ones(3), 0.0, temperature)
+    with pytest.raises(ValueError, match=words):
+        fd.layers.ConcreteDropout(0.1, temperature)
+    x = np.linspace(-2, 2, 999, dtype=np.float32)
+    y, ctx = fd.concrete_dropout(x, 0.3, 1e-30, rng=1)
+    dx, dlogit = pickle.loads(pickle.dumps(ctx)).backward(x)
+    assert np.isfinite([*y, *dx, dlogit]).all()

@@ -219,7 +219,15 @@ CASES = {
 # What is no op: it returns no context.
 OTHERS = {
     *("STREAM_VERSION", "Context", "Rng", "__version__", "concrete_regularizer", "cpu_features"),
-    *("cuda", "dropconnect_inference", "get_include", "get_num_threads", "keep_mask", "layers"),
+    *(
+        "cuda",
+        "debug",
+        "dropconnect_inference",
+        "get_include",
+        "get_num_threads",
+        "keep_mask",
+        "layers",
+    ),
     *("kl_divergence", "mc", "reference", "schedules", "set_num_threads", "squared_divergence"),
     *("sparse_variational_kl", "targeted_prune", "variational_kl"),
 }

@@ -122,7 +122,8 @@ def test_probabilities_of_any_dtype(kind):
 
 def test_identical_passes_have_no_mutual_information():
     p = softmax(np.random.default_rng(0).standard_normal((50, 7)))
-    result = mc.predict(lambda x, rng: p, X, 33, mc.Classification())
+    with pytest.warns(RuntimeWarning, match="no pass has drawn from its rng"):
+        result = mc.predict(lambda x, rng: p, X, 33, mc.Classification())
     assert (result.mutual_information == 0).all()
     assert (result.variance == 0).all()
     assert (result.variation_ratio == 0).all()

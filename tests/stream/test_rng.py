@@ -194,3 +194,43 @@ def test_two_threads_never_get_the_same_call():
     with ThreadPoolExecutor(4) as pool:
         calls = list(chain.from_iterable(pool.map(take_many, range(4))))
     assert sorted(calls) == list(range(80_000))
+
+
+class Named(fd.Rng):
+    """A subclass with a constructor of its own."""
+
+    def __init__(self, name, *, seed=None):
+        super().__init__(seed)
+        self.name = name
+
+
+class Slotted(fd.Rng):
+    __slots__ = ("names",)
+
+    def __init__(self, names):
+        super().__init__(7)
+        self.names = names
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+)
+def test_copies_of_subclasses(copied):
+    rng = Named(["a"], seed=5)
+    rng.take()
+    other = copied(rng)
+    assert type(other) is Named
+    assert (other.name, other.state, other.seeded) == (["a"], rng.state, True)
+    assert (other.name is rng.name) == (copied is copy.copy)
+    other = copied(Slotted("b"))
+    assert (other.names, other.seed) == ("b", 7)
+    fresh = Named("a")
+    if copied in (copy.copy, copy.deepcopy):
+        assert copied(fresh).seed != fresh.seed
+        assert not copied(fresh).seeded
+
+
+def test_pickles_of_before_are_read():
+    """They name the class and (seed, call)."""
+    assert fd.Rng(*fd.Rng(3, 4).peek()).state == fd.Rng(3, 4).state
+    assert stream.LayerRng(3, 4).state == fd.Rng(3, 4).state

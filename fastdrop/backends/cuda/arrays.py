@@ -108,6 +108,19 @@ class DeviceArray:
         return DeviceArray(made, self.source, self.kind)
 
 
+def seen(x: Any, name: str, source: Any = None) -> DeviceArray:
+    """An array of the caller's, where it says that it is; it may be none, or of a library that
+    needs another that is not there.
+    """
+    try:
+        return DeviceArray(x, source)
+    except Exception as error:
+        raise TypeError(
+            f"{name} says that it is on a GPU, and where cannot be told of a "
+            f"{type(x).__module__}.{type(x).__name__}: {error!r}"
+        ) from error
+
+
 def array(x: Any, name: str = "x") -> DeviceArray:
     """A floating-point array on the device."""
     if not on_device(x):
@@ -115,7 +128,7 @@ def array(x: Any, name: str = "x") -> DeviceArray:
             f"{name} must be a CUDA array (CuPy, PyTorch, Numba) as the others are, "
             f"got {type(x).__module__}.{type(x).__name__}; copy it to the device first"
         )
-    view = DeviceArray(x)
+    view = seen(x, name)
     if view.dtype not in ITEMSIZE:
         raise TypeError(
             f"{name} must be float16, bfloat16, float32 or float64, got {view.dtype}; "
@@ -142,7 +155,7 @@ def output(out: Any, x: DeviceArray) -> DeviceArray:
     """out, checked as `gate.output` does."""
     if not on_device(out):
         raise TypeError(f"out must be a CUDA array as x is, got {type(out).__name__}")
-    view = DeviceArray(out)
+    view = seen(out, "out")
     gate.output(view, x, view.writeable)
     gate.distinct(view)
     return view

@@ -24,6 +24,7 @@ from fastdrop.backends.cuda.arrays import (
     array,
     collapsed,
     overlap,
+    seen,
     sent,
 )
 from fastdrop.backends.cuda.launch import launch
@@ -92,7 +93,7 @@ def copied(x: DeviceArray, out: DeviceArray | None = None) -> DeviceArray:
 
 def kept_from(x: DeviceArray, out: Any) -> DeviceArray:
     """x, or a copy if writing to out, an array of the caller, would change it."""
-    overwritten = out is not None and on_device(out) and overlap(x, DeviceArray(out))
+    overwritten = out is not None and on_device(out) and overlap(x, seen(out, "out"))
     return duplicate(x, x.order()) if overwritten else x
 
 

@@ -6,7 +6,7 @@ from math import prod
 from typing import Any
 
 from fastdrop._core import Draw
-from fastdrop.backends.cuda.arrays import DeviceArray, collapsed, sent
+from fastdrop.backends.cuda.arrays import DeviceArray, collapsed, seen, sent
 from fastdrop.backends.cuda.launch import launch
 from fastdrop.backends.cuda.masks import U64, contiguous, draw_bits, scaled
 from fastdrop.base import gate
@@ -20,7 +20,7 @@ def numbers(ids: Any, weight: DeviceArray) -> Any:
     words = weight.shape[0]
     if not on_device(ids):
         return gate.row_numbers(ids, words)
-    ids = sent(ids, weight)
+    ids = seen(ids, "ids", weight.source)
     if ids.dtype.rstrip("0123456789") not in ("int", "uint"):
         raise TypeError(f"ids must be integers, got {ids.dtype}")
     y = ids.new("int64")
