@@ -110,6 +110,7 @@ def dropout(
     """
     x, p = floating(x, "x"), gate.rate(p)
     axes = gate.axes(shared_axes, x.ndim, "shared_axes")
+    training = gate.flag(training, "training")
     seed, call = draw_call(rng) if training else (None, None)
     ctx = DaskContext(x.shape, p if training else 0.0, seed, call, axes)
     return ctx.apply(x), ctx
@@ -117,8 +118,7 @@ def dropout(
 
 def floating(x: Any, name: str) -> da.Array:
     """A dask array that the kernels can read, of known size."""
-    gate.unmasked(x, name)
-    x = da.asanyarray(x)
+    x = gate.read(x, name, da.asanyarray)
     gate.unmasked(x._meta, name)
     native = gate.array(np.empty(0, x.dtype), name).dtype
     if any(math.isnan(n) for n in x.shape):

@@ -75,11 +75,11 @@ def dropout(
     ValueError
         Rate outside [0, 1] or NaN, more keys than one.
     """
-    x, p = jnp.asarray(x), gate.rate(p)
+    x, p = gate.read(x, "x", jnp.asarray), gate.rate(p)
     if x.dtype not in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64):
         raise TypeError(f"x must be float16, bfloat16, float32 or float64, got {x.dtype}")
     axes = gate.axes(shared_axes, x.ndim, "shared_axes")
-    if not training:
+    if not gate.flag(training, "training"):
         return x
     draw = jnp.concatenate([_seed(key), _words(call, "call")])
     if not axes:
@@ -122,7 +122,7 @@ def _words(value: Any, name: str) -> jax.Array:
 def _seed(key: Any) -> jax.Array:
     """The words of a key, if it has two; else two words drawn with it."""
     if isinstance(key, np.ndarray) and key.ndim:  # of a checkpoint
-        key = jnp.asarray(key)
+        key = gate.read(key, "key", jnp.asarray)
     if not isinstance(key, jax.Array):
         return _words(key, "key")
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):

@@ -11,7 +11,7 @@ import math
 import numbers
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -166,16 +166,21 @@ def host(x: Any, name: str) -> npt.NDArray[Any]:
             f"{name} is a CUDA array, for which this operation has no kernels, or of which it "
             "has others in the host's memory; copy it to the host"
         )
+    return read(x, name, np.asarray)
+
+
+def read(x: Any, name: str, reader: Callable[[Any], Any]) -> Any:
+    """x as an array library reads it, if that loses nothing."""
     if isinstance(x, tuple) and len(x) == 2 and hasattr(x[1], "backward"):
         raise TypeError(
             f"{name} is what an op returns, y and its context: write y, ctx = ..., and give y"
         )
     unmasked(x, name)
     try:
-        return np.asarray(x)
+        return reader(x)
     except (MemoryError, RecursionError):
         raise
-    except Exception as error:  # of NumPy, or of another library's array
+    except Exception as error:  # of that library, or of x itself
         raise TypeError(f"{name} cannot be read as an array: {error}") from error
 
 

@@ -287,6 +287,16 @@ def test_copies_after_a_pickle_are_others():
     assert len({each.rng.seed for each in (*before, *nested)}) == 5
 
 
+def test_a_pickle_of_layers_that_share_an_rng():
+    """They still do, if it is one pickle; one by one each has the state as it was."""
+    rng = fd.Rng(1)
+    pair = [fd.layers.Dropout(0.5, rng=rng), fd.layers.Dropout(0.5, rng=rng)]
+    first, second = pickle.loads(pickle.dumps(pair))
+    assert first.rng is second.rng is not rng
+    alone = [pickle.loads(pickle.dumps(layer)) for layer in pair]
+    assert alone[0].rng.state == alone[1].rng.state == rng.state
+
+
 def test_contexts_of_other_makers():
     """A layer of somebody else may have contexts without nbytes."""
 

@@ -7,6 +7,7 @@ they are taken, or the error is of a kind in the table and names the argument.
 import contextlib
 import inspect
 import re
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -434,3 +435,21 @@ def test_pickles_of_contexts(name):
         for value in HOSTILE.values():
             with contextlib.suppress(TypeError, ValueError, IndexError):
                 make(*values[:i], value, *values[i + 1 :])
+
+
+@pytest.mark.parametrize("name", ["autograd", "dask", "jax"])
+def test_adapters(name, no_gpu):
+    """Those whose dropout is a function of arrays, as ours is."""
+    pytest.importorskip(name)
+    adapter = import_module(f"fastdrop.adapters.{name}")
+    good = {k: v for k, v in DROP.items() if k != "out"} | {"region": None}
+    if name == "dask":
+        del good["save"], good["region"]
+    elif name == "jax":
+        good = {"x": X, "p": 0.5, "key": 1, "call": 2, "training": True, "shared_axes": (0,)}
+    assert good.keys() == inspect.signature(adapter.dropout).parameters.keys()
+    adapter.dropout(**good)
+    assert others(errors(adapter.dropout, good, HOSTILE), AXES) == {}
+    if name == "dask":
+        _, ctx = adapter.dropout(**good)
+        assert others(errors(ctx.backward, {"dy": X}, HOSTILE), KINDS) == {}
