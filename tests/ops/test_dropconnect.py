@@ -364,7 +364,7 @@ def test_errors():
         fd.dropconnect_inference(x, weight, bias, 0.5, np.tanh, 0)
     with pytest.raises(ValueError, match="inputs must be at least 1, got 0"):
         fd.layers.DropConnect(0, 3)
-    with pytest.raises(ValueError, match="dtype must be one of"):
+    with pytest.raises(ValueError, match="dtype must be float32 or float64"):
         fd.layers.DropConnect(3, 3, dtype=np.float16)
     with pytest.raises(ValueError, match="mode must be one of"):
         fd.layers.DropConnect(3, 3, mode="x")
