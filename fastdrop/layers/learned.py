@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import log, log1p
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +81,9 @@ class RangedLayer(Layer):
     step makes a call fail, and a step too far is undone as soon as the loss wants it.
     """
 
+    room: ClassVar[float] = 0.0
+    """How far inside its range a parameter is put that was outside."""
+
     def _range(self) -> tuple[str, Any, Any]:
         """The parameter's name, and its least and largest values."""
         raise NotImplementedError(f"{type(self).__name__} says no range")
@@ -89,9 +92,11 @@ class RangedLayer(Layer):
         """The parameter, in its range."""
         name, low, high = self._range()
         value = gate.host(getattr(self, name), name)
-        if not np.all((value >= low) & (value <= high)):  # NaN is in no range, and stays
-            own = value if value.flags.writeable and value is getattr(self, name) else None
-            value = np.asarray(np.clip(value, low, high, out=own))
+        inside = (value >= low) & (value <= high)
+        if not np.all(inside):  # NaN is in no range, and stays
+            own = value if value.flags.writeable and value is getattr(self, name) else value.copy()
+            np.copyto(own, np.clip(value, low + self.room, high - self.room), where=~inside)
+            value = own
         if value is not getattr(self, name):
             setattr(self, name, value)
         return value
@@ -264,6 +269,9 @@ class SparseVariationalLinear(RangedLayer):
             return (normals(draw) * scale).astype(dtype)
 
         self.weight = with_draw(self.rng, 0.0, Place((inputs, outputs)), initial)
+
+    # log_alpha is a difference, which is rounded; and a small step of a weight moves the bounds.
+    room = 2.0**-4
 
     def _range(self) -> tuple[str, Any, Any]:
         return "log_variance", *log_variance_range(self.weight)

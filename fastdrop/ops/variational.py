@@ -333,13 +333,9 @@ def _log_alpha(weight: npt.NDArray[Any], log_variance: npt.NDArray[Any]) -> npt.
 
 
 def log_variance_range(weight: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Where log_alpha is within +-8 and the divergence has a gradient: least and largest values.
-
-    A little inside, as log_alpha is told from a difference, which rounding may take past the bound.
-    """
+    """Where log_alpha is within +-8 and the divergence has a gradient: least and largest values."""
     middle = np.log(weight * weight + weight.dtype.type(_TINY))
-    room = weight.dtype.type(_LOG_ALPHA_LIMIT - 2.0**-10)
-    return middle - room, middle + room
+    return middle - _LOG_ALPHA_LIMIT, middle + _LOG_ALPHA_LIMIT
 
 
 def kept_weights(weight: npt.NDArray[Any], log_variance: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

@@ -285,7 +285,7 @@ X, TABLE = np.ones((3, 4, 5), np.float32), np.ones((6, 4))
             np.exceptions.AxisError,
             "time_axis: axis 3 is out of bounds for array of dimension 3",
         ),
-        ("locked_dropout", {"x": X[0]}, ValueError, r"axes \(batch, time, ...\), got shape \("),
+        ("locked_dropout", {"x": X[0]}, ValueError, r"axes \(batch, time, ...\), got shape \(4, 5"),
         (
             "locked_dropout",
             {"x": 1.0, "time_axis": 1},
