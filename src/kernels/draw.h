@@ -8,11 +8,11 @@ enum {
     SLOTS = TURN / (16 * STEP) * ROUNDS      /* for what is done beside it */
 };
 
-/* BITS from memory, from bit `shift` (0 ... 7) of p on; no byte is read that has none of them. */
+/* BITS from memory, from bit `shift` (0 ... 7) of p on. Without a shift no more is read, as a longer word
+ * would have to wait for what has just been stored. */
 static inline BITS bits_load(const uint8_t *p, unsigned shift)
 {
-    const uint32_t word = load_le32(p);
-    return bits_of(shift ? word >> shift | (uint32_t)p[4] << (32 - shift) : word);
+    return bits_of(shift ? (uint32_t)(load_le64(p) >> shift) : load_le32(p));
 }
 
 /* The next TURN elements: kept, unless their byte is below the threshold's, and those where it is equal.
