@@ -111,7 +111,15 @@ def is_bits(value: Any, n: int) -> bool:
 
 def array(value: Any, name: str) -> npt.NDArray[Any]:
     """An array of a context, in C order."""
-    return np.require(gate.array(value, name), None, ["C", "A"])
+    return _kept(gate.array(value, name), value)
+
+
+def _kept(x: Any, value: Any, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
+    """x in C order: value itself or a copy. A view would dangle if value got other memory, which a
+    pickle can give it when all has been checked.
+    """
+    x = np.require(x, dtype, ["C", "A", "E"])
+    return x if x is value or x.base is None else x.copy()
 
 
 def _instance(kind: type) -> Any:
@@ -128,7 +136,7 @@ def _optional_array(value: Any, name: str) -> Any:
 
 
 def _float64(value: Any, name: str) -> npt.NDArray[Any]:
-    return np.require(value, np.float64, ["C", "A"])
+    return _kept(value, value, np.float64)
 
 
 def _index(value: Any, name: str) -> int:
@@ -151,5 +159,5 @@ _CHECKS = {
     "relaxed": _numbers,
     "previous": gate.rate,
     "scales": _float64,
-    "changed": lambda value, name: np.require(value, np.intp, ["C", "A"]),
+    "changed": lambda value, name: _kept(value, value, np.intp),
 }
