@@ -42,8 +42,11 @@ def connect(tuple operands, cnp.ndarray y, Draw draw not None, uint64_t first, /
     cdef fd_draw of = draw.of()
     set_linear(&linear, operands, y)
     linear.y = data(y)
+    cdef fd_machine m = machine()
+    cdef bytes room = PyBytes_FromStringAndSize(NULL, fd_connect_room(m, &linear))
+    linear.room = PyBytes_AsString(room)
     with nogil:
-        fd_connect(machine(), &of, first, &linear)
+        fd_connect(m, &of, first, &linear)
 
 
 def connect_back(tuple operands, cnp.ndarray dy, tuple gradients, Draw draw not None,
@@ -59,5 +62,8 @@ def connect_back(tuple operands, cnp.ndarray dy, tuple gradients, Draw draw not 
             dense(gradient, cnp.PyArray_TYPE(dy), cnp.PyArray_SIZE(operand), name)
     linear.dy, linear.dx = data(dy), data(dx)
     linear.dweight, linear.dbias = data(dweight), data(dbias)
+    cdef fd_machine m = machine()
+    cdef bytes room = PyBytes_FromStringAndSize(NULL, fd_connect_room(m, &linear))
+    linear.room = PyBytes_AsString(room)
     with nogil:
-        fd_connect_back(machine(), &of, first, &linear)
+        fd_connect_back(m, &of, first, &linear)

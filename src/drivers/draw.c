@@ -19,8 +19,9 @@ typedef struct {
     uint8_t *bits;
 } Runs;
 
-static void draw_tiles(const void *job, uint64_t first, uint64_t last)
+static void draw_tiles(const void *job, uint64_t first, uint64_t last, int seat)
 {
+    (void)seat;
     const Runs *d = job;
     const int inner = d->axes - 1;
     int64_t at[FD_MAX_DIMS + 1];

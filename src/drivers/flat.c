@@ -21,8 +21,9 @@ typedef struct {
     uint8_t *saved;      /* forward; NULL: not wanted */
 } Flat;
 
-static void forward_tiles(const void *job, uint64_t first, uint64_t last)
+static void forward_tiles(const void *job, uint64_t first, uint64_t last, int seat)
 {
+    (void)seat;
     const Flat *f = job;
     const fd_task *t = &f->task;
     const size_t size = fd_itemsize[t->dtype];
@@ -52,8 +53,9 @@ void fd_forward(const fd_task *task, uint8_t *saved)
     pool_run(task->machine.threads, tiles(task->n), CHUNK, forward_tiles, &f);
 }
 
-static void backward_tiles(const void *job, uint64_t first, uint64_t last)
+static void backward_tiles(const void *job, uint64_t first, uint64_t last, int seat)
 {
+    (void)seat;
     const Flat *f = job;
     const uint64_t i = first * FD_TILE;
     apply_at(&f->task, i, f->bits, i, min_size(f->task.n, last * FD_TILE) - i);
