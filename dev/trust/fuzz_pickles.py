@@ -6,8 +6,8 @@ python dev/trust/fuzz_pickles.py --seed S --first I --cases 1    # one case agai
 A pickle is taken as what it says: which callable, which arguments, which state, nested. Any
 argument is replaced, callables of the package are exchanged, states are appended, also to objects
 that others hold already (an array gets another shape when its context has been checked). What loads
-is used. Seed and number of a case decide everything. `dev/trust/sanitize address` builds what shows
-reads of foreign memory, too; see RELIABILITY.md.
+is used. Seed and number of a case decide everything. `dev/trust/sanitize pickles` takes the same
+options and sees reads of foreign memory, too.
 
 Findings are a process that ends or hangs, SystemError, a context whose pickle gives another
 gradient, and what `allowed` does not name. Exit status 1 if there is one.
@@ -15,7 +15,6 @@ gradient, and what `allowed` does not name. Exit status 1 if there is one.
 
 import argparse
 import copyreg
-import io
 import mmap
 import os
 import pickle
@@ -163,21 +162,31 @@ CALLABLES += [getattr(layers, name) for name in layers.__all__]
 
 
 class Node:
-    """A part of a pickle: a value as it is, a container of parts, or a call and what follows it."""
+    """A part of a pickle: a value as it is, a container of parts, or a call and what follows it.
+
+    Leaves do not change, so trees share them.
+    """
 
     def __init__(self, kind, parts=(), value=None):
-        self.kind, self.parts, self.value = kind, list(parts), value
-        self.memo = None
+        self.kind, self.parts, self.value, self.data = kind, list(parts), value, None
 
     def copy(self):
-        node = Node(self.kind, [part.copy() for part in self.parts], self.value)
-        return node
+        if self.kind == "leaf":
+            return self
+        return Node(self.kind, [part.copy() for part in self.parts])
 
-    def walk(self):
-        """All parts, as (whole, index)."""
-        for i, part in enumerate(self.parts):
-            yield self, i
-            yield from part.walk()
+    def places(self):
+        """Where all parts are, as (whole, index)."""
+        found, wholes = [], [self]
+        for whole in wholes:
+            found += [(whole, i) for i in range(len(whole.parts))]
+            wholes += [part for part in whole.parts if part.parts]
+        return found
+
+    def leaf_data(self):
+        if self.data is None:
+            self.data = pickle.dumps(self.value, 2, fix_imports=False)[2:-1]
+        return self.data
 
 
 TAKEN_APART = deque, partial, count
@@ -206,46 +215,43 @@ def parsed(value):
     return Node("call", parts)
 
 
-def written(node, to):
+def written(node, to, memo):
     """A node as opcodes; `parts` of a call: callable, arguments, state if any, items if any."""
     if node.kind == "leaf":
-        to.write(pickle.dumps(node.value, 2, fix_imports=False)[2:-1])
+        to.append(node.leaf_data())
     elif node.kind == "call":
         function, arguments, *more = node.parts
-        written(function, to)
-        written(arguments, to)
-        to.write(pickle.REDUCE)
+        written(function, to, memo)
+        written(arguments, to, memo)
+        to.append(pickle.REDUCE)
         if len(more) > 1:
-            to.write(pickle.MARK)
+            to.append(pickle.MARK)
             for part in more[1].parts:
-                written(part, to)
-            to.write(pickle.APPENDS)
+                written(part, to, memo)
+            to.append(pickle.APPENDS)
         for state in (*more[:1], *more[2:]):
             if state.kind != "leaf" or state.value is not None:
-                written(state, to)
-                to.write(pickle.BUILD)
+                written(state, to, memo)
+                to.append(pickle.BUILD)
     else:
-        to.write(pickle.MARK)
+        to.append(pickle.MARK)
         for part in node.parts:
-            written(part, to)
-        to.write({"tuple": pickle.TUPLE, "list": pickle.LIST, "dict": pickle.DICT}[node.kind])
-    if node.memo is not None:
-        to.write(pickle.LONG_BINPUT + struct.pack("<I", node.memo))
+            written(part, to, memo)
+        to.append({"tuple": pickle.TUPLE, "list": pickle.LIST, "dict": pickle.DICT}[node.kind])
+    if id(node) in memo:
+        to.append(pickle.LONG_BINPUT + memo[id(node)])
 
 
 def bytes_of(tree, late):
     """A tree, and the states that its parts get when all of it has been made."""
-    for i, (node, _) in enumerate(late):
-        node.memo = node.memo or 1000 + i  # leaves have small numbers
-    to = io.BytesIO()
-    to.write(pickle.PROTO + b"\x04")
-    written(tree, to)
+    memo = {id(node): struct.pack("<I", 1000 + i) for i, (node, _) in enumerate(late)}
+    to = [pickle.PROTO + b"\x04"]  # numbers below 1000 are the leaves' own
+    written(tree, to, memo)
     for node, state in late:
-        to.write(pickle.LONG_BINGET + struct.pack("<I", node.memo))
-        written(state, to)
-        to.write(pickle.BUILD + pickle.POP)
-    to.write(pickle.STOP)
-    return to.getvalue()
+        to.append(pickle.LONG_BINGET + memo[id(node)])
+        written(state, to, memo)
+        to.append(pickle.BUILD + pickle.POP)
+    return b"".join([*to, pickle.STOP])
 
 
 SIZES = [0, 1, 2, 3, 7, 8, 64, 65, 2**31, 2**32, 2**40, 2**61, 2**62, 2**63, 2**64]
@@ -268,7 +274,7 @@ def array(r, like=None):
         if r.random() < 0.3 and like.ndim:
             shape = (*shape[:-1], like.shape[-1] + r.choice((-1, 1, 100)))
             shape = tuple(max(0, n) for n in shape)
-    x = np.zeros(shape, dtype)
+    x = np.zeros(shape if prod(shape) <= ELEMENTS else shape[:2], dtype)
     turn = r.randrange(6)
     if turn == 0:
         return x.T
@@ -326,29 +332,28 @@ def tampered(r, trees, donors):
     """A tree changed in one place or more: (tree, late states)."""
     tree, late = Node("tuple", [r.choice(trees).copy()]), []
     for _ in range(1 + int(r.expovariate(1.0))):
-        places = list(tree.walk())
+        places = tree.places()
         whole, i = r.choice(places)
         node, turn = whole.parts[i], r.random()
         if turn < 0.15:
             calls = [w.parts[k] for w, k in places if w.parts[k].kind == "call"]
             if calls:
-                call = r.choice(calls)
-                call.parts[0] = leaf(r.choice(CALLABLES))
+                r.choice(calls).parts[0] = leaf(r.choice(CALLABLES))
         elif turn < 0.3:
-            able = [
-                w.parts[k]
-                for w, k in places
-                if w.parts[k].kind == "call" or isinstance(w.parts[k].value, np.ndarray)
-            ]
+            parts = [w.parts[k] for w, k in places]
+            able = [p for p in parts if p.kind == "call" or isinstance(p.value, np.ndarray)]
             if able:
-                late.append((target := r.choice(able), state(r, target, donors)))
-        elif turn < 0.4 and node.kind in ("tuple", "list") and whole is not tree:
+                target = r.choice(able)
+                late.append((target, state(r, target, donors)))
+        elif turn < 0.4 and node.kind in ("tuple", "list"):
             k = r.randrange(len(node.parts) + 1)
             node.parts[k : k + r.randrange(2)] = [hostile(r, leaf(None), donors)][: r.randrange(2)]
         else:
             whole.parts[i] = hostile(r, node, donors)
-    left = {id(w.parts[k]) for w, k in tree.walk()}
-    return tree.parts[0], [pair for pair in late if id(pair[0]) in left]
+    if late:
+        left = {id(w.parts[k]) for w, k in tree.places()}
+        late = [pair for pair in late if id(pair[0]) in left]
+    return tree.parts[0], late
 
 
 def use(r, thing, depth=0):
@@ -518,7 +523,7 @@ class Cases:
         self.donors = [
             whole.parts[i]
             for tree, _ in found
-            for whole, i in Node("tuple", [tree]).walk()
+            for whole, i in Node("tuple", [tree]).places()
             if whole.parts[i].kind != "leaf"
         ]
         for tree, _ in found:  # what is not tampered with loads
@@ -579,7 +584,9 @@ def again(seed, number):
 def manage(seed, first, cases, workers):
     """Workers, each started again behind a case that ended it; how many findings."""
     environment = dict(os.environ, OPENBLAS_NUM_THREADS="1")
-    limits = f"allocator_may_return_null=1:max_allocation_size_mb={BYTES >> 20}"
+    limits = (
+        f"quarantine_size_mb=32:allocator_may_return_null=1:max_allocation_size_mb={BYTES >> 20}"
+    )
     environment["ASAN_OPTIONS"] = f"{os.environ.get('ASAN_OPTIONS', 'detect_leaks=0')}:{limits}"
     with tempfile.TemporaryDirectory() as folder:
 
