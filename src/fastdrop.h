@@ -120,7 +120,11 @@ typedef struct {
     char *y;                       /* (batch, outputs) */
     const char *dy;                /* backward: as y */
     char *dx, *dweight, *dbias;    /* as x (zero at first), weight, bias */
+    char *room;                    /* fd_connect_room bytes */
 } fd_linear;
+
+/* What its threads work in, which is for the caller to find memory for. */
+size_t fd_connect_room(fd_machine m, const fd_linear *linear);
 
 /* first: number of the first example, from which its mask's place follows. */
 void fd_connect(fd_machine m, const fd_draw *draw, uint64_t first, const fd_linear *linear);

@@ -286,10 +286,11 @@ def unpacked(bits: bytes, draw: Draw) -> npt.NDArray[np.bool_]:
 
 
 def normals(draw: Draw) -> npt.NDArray[np.float32]:
-    """Standard normal variates of a draw, in C order."""
-    noise = np.empty(draw.place.of, np.float32)
+    """Standard normal variates of a draw, in C order and of the shape that its place is of."""
+    place = draw.place
+    noise = np.empty(place.shape, np.float32)
     _core.draw_noise(NORMAL, draw, noise)
-    return noise
+    return noise if place.shape == place.of else np.broadcast_to(noise, place.of).copy()
 
 
 def maps_of(x: Array, squares: Squares) -> Array:

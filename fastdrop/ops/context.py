@@ -119,7 +119,15 @@ def is_bits(value: Any, n: int) -> bool:
 
 def array(value: Any, name: str) -> npt.NDArray[Any]:
     """An array of a context, in C order."""
-    return np.require(gate.array(value, name), None, ["C", "A"])
+    return _kept(gate.array(value, name), value)
+
+
+def _kept(x: Any, value: Any, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
+    """x in C order: value itself or a copy. A view would dangle if value got other memory, which a
+    pickle can give it when all has been checked.
+    """
+    x = np.require(x, dtype, ["C", "A", "E"])
+    return x if x is value or x.base is None else x.copy()
 
 
 def _instance(kind: type) -> Any:
@@ -137,10 +145,10 @@ def _optional_array(value: Any, name: str) -> Any:
 
 def _plain(dtype: Any) -> Any:
     def check(value: Any, name: str) -> npt.NDArray[Any]:
-        value = gate.host(value, name)
-        if value.dtype.kind != np.dtype(dtype).kind:
-            raise TypeError(f"{name} must have dtype {np.dtype(dtype)}, got {value.dtype}")
-        return np.require(value, dtype, ["C", "A"])
+        x = gate.host(value, name)
+        if x.dtype.kind != np.dtype(dtype).kind:
+            raise TypeError(f"{name} must have dtype {np.dtype(dtype)}, got {x.dtype}")
+        return _kept(x, value, dtype)
 
     return check
 

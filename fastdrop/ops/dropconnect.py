@@ -186,6 +186,11 @@ class Gaussian(Masked):
 
     __slots__ = ()
 
+    def _check(self) -> None:
+        super()._check()
+        if self.p == 1.0:
+            raise ValueError("p must be below 1 in this mode; at 1 nothing is kept")
+
     def _forward(self, backend: Backend, operands: Operands) -> Any:
         x, weight, bias = operands
         mean, sigma = _moments(_rows(x), weight, bias, self.p)

@@ -209,7 +209,9 @@ class SparseVariationalContext(context.Context):
             raise ValueError("the deviation must be there if there is a draw")
         if self.draw is not None:
             shape = len(_rows(self.x)), self.weight.shape[1]
-            gate.like(context.array(self.held, "deviation"), "deviation", shape, self.x.dtype)
+            if type(self.held) is not np.ndarray:
+                raise TypeError(f"deviation must be an array, got {self.held!r:.40}")
+            gate.like(self.held, "deviation", shape, self.x.dtype)
             if self.draw.place.of != shape:
                 raise ValueError(f"draw must be for shape {shape}, got {self.draw.place.of}")
 

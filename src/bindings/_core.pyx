@@ -2,8 +2,10 @@
 # cython: freethreading_compatible=True
 """Buffers to pointers: hands NumPy arrays to the C kernels without the GIL.
 
-The public functions have checked what comes here: arrays are in native byte order, and dtypes,
-shapes and sizes fit. Nothing is checked again, except by `Place` and `Draw`, which anyone can make.
+The public functions have checked what comes here and say what is wrong in the user's words. What
+would let a kernel read or write elsewhere is checked again, in few words, as objects can change and
+anyone can make them: no None for a draw, dtypes, layouts, shapes, lengths of masks. Not checked are
+the settings, and the numbers of rows.
 
 A packed mask is a bytes object with `BITS_PAD` bytes of room behind its last bit. Bit i % 8 of byte
 i // 8 says whether element i, in C order, of the Place it was drawn for is kept.

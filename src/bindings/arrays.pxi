@@ -14,6 +14,69 @@ cdef inline bint flat(cnp.ndarray x, cnp.ndarray y) noexcept:
     return cnp.PyArray_IS_C_CONTIGUOUS(x) and cnp.PyArray_IS_C_CONTIGUOUS(y)
 
 
+cdef int refused(str name, str what) except -1:
+    raise ValueError(f"{name} must {what}")
+
+
+cdef inline int known(cnp.ndarray x, str name) except -1:
+    """Refuses what there are no kernels for."""
+    if x is None or not has_kernels(x):
+        refused(name, "be an array of a type that has kernels")
+    return 0
+
+
+cdef inline int alike(cnp.ndarray x, cnp.ndarray y, str name) except -1:
+    """Refuses a y that has not the shape and type of x."""
+    known(y, name)
+    if dtype_of(y) != dtype_of(x) or not PyArray_SAMESHAPE(x, y):
+        refused(name, "have the shape and type of x")
+    return 0
+
+
+cdef inline int fits(cnp.ndarray x, Draw draw) except -1:
+    """Refuses a draw that is not for an array like x."""
+    known(x, "x")
+    if draw is None or draw.place.of is None:
+        refused("draw", "be there")
+    cdef tuple of = draw.place.of
+    cdef int d, ndim = cnp.PyArray_NDIM(x)
+    if len(of) != ndim:
+        refused("draw", "be for x's shape")
+    for d in range(ndim):
+        if cnp.PyArray_DIM(x, d) != <int64_t> of[d]:
+            refused("draw", "be for x's shape")
+    return 0
+
+
+cdef int dense(cnp.ndarray x, int num, int64_t n, str name) except -1:
+    """Refuses what is not C-contiguous, of NumPy's type `num`, and at least n elements."""
+    if (
+        x is None
+        or cnp.PyArray_TYPE(x) != num
+        or not cnp.PyArray_ISNOTSWAPPED(x)
+        or not cnp.PyArray_IS_C_CONTIGUOUS(x)
+        or cnp.PyArray_SIZE(x) < n
+    ):
+        refused(name, f"be C-contiguous, of the right type, and have {n} elements")
+    return 0
+
+
+cdef int sums_of(cnp.ndarray sums, size_t *row) except -1:
+    """Refuses what no sums go to; how long a row of them is, which is not 0."""
+    dense(sums, cnp.NPY_DOUBLE, 0, "sums")
+    if cnp.PyArray_NDIM(sums) != 2 or cnp.PyArray_DIM(sums, 0) != FD_PARTS:
+        refused("sums", "have the shape (PARTS, row)")
+    row[0] = <size_t> cnp.PyArray_DIM(sums, 1)
+    return 0
+
+
+cdef inline uint8_t *mask_of(bytes bits, int64_t n) except NULL:
+    """The mask of n elements; refuses a shorter one."""
+    if bits is None or len(bits) < (n + 7) // 8 + FD_BITS_PAD:
+        refused("bits", "hold one for each element")
+    return <uint8_t *> PyBytes_AsString(bits)
+
+
 cdef inline bytes empty_bits(int64_t n):
     return PyBytes_FromStringAndSize(NULL, (n + 7) // 8 + FD_BITS_PAD)
 

@@ -103,6 +103,8 @@ cdef extern from "fastdrop.h" nogil:
         char *dx
         char *dweight
         char *dbias
+        char *room
+    size_t fd_connect_room(fd_machine, const fd_linear *)
     void fd_connect(fd_machine, const fd_draw *, uint64_t first, const fd_linear *)
     void fd_connect_back(fd_machine, const fd_draw *, uint64_t first, const fd_linear *)
 

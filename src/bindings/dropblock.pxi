@@ -21,6 +21,10 @@ def drop_blocks(bytes seeds, tuple shape, size_t block_height, size_t block_widt
         Those of each example begin with a word of 64 bits.
     """
     examples, maps, height, width = shape
+    if not 0 < block_height <= height or not 0 < block_width <= width or maps <= 0:
+        refused("squares", "fit into maps")
+    drawn = examples * maps * (height - block_height + 1) * (width - block_width + 1)
+    mask_of(seeds, drawn)
     cdef fd_squares squares = fd_squares(maps, height, width, block_height, block_width)
     cdef size_t n = examples
     cdef bytes keep = PyBytes_FromStringAndSize(
@@ -48,15 +52,21 @@ def apply_examples(cnp.ndarray x, cnp.ndarray y, bytes keep, bint per_channel, b
     """
     global deliveries
     cdef fd_task task
-    cdef int64_t bits = cnp.PyArray_SIZE(x) // cnp.PyArray_DIM(x, 0)
-    cdef const uint64_t *words = <const uint64_t *> PyBytes_AsString(keep)
+    known(x, "x")
+    alike(x, y, "y")
     cdef int ndim = cnp.PyArray_NDIM(x)
+    if ndim < 2 or not cnp.PyArray_SIZE(x):
+        refused("x", "have examples and channels")
+    cdef int64_t bits = cnp.PyArray_SIZE(x) // cnp.PyArray_DIM(x, 0)
     cdef fd_axis axis[64]
     set_task(&task, FD_DROPOUT, x, y, 1)
     set_axes(x, y, None, axis)
     if not per_channel:
         bits //= axis[1].n
         axis[1].bit = 0
+    if keep is None or len(keep) < bytes_of_examples(cnp.PyArray_DIM(x, 0), bits):
+        refused("keep", "hold one bit for each element")
+    cdef const uint64_t *words = <const uint64_t *> PyBytes_AsString(keep)
     with nogil:
         fd_apply_examples(&task, words, bits, ndim, axis)
     deliveries += given

@@ -7,6 +7,11 @@ def scale_of(double p, /):
 
 def philox4x32(cnp.ndarray counters, cnp.ndarray key, int rounds, cnp.ndarray words, /):
     """The kernels' own Philox, 7 or 10 rounds, on C-contiguous uint32 (n, 4), (2,), (n, 4)."""
+    dense(counters, cnp.NPY_UINT32, 0, "counters")
+    dense(key, cnp.NPY_UINT32, 2, "key")
+    dense(words, cnp.NPY_UINT32, cnp.PyArray_SIZE(counters), "words")
+    if cnp.PyArray_NDIM(counters) != 2 or cnp.PyArray_DIM(counters, 1) != 4:
+        refused("counters", "have the shape (n, 4)")
     settings.kernels.philox(
         <const uint32_t *> cnp.PyArray_DATA(counters),
         <const uint32_t *> cnp.PyArray_DATA(key),
@@ -41,6 +46,22 @@ cdef void set_axes(cnp.ndarray x, cnp.ndarray y, Place place, fd_axis *axis) noe
             step *= axis[d].n
 
 
+cdef int operands(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray bias,
+                  cnp.ndarray out) except -1:
+    """Refuses what an op that takes contiguous arrays alone cannot compute with."""
+    cdef int num = cnp.PyArray_TYPE(x)
+    cdef int64_t n = cnp.PyArray_SIZE(x)
+    if op <= FD_DROPOUT or op > FD_ZONEOUT:
+        refused("op", "be one of table.h")
+    dense(x, num, 0, "x")
+    dense(out, num, 0, "out")
+    if op != FD_RELU_DROPOUT:
+        dense(residual, num, n, "residual")
+    if op == FD_BIAS_DROPOUT_ADD and n:
+        dense(bias, num, FD_REPEAT_PAD + 1, "bias")
+    return 0
+
+
 cpdef tuple forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray bias,
                     cnp.ndarray out, Draw draw, bint save, tuple constants, bytes given=None):
     """Draw a mask and do one of the ops of src/kernels/table.h.
@@ -72,12 +93,19 @@ cpdef tuple forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray b
     cdef fd_axis axis[64]
     cdef uint8_t *kept = NULL
     cdef bytes bits = None
+    fits(x, draw)
+    if draw.given and given is None:
+        refused("bits", "be there for a draw without a seed")
     cdef Place place = draw.place
     cdef int ndim = cnp.PyArray_NDIM(x)
     cdef bint delivers = out is not None
     global deliveries
     if not delivers:
         out = empty_like(x)
+    else:
+        alike(x, out, "out")
+    if op not in (FD_DROPOUT, FD_ALPHA_DROPOUT):
+        operands(op, x, residual, bias, out)
     set_task(&task, op, x, out, 0)
     task.draw, task.start = draw.of(), place.start
     task.operands.residual, task.operands.bias = data(residual), data(bias)
@@ -89,7 +117,7 @@ cpdef tuple forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray b
         bits = empty_bits(task.n)
         task.operands.active = <uint8_t *> PyBytes_AsString(bits)
     if given is not None:
-        kept = <uint8_t *> PyBytes_AsString(given)
+        kept = mask_of(given, place.size)
         if flat(x, out) and place.size == <int64_t> task.n:
             with nogil:
                 fd_backward(&task, kept)

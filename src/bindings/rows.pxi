@@ -22,16 +22,33 @@ def backward_sums(cnp.ndarray dy, cnp.ndarray out, bytes bits, double scale, cnp
     cdef fd_task task
     cdef bint given = out is not None
     global deliveries
+    cdef size_t row
+    known(dy, "dy")
+    cdef int64_t n = cnp.PyArray_SIZE(dy)
+    dense(dy, cnp.PyArray_TYPE(dy), 0, "dy")
     cdef cnp.ndarray dx = dy if bits is None else out if given else empty_like(dy)
-    cdef uint8_t *mask = NULL if bits is None else <uint8_t *> PyBytes_AsString(bits)
+    dense(dx, cnp.PyArray_TYPE(dy), n, "out")
+    sums_of(sums, &row)
+    if n and (not row or n % row):
+        refused("sums", "have the columns of dy")
+    cdef uint8_t *mask = NULL if bits is None else mask_of(bits, n)
     cdef double *totals = <double *> data(sums)
-    cdef size_t row = <size_t> cnp.PyArray_DIM(sums, 1)
     set_task(&task, FD_DROPOUT, dx, dx, scale)
     task.operands.x = data(dy)
     with nogil:
         fd_backward_sums(&task, mask, row, totals)
     deliveries += given
     return dx
+
+
+cdef int64_t table_of(cnp.ndarray table, cnp.ndarray ids) except -1:
+    """How many rows a table has; refuses one that no rows can be taken from."""
+    known(table, "table")
+    dense(table, cnp.PyArray_TYPE(table), 0, "table")
+    dense(ids, cnp.NPY_INT64, 0, "ids")
+    if not cnp.PyArray_NDIM(table):
+        refused("table", "have rows")
+    return cnp.PyArray_DIM(table, 0)
 
 
 def lookup(cnp.ndarray table, cnp.ndarray ids, bytes bits, cnp.ndarray y, double scale, /):
@@ -47,10 +64,12 @@ def lookup(cnp.ndarray table, cnp.ndarray ids, bytes bits, cnp.ndarray y, double
         One bit per row of the table.
     """
     cdef fd_task task
-    cdef uint8_t *mask = <uint8_t *> PyBytes_AsString(bits)
+    cdef int64_t words = table_of(table, ids)
+    cdef uint8_t *mask = mask_of(bits, words)
     cdef const int64_t *rows = <const int64_t *> data(ids)
     cdef size_t n = <size_t> cnp.PyArray_SIZE(ids)
-    cdef size_t row = <size_t> cnp.PyArray_SIZE(y) // n if n else 0
+    cdef size_t row = <size_t> (cnp.PyArray_SIZE(table) // words if words else 0)
+    dense(y, cnp.PyArray_TYPE(table), n * row, "y")
     set_task(&task, FD_DROPOUT, table, y, scale)
     task.n = n
     with nogil:
@@ -62,6 +81,10 @@ def add_rows(cnp.ndarray x, cnp.ndarray ids, cnp.ndarray sums, /):
 
     All are C-contiguous.
     """
+    known(x, "x")
+    dense(x, cnp.PyArray_TYPE(x), 0, "x")
+    dense(ids, cnp.NPY_INT64, 0, "ids")
+    dense(sums, cnp.NPY_DOUBLE, 0, "sums")
     cdef fd_dtype dtype = <fd_dtype> dtype_of(x)
     cdef const char *px = data(x)
     cdef const int64_t *rows = <const int64_t *> data(ids)

@@ -90,10 +90,10 @@ cdef class Place:
             n = length_of(of[d], "shape", of)
             if n < 0:
                 raise ValueError(f"shape must not have negative lengths, got {of}")
-            size *= 1 if self.shared >> d & 1 else n
             if n and step > MAX_INDEX // n:
                 raise ValueError(f"shape must have at most 2**62 elements, got {of}")
-            step *= n
+            step *= n or 1
+            size *= 1 if self.shared >> d & 1 else n
         self.of, self.region, self.size, self.is_run = of, region, size, True
         self.shape = of
         if self.shared:
@@ -157,7 +157,7 @@ cdef class Place:
                 raise ValueError(
                     f"region must have a global size of at most 2**62, got {given!r}"
                 )
-            size *= w
+            size *= w or 1
             if n > 1 and step != run:
                 self.is_run = False
             if not self.shared >> d & 1:

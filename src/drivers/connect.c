@@ -16,14 +16,24 @@ typedef struct {
     size_t rows, tiles; /* rows of weights in a tile; tiles of rows, the bias is the last */
 } Connect;
 
+/* What a thread works in, too large for the stack of a caller's thread, which may be small: a tile of
+ * weights, and backward those of its gradient and of one row. */
+static size_t room_bytes(const fd_linear *l) { return FD_TILE * fd_itemsize[l->dtype] * (l->dx ? 3 : 1); }
+
 /* Weights that stay in the L1 cache while the examples pass by. The bias is a row whose x is 1. */
 typedef struct {
     fd_weights w;
     size_t row, column;
     int bias;
-    char weights[FD_TILE * 8];
+    char *weights;
     uint8_t bits[FD_BITS_BYTES];
 } Tile;
+
+/* Where cache lines begin. */
+static char *room_of(const fd_linear *l, int seat)
+{
+    return l->room + to_line(l->room) + (size_t)seat * room_bytes(l);
+}
 
 static void take(const Connect *c, size_t tile, size_t column, Tile *t)
 {
@@ -58,12 +68,12 @@ static const void *x_of(const Connect *c, const Tile *t, uint64_t i)
     return c->l.x + (i * c->l.inputs + t->row) * fd_itemsize[c->l.dtype];
 }
 
-static void forward(const void *job, uint64_t first, uint64_t last)
+static void forward(const void *job, uint64_t first, uint64_t last, int seat)
 {
     const Connect *c = job;
     const fd_linear *l = &c->l;
     const size_t size = fd_itemsize[l->dtype], row = l->outputs * size;
-    Tile t;
+    Tile t = {.weights = room_of(l, seat)};
     for (uint64_t end; first < last; first = end) {
         end = first + min_size(last - first, EXAMPLES);
         memset(l->y + first * row, 0, (end - first) * row);
@@ -79,13 +89,13 @@ static void forward(const void *job, uint64_t first, uint64_t last)
     }
 }
 
-static void backward(const void *job, uint64_t first, uint64_t last)
+static void backward(const void *job, uint64_t first, uint64_t last, int seat)
 {
     const Connect *c = job;
     const fd_linear *l = &c->l;
     const size_t size = fd_itemsize[l->dtype], row = l->outputs * size;
-    Tile t;
-    char dw[FD_TILE * 8], wide[FD_TILE * 8];
+    Tile t = {.weights = room_of(l, seat)};
+    char *const dw = t.weights + FD_TILE * size, *const wide = dw + FD_TILE * size;
     for (; first < last; first++)
         for (size_t column = 0; column < l->outputs; column += FD_TILE) {
             take(c, first, column, &t);
@@ -122,12 +132,30 @@ static uint64_t share_of(fd_machine m, uint64_t units, uint64_t weights, uint64_
     return fair > least ? fair : least;
 }
 
+/* Of the examples forward, of the tiles backward. */
+static uint64_t chunk_for(fd_machine m, const Connect *c)
+{
+    if (c->l.dx)
+        return share_of(m, c->tiles, c->rows * c->l.outputs * c->l.batch + 1, 4);
+    return share_of(m, c->l.batch, c->length + 1, EXAMPLES / 2);
+}
+
+size_t fd_connect_room(fd_machine m, const fd_linear *l)
+{
+    if (!l->outputs)
+        return 0;
+    const fd_draw any = {0, 0, 0};
+    const Connect c = connect_of(m, &any, 0, l);
+    const uint64_t units = l->dx ? c.tiles : l->batch, chunk = chunk_for(m, &c);
+    return min_size((uint64_t)m.threads, (units + chunk - 1) / chunk) * room_bytes(l) + 64;
+}
+
 void fd_connect(fd_machine m, const fd_draw *draw, uint64_t first, const fd_linear *l)
 {
     if (!l->outputs || !l->batch)
         return;
     const Connect c = connect_of(m, draw, first, l);
-    pool_run(m.threads, l->batch, share_of(m, l->batch, c.length + 1, EXAMPLES / 2), forward, &c);
+    pool_run(m.threads, l->batch, chunk_for(m, &c), forward, &c);
 }
 
 void fd_connect_back(fd_machine m, const fd_draw *draw, uint64_t first, const fd_linear *l)
@@ -135,6 +163,5 @@ void fd_connect_back(fd_machine m, const fd_draw *draw, uint64_t first, const fd
     if (!l->outputs)
         return;
     const Connect c = connect_of(m, draw, first, l);
-    const uint64_t weights = c.rows * l->outputs * l->batch + 1;
-    pool_run(m.threads, c.tiles, share_of(m, c.tiles, weights, 4), backward, &c);
+    pool_run(m.threads, c.tiles, chunk_for(m, &c), backward, &c);
 }

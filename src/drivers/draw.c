@@ -60,8 +60,9 @@ static void add_run(const Runs *d, Batch *batch, bits_writer *to, uint64_t start
         batch->piece[batch->pieces++] = piece;
 }
 
-static void draw_tiles(const void *job, uint64_t first, uint64_t last)
+static void draw_tiles(const void *job, uint64_t first, uint64_t last, int seat)
 {
+    (void)seat;
     const Runs *d = job;
     const int inner = d->axes - 1;
     int64_t at[FD_MAX_DIMS + 1];

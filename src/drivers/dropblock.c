@@ -36,8 +36,9 @@ typedef struct {
 
 /* The maps of an example are one run of bits. A square begins only where it fits, so no shift, along
  * a row or by whole rows, carries it across an edge. */
-static void drop_examples(const void *job, uint64_t first, uint64_t last)
+static void drop_examples(const void *job, uint64_t first, uint64_t last, int seat)
 {
+    (void)seat;
     const Drop *d = job;
     const fd_squares s = d->shape;
     const size_t rows = s.height - s.square_height + 1, columns = s.width - s.square_width + 1;
@@ -74,8 +75,9 @@ typedef struct {
     const fd_axis *axis;
 } Examples;
 
-static void apply_examples(const void *job, uint64_t first, uint64_t last)
+static void apply_examples(const void *job, uint64_t first, uint64_t last, int seat)
 {
+    (void)seat;
     const Examples *e = job;
     fd_task t = e->task;
     for (; first < last; first++) {

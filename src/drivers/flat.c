@@ -24,8 +24,9 @@ typedef struct {
 } Flat;
 
 /* In one loop. Of a bias that repeats no more than a tile is there in one piece. */
-static void forward_pieces(const void *job, uint64_t first, uint64_t last)
+static void forward_pieces(const void *job, uint64_t first, uint64_t last, int seat)
 {
+    (void)seat;
     const Flat *f = job;
     const fd_task *t = &f->task;
     const size_t most = t->op == FD_BIAS_DROPOUT_ADD ? FD_TILE : PIECE;
@@ -41,8 +42,9 @@ static void forward_pieces(const void *job, uint64_t first, uint64_t last)
 /* A tile is drawn while the one before it is applied. Tiles are drawn where the keystream's blocks begin,
  * but applied where cache lines of y do: `lag` elements behind. The bits of those wait in front of the
  * next tile's. */
-static void forward_tiles(const void *job, uint64_t first, uint64_t last)
+static void forward_tiles(const void *job, uint64_t first, uint64_t last, int seat)
 {
+    (void)seat;
     const Flat *f = job;
     const fd_task *t = &f->task;
     const size_t size = fd_itemsize[t->dtype];
@@ -81,8 +83,9 @@ void fd_forward(const fd_task *task, uint8_t *saved)
              in_one ? forward_pieces : forward_tiles, &f);
 }
 
-static void backward_tiles(const void *job, uint64_t first, uint64_t last)
+static void backward_tiles(const void *job, uint64_t first, uint64_t last, int seat)
 {
+    (void)seat;
     const Flat *f = job;
     const uint64_t i = first * FD_TILE;
     apply_at(&f->task, i, f->bits, i, min_size(f->task.n, last * FD_TILE) - i);

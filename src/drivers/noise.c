@@ -41,8 +41,9 @@ static fd_noise_operands noise_operands_at(const fd_noise_task *t, uint64_t i, c
     return o;
 }
 
-static void draw_tiles(const void *data, uint64_t first, uint64_t last)
+static void draw_tiles(const void *data, uint64_t first, uint64_t last, int seat)
 {
+    (void)seat;
     const Job *job = data;
     float buffer[FD_TILE + FD_NOISE_PAD];
     for (; first < last; first++) {
@@ -77,8 +78,9 @@ void fd_draw_noise(fd_machine m, const fd_draw *draw, fd_noise kind, const fd_pl
     }
 }
 
-static void forward_tiles(const void *data, uint64_t first, uint64_t last)
+static void forward_tiles(const void *data, uint64_t first, uint64_t last, int seat)
 {
+    (void)seat;
     const fd_noise_task *t = data;
     float buffer[FD_TILE + FD_NOISE_PAD];
     for (; first < last; first++) {
@@ -95,8 +97,9 @@ void fd_noise_forward(const fd_noise_task *task)
 }
 
 /* Tiles part by part, so that the order of the additions is always the same. */
-static void backward_parts(const void *data, uint64_t first, uint64_t last)
+static void backward_parts(const void *data, uint64_t first, uint64_t last, int seat)
 {
+    (void)seat;
     const Job *job = data;
     const fd_noise_task *t = &job->task;
     const fd_kernels *k = t->machine.kernels;
@@ -105,26 +108,31 @@ static void backward_parts(const void *data, uint64_t first, uint64_t last)
     const size_t size = fd_itemsize[compute];
     const uint64_t all = tiles(t->n);
     float buffer[FD_TILE + FD_NOISE_PAD];
-    double terms[FD_TILE]; /* of the compute type */
+    /* Of the compute type: half a tile of float64, as the stack of a caller's thread may be small. */
+    char terms[FD_TILE * 4];
     for (; first < last; first++) {
         double *const sum = job->sums ? job->sums + first * job->row : NULL;
         const uint64_t end = all * (first + 1) / FD_PARTS;
         if (sum)
             memset(sum, 0, job->row * sizeof *sum);
         for (uint64_t tile = all * first / FD_PARTS; tile < end; tile++) {
-            const uint64_t i = tile * FD_TILE;
-            const size_t m = min_size(t->n - i, FD_TILE);
-            fd_noise_operands o = noise_operands_at(t, i, noise_at(t, i, m, buffer));
-            o.y = job->t ? job->t + i * size : (char *)terms;
-            k->apply_noise[gradient][t->dtype](&o, m);
-            if (job->dx) {
-                o.x = o.g, o.y = job->dx + i * fd_itemsize[t->dtype];
-                k->apply_noise[t->op][t->dtype](&o, m);
-            }
-            for (size_t j = 0, r; !job->t && j < m; j += r) {
-                const size_t column = (i + j) % job->row;
-                r = min_size(m - j, job->row - column);
-                k->add_to[compute]((char *)terms + j * size, sum + column, r);
+            const uint64_t stop = min_size(t->n, (tile + 1) * FD_TILE);
+            uint64_t i = tile * FD_TILE;
+            const float *noise = noise_at(t, i, (size_t)(stop - i), buffer);
+            for (size_t m; i < stop; i += m, noise += m) {
+                m = min_size(stop - i, sizeof terms / size);
+                fd_noise_operands o = noise_operands_at(t, i, noise);
+                o.y = job->t ? job->t + i * size : terms;
+                k->apply_noise[gradient][t->dtype](&o, m);
+                if (job->dx) {
+                    o.x = o.g, o.y = job->dx + i * fd_itemsize[t->dtype];
+                    k->apply_noise[t->op][t->dtype](&o, m);
+                }
+                for (size_t j = 0, r; !job->t && j < m; j += r) {
+                    const size_t column = (i + j) % job->row;
+                    r = min_size(m - j, job->row - column);
+                    k->add_to[compute](terms + j * size, sum + column, r);
+                }
             }
         }
     }

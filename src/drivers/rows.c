@@ -8,8 +8,9 @@ typedef struct {
     size_t row;
 } Lookup;
 
-static void look_up(const void *job, uint64_t first, uint64_t last)
+static void look_up(const void *job, uint64_t first, uint64_t last, int seat)
 {
+    (void)seat;
     const Lookup *l = job;
     const fd_task *t = &l->task;
     const size_t size = l->row * fd_itemsize[t->dtype], tile = FD_TILE * fd_itemsize[t->dtype];
@@ -56,8 +57,9 @@ typedef struct {
 } Sums;
 
 /* Part by part, so that the order of the additions is always the same. */
-static void sum_parts(const void *job, uint64_t first, uint64_t last)
+static void sum_parts(const void *job, uint64_t first, uint64_t last, int seat)
 {
+    (void)seat;
     const Sums *s = job;
     const fd_task *t = &s->task;
     const size_t size = fd_itemsize[t->dtype];

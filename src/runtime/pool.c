@@ -7,7 +7,7 @@ void (*pool_refused)(void) = NULL;
 void pool_run(int threads, uint64_t n, uint64_t chunk, pool_work *work, const void *job)
 {
     (void)threads, (void)chunk;
-    work(job, 0, n);
+    work(job, 0, n, 0);
 }
 #else
 
@@ -33,14 +33,14 @@ static const void *job_data;
 static uint64_t job_units, job_chunk;
 static atomic_uint_fast64_t job_next;
 
-static void take_chunks(void)
+static void take_chunks(int seat)
 {
     for (;;) {
         const uint64_t first = atomic_fetch_add(&job_next, job_chunk);
         if (first >= job_units)
             return;
         const uint64_t left = job_units - first;
-        job_work(job_data, first, first + (left < job_chunk ? left : job_chunk));
+        job_work(job_data, first, first + (left < job_chunk ? left : job_chunk), seat);
     }
 }
 
@@ -51,10 +51,10 @@ static void *worker(void *unused)
     for (;;) {
         while (!pool.seats)
             pthread_cond_wait(&pool.wake, &pool.lock);
-        pool.seats--;
+        const int seat = pool.seats--;
         pool.active++;
         pthread_mutex_unlock(&pool.lock);
-        take_chunks();
+        take_chunks(seat);
         pthread_mutex_lock(&pool.lock);
         if (--pool.active == 0)
             pthread_cond_signal(&pool.idle);
@@ -100,7 +100,7 @@ static void hire(int n)
 void pool_run(int threads, uint64_t n, uint64_t chunk, pool_work *work, const void *job)
 {
     if (threads < 2 || n <= chunk || pthread_mutex_trylock(&owner)) {
-        work(job, 0, n);
+        work(job, 0, n, 0);
         return;
     }
     job_work = work, job_data = job, job_units = n, job_chunk = chunk;
@@ -114,7 +114,7 @@ void pool_run(int threads, uint64_t n, uint64_t chunk, pool_work *work, const vo
     pthread_cond_broadcast(&pool.wake);
     pthread_mutex_unlock(&pool.lock);
 
-    take_chunks();
+    take_chunks(0);
 
     pthread_mutex_lock(&pool.lock);
     pool.seats = 0; /* who has not woken up by now need not */

@@ -7,7 +7,8 @@
 
 #include <stdint.h>
 
-typedef void pool_work(const void *job, uint64_t first, uint64_t last);
+/* seat: which of the job's threads this is, 0 ... threads - 1; at most one thread has it at a time. */
+typedef void pool_work(const void *job, uint64_t first, uint64_t last, int seat);
 
 /* work(job, ...) over units 0 ... n - 1 in chunks, on up to `threads` threads, the caller's included.
  * Returns when all is done. A caller that finds the pool taken works alone, and so does the only

@@ -213,7 +213,7 @@ def peak(function):
 
 
 def test_memory():
-    """No temporary of more than 2 MB; what C allocates is on the stack."""
+    """No temporary but the three tiles that each thread works in."""
     x, weight, bias, dy = operands(128, 512, 512, np.float32)
     _, ctx = fd.dropconnect(x, weight, bias, 0.5, rng=5)
     assert ctx.nbytes == 0
@@ -222,7 +222,7 @@ def test_memory():
         lambda: ctx.backward(dy),
     ):
         most, kept = peak(function)
-        assert most - kept < 64 << 10
+        assert most - kept < (64 + 48 * fd.get_num_threads()) << 10
     # one sample at a time
     activation = np.tanh
     most, _ = peak(

@@ -1,8 +1,9 @@
-"""What dev/trust/fuzz.py does for hours, for seconds: random arguments for every operation."""
+"""What dev/trust/fuzz.py and fuzz_pickles.py do for hours, for seconds."""
 
 import inspect
 
 import fuzz
+import fuzz_pickles
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -34,3 +35,21 @@ def test_a_crash_would_be_seen(monkeypatch):
     data = bytes([fuzz.OPS.index("dropout")])
     with pytest.raises(ZeroDivisionError):
         fuzz.one_call(data)
+
+
+def test_pickles():
+    assert fuzz_pickles.manage(seed=0, first=0, cases=2000, workers=1) == 0
+
+
+def test_a_crash_of_a_worker_would_be_seen(monkeypatch, capfd):
+    monkeypatch.setattr(fuzz_pickles.sys, "executable", "false")
+    assert fuzz_pickles.manage(seed=0, first=7, cases=2, workers=1) == 2
+    assert "--seed 0 --first 8 --cases 1" in capfd.readouterr().out
+
+
+def test_what_a_pickle_must_not_raise_would_be_seen(monkeypatch):
+    cases = fuzz_pickles.Cases(0)
+    number = next(i for i in range(100) if cases.run(i))
+    monkeypatch.setattr(fuzz_pickles, "use", lambda r, thing: exec("raise SystemError"))
+    with pytest.raises(SystemError):
+        cases.run(number)

@@ -112,6 +112,62 @@ def test_states_behind_the_constructor(name):
             pickle.loads(pickle.dumps(Say(*part.__reduce__(), state)))
 
 
+class Other(np.ndarray):
+    """A subclass, which contexts hold as a plain array."""
+
+
+class Later:
+    """Pickles as a value, and then a state for an array that the value holds, in one pickle."""
+
+    def __init__(self, value, array, state):
+        self.value, self.array, self.state = value, array, state
+
+    def __reduce__(self):
+        return _first, (self.value, Say(_same, (self.array,), self.state))
+
+
+def _first(value, _):
+    return value
+
+
+def _same(array):
+    return array
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_arrays_that_change_after_the_checks(name):
+    """A pickle gives an array that a context holds another shape and other memory: an error, or
+    the context has its own. Never what lies where the old memory was.
+    """
+    y, ctx = OPS[name](rng=1)
+    kind, values = ctx.__reduce__()
+    expected = gradients(ctx, y)
+    states = [np.zeros(n, t).__reduce__()[2] for n in (0, 1, 7, 4096) for t in ("f4", "f8", "?")]
+    for i, value in enumerate(values):
+        for array in (value, value.copy().view(Other)) if isinstance(value, np.ndarray) else ():
+            changed = (*values[:i], array, *values[i + 1 :])
+            for state in states:
+                with suppress(ValueError, TypeError, IndexError), np.errstate(all="ignore"):
+                    loaded = pickle.loads(pickle.dumps(Later(Say(kind, changed), array, state)))
+                    for a, b in zip(gradients(loaded, y), expected, strict=True):
+                        if type(array) is Other:
+                            assert_same_bits(np.asarray(a), np.asarray(b))
+
+
+def test_a_context_holds_no_view():
+    for name in ("adversarial_dropout", "dropconnect", "variational_dropout"):
+        kind, values = OPS[name](rng=1)[1].__reduce__()
+        loaded = kind(*(v.view(Other) if isinstance(v, np.ndarray) else v for v in values))
+        arrays = [getattr(loaded, field) for field in fields(kind)]
+        arrays = [array for array in arrays if isinstance(array, np.ndarray)]
+        assert arrays
+        assert all(type(array) is np.ndarray and array.base is None for array in arrays)
+
+
+def certain(draw):
+    return Draw(draw.seed, draw.call, 1.0, draw.place)
+
+
 def replaced(bits):
     return Draw(1, 2, 0.3, Place((4, 3, 6, 6), (), bits))
 
@@ -136,6 +192,8 @@ def replaced(bits):
         ("dropconnect", lambda c: {"first": -1}, "first must be at least 0"),
         ("dropconnect", lambda c: {"first": 2**62}, "first must leave room"),
         ("dropconnect", lambda c: {"draw": None}, "draw must be there"),
+        ("dropconnect, gaussian", lambda c: {"draw": certain(c.draw)}, "p must be below 1"),
+        ("sparse", lambda c: {"held": c.held.tolist()}, "deviation must be an array"),
         ("embedding_dropout", lambda c: {"held": np.array([1, 6])}, "ids must be in 0 ... 5"),
         ("embedding_dropout", lambda c: {"held": np.array([-1])}, "ids must be in 0 ... 5"),
         ("gaussian_dropout", lambda c: {"shape": (4, 3, 6, 7)}, "draw must be for shape"),

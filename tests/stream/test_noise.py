@@ -138,3 +138,12 @@ def test_logistic_distribution():
     e = drawn(LOGISTIC, Place((10**6,)))
     assert stats.kstest(e, "logistic").pvalue > 1e-3
     assert np.abs(e).max() < 16.65
+
+
+def test_normals_of_shared_axes():
+    """All of what comes back is drawn, nothing is left as memory was."""
+    for shared, shape in (((0,), (1, 50)), ((1,), (40, 1)), ((0, 1), (1, 1)), ((), (40, 50))):
+        noise = normals(Draw(1, 2, 0.0, Place((40, 50), shared)))
+        alone = np.empty(shape, np.float32)
+        _core.draw_noise(_core.NORMAL, Draw(1, 2, 0.0, Place((40, 50), shared)), alone)
+        np.testing.assert_array_equal(noise, np.broadcast_to(alone, (40, 50)))
