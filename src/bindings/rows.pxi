@@ -18,6 +18,7 @@ def backward_sums(cnp.ndarray dy, cnp.ndarray dx, bytes bits, double scale, cnp.
     cdef int64_t n = cnp.PyArray_SIZE(dy)
     dense(dy, cnp.PyArray_TYPE(dy), 0, "dy")
     dense(dx, cnp.PyArray_TYPE(dy), n, "dx")
+    alike(dy, dx, "dx")
     sums_of(sums, &row)
     if n and (not row or n % row):
         refused("sums", "have the columns of dy")
