@@ -72,6 +72,11 @@ def contexts():
             yield op(x, 0.5, rng=4, region=region, **kept)
         yield op(x, 0.3, rng=4, training=False)
     for save in ("bits", "seed"):
+        yield fd.dropout(x, 0.5, rng=4, save=save, rows=[7, 0])
+        yield fd.dropout(x, 0.5, rng=4, save=save, rows=[7, 8], shared_axes=(2,))
+        yield fd.dropout(
+            x + 1j, 0.5, rng=4, save=save, rows=[7, 0], region=((0, 1, 0, 0), (9,) * 4)
+        )
         for axes in (0, (0, 2), (1, 3), (0, 1, 2, 3)):
             yield fd.dropout(x, 0.5, rng=4, save=save, shared_axes=axes, region=region)
         yield fd.dropout_add(x, x, 0.3, rng=4, save=save)
@@ -79,6 +84,8 @@ def contexts():
         yield fd.zoneout(x, -x, 0.3, rng=4, save=save)
         for last in (True, False):
             yield fd.drop_block(x, 0.3, 3, rng=4, save=save, channels_last=last, per_channel=last)
+    for op in (fd.dropout, fd.relu_dropout):
+        yield op(x, 0.5, mask=x > 0)
     for p in (0.0, 1.0):
         yield fd.dropout(x, p, rng=4)
         yield fd.dropconnect(rows, w, None, p, rng=4)
@@ -89,6 +96,7 @@ def contexts():
     yield fd.zoneout(x, -x, 0.3, training=False)
     yield fd.gaussian_dropout(x, 0.3, rng=4, shared_axes=(2,))
     yield fd.gaussian_noise(x, 0.3, rng=4, region=region)
+    yield fd.gaussian_dropout(x, 0.3, rng=4, rows=[7, 0])
     yield fd.concrete_dropout(x, 0.3, rng=4, shared_axes=(0,))
     yield fd.concrete_dropout(x, 0.3, rng=4, training=False)
     for log_alpha in (-1.0, x[0, 0, 0], x):

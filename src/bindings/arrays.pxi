@@ -33,18 +33,23 @@ cdef inline int alike(cnp.ndarray x, cnp.ndarray y, str name) except -1:
     return 0
 
 
-cdef inline int fits(cnp.ndarray x, Draw draw) except -1:
-    """Refuses a draw that is not for an array like x."""
-    known(x, "x")
-    if draw is None or draw.place.of is None:
-        refused("draw", "be there")
+cdef inline bint is_for(Draw draw, cnp.ndarray x) except -1:
+    """Whether a draw is for arrays of x's shape."""
     cdef tuple of = draw.place.of
     cdef int d, ndim = cnp.PyArray_NDIM(x)
     if len(of) != ndim:
-        refused("draw", "be for x's shape")
+        return False
     for d in range(ndim):
         if cnp.PyArray_DIM(x, d) != <int64_t> of[d]:
-            refused("draw", "be for x's shape")
+            return False
+    return True
+
+
+cdef inline int fits(cnp.ndarray x, Draw draw) except -1:
+    """Refuses a draw that is not for an array like x."""
+    known(x, "x")
+    if draw is None or not is_for(draw, x):
+        refused("draw", "be for x's shape")
     return 0
 
 

@@ -281,7 +281,7 @@ def common_backward(Saved ctx not None, dy, out, /):
         or not has_kernels(dy)
         or ctx.draw is None
         or not (type(held) is bytes or held is None and ctx.draw.p > 0.0)
-        or (<object> dy).shape != ctx.shape
+        or not is_for(ctx.draw, dy)
         or not writes_to(dy, out)
     ):
         return None

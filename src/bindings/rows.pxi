@@ -28,6 +28,7 @@ def backward_sums(cnp.ndarray dy, cnp.ndarray out, bytes bits, double scale, cnp
     dense(dy, cnp.PyArray_TYPE(dy), 0, "dy")
     cdef cnp.ndarray dx = dy if bits is None else out if given else empty_like(dy)
     dense(dx, cnp.PyArray_TYPE(dy), n, "out")
+    alike(dy, dx, "out")
     sums_of(sums, &row)
     if n and (not row or n % row):
         refused("sums", "have the columns of dy")

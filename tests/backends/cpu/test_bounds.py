@@ -128,6 +128,7 @@ def test_arguments_that_do_not_fit(isa, name, misfit):
         ("backward, strided", 0, "all axes"),
         ("backward, strided", 2, "a draw of fewer axes"),
         ("backward_sums", 0, "long"),
+        ("backward_sums", 0, "short"),
         ("backward_sums", 4, "short"),
         ("lookup", 3, "short"),
         ("lookup", 0, "0-d"),

@@ -41,6 +41,7 @@ def all_ops():
                     ctx.backward(layout)
                     ctx.backward(layout, out=np.empty((*y.shape, 2), dtype)[..., 0])
                 back(fd.dropout(layout, 0.3, rng=1, save="seed"))
+                back(fd.dropout(layout, 0.3, rng=1, rows=np.arange(len(layout))[::-1]))
                 back(fd.gaussian_dropout(layout, 0.3, rng=1))
                 back(fd.concrete_dropout(layout, -1.0, rng=1, shared_axes=0))
                 back(fd.variational_dropout(layout, -np.ones(layout.shape[-1]), rng=1))
