@@ -132,6 +132,12 @@ class Choices:
             return self.below(max(len(shape), 1)) if self.below(2) else ()
         if name == "region":
             return self.region(shape)
+        if name == "rows":
+            return [self.below(1000) for _ in range((shape or (1,))[0])]
+        if name == "mask":
+            return np.ones(shape, bool)
+        if name == "at":
+            return [self.below(9) for _ in range(self.below(9))]
         if name == "ids":
             return np.array(
                 [self.below(max((shape or (1,))[0], 1)) for _ in range(self.below(9))], int
@@ -181,8 +187,12 @@ def follow(choices, y, ctx, name, options):
     """The backward pass, also of the context's pickle; dropout's masks against the reference."""
     x = options.get("x")
     if name == "dropout" and ctx.p and isinstance(x, np.ndarray) and x is not options.get("out"):
-        axes, region = options.get("shared_axes", ()), options.get("region")
-        expected = fd.reference.dropout(x, ctx.p, ctx.seed, ctx.call, axes, region)[0]
+        place = (options.get(name) for name in ("region", "rows"))
+        axes, mask = options.get("shared_axes", ()), options.get("mask")
+        if mask is None:
+            expected = fd.reference.dropout(x, ctx.p, ctx.seed, ctx.call, axes, *place)[0]
+        else:
+            expected = fd.reference.apply(x, ctx.mask(), ctx.p)
         np.testing.assert_array_equal(y, expected)
     dy = choices.array(np.shape(y)) if choices.below(2) else np.ascontiguousarray(y)
     loaded = pickle.loads(pickle.dumps(ctx))

@@ -210,7 +210,7 @@ class SparseVariationalContext(context.Context):
         if self.draw is not None:
             shape = len(_rows(self.x)), self.weight.shape[1]
             if type(self.held) is not np.ndarray:
-                raise TypeError(f"deviation must be an array, got {self.held!r:.40}")
+                raise TypeError(f"deviation must be an array, got {gate.shown(self.held)}")
             gate.like(self.held, "deviation", shape, self.x.dtype)
             if self.draw.place.of != shape:
                 raise ValueError(f"draw must be for shape {shape}, got {self.draw.place.of}")

@@ -90,7 +90,13 @@ def rounded(y: npt.NDArray[Any], dtype: np.dtype) -> npt.NDArray[Any]:
 
 
 def apply(x: npt.NDArray[Any], mask: npt.NDArray[np.bool_], p: float) -> npt.NDArray[Any]:
-    """Kept elements times the scale, in the compute type, rounded once; dropped ones +0."""
+    """Kept elements times the scale, in the compute type, rounded once; dropped ones +0. The parts
+    of a complex number share its draw.
+    """
+    if x.dtype.kind == "c":
+        y = np.empty_like(x)
+        y.real, y.imag = apply(x.real, mask, p), apply(x.imag, mask, p)
+        return y
     return x.copy() if p == 0.0 else fused(x, mask, p)
 
 
