@@ -40,6 +40,7 @@ from torch.autograd import forward_ad
 
 from fastdrop.backends.interface import Constants
 from fastdrop.ops.door import ALPHA_DROPOUT, DROPOUT, affine, drop, inverted
+from fastdrop.ops.dropout import keep_mask
 from fastdrop.rng import Rng, copy_seed, uint64
 
 __all__ = [
@@ -263,7 +264,42 @@ def _state(seed: int, call: int) -> Tensor:
 
 
 class Dropout(_Module, nn.Dropout):
-    """`fastdrop.dropout` in place of ``nn.Dropout``; takes ``seed=``, too."""
+    """`fastdrop.dropout` in place of ``nn.Dropout``; takes ``seed=``, too.
+
+    The stored entries of a sparse tensor (COO or CSR) get the dense tensor's mask.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.layout is torch.strided or not self.training:
+            return super().forward(input)
+        if self.inplace:
+            raise ValueError("inplace must be False for sparse tensors, of which y is a new one")
+        return _of_stored(input, self._draw(), self.p)
+
+
+def _of_stored(x: Tensor, draw: Tensor, p: float) -> Tensor:
+    """`dropout` of a sparse tensor; its derivatives are those of PyTorch's own operations."""
+    if x.layout is torch.sparse_coo:
+        x = x.coalesce()
+        at = x.indices()
+    elif x.layout is torch.sparse_csr:
+        each = x.crow_indices().diff().cpu()
+        rows = torch.arange(len(each)).repeat_interleave(each)
+        at = torch.stack((rows, x.col_indices().cpu()))
+    else:
+        raise TypeError(f"input must be dense, or sparse as COO or CSR, got {x.layout}")
+    if len(at) != x.ndim:
+        raise TypeError(f"input must be sparse along all {x.ndim} axes, got {len(at)}")
+    seed, call = (number & U64 for number in draw.tolist())
+    positions = tuple(at.cpu().numpy())
+    keep = torch.from_numpy(keep_mask(x.shape, p, rng=Rng(seed, call), at=positions))
+    values = torch.where(keep.to(x.device), x.values() * inverted(p)[0], 0.0)
+    if x.layout is torch.sparse_coo:
+        return torch.sparse_coo_tensor(
+            at, values, x.shape, check_invariants=False, is_coalesced=True
+        )
+    rows, columns = x.crow_indices(), x.col_indices()
+    return torch.sparse_csr_tensor(rows, columns, values, x.shape, check_invariants=False)
 
 
 class Dropout1d(_Module, nn.Dropout1d):

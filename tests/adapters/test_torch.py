@@ -467,3 +467,32 @@ def test_tensors_of_any_kind_go_to_the_host_and_back():
         host = kind.fetch(x)
         assert host.dtype.name == str(dtype).removeprefix("torch.")
         assert torch.equal(kind.send(x, host), x)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("form", ["to_sparse_coo", "to_sparse_csr"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sparse(form, dtype):
+    """Stored entries get the dense tensor's mask, and gradients go through it."""
+    x = torch.randn(30, 40, dtype=dtype)
+    x[torch.rand(30, 40) < 0.7] = 0
+    dense = ft.Dropout(0.3, seed=5)(x)
+    stored = getattr(x, form)().requires_grad_()
+    y = ft.Dropout(0.3, seed=5)(stored)
+    assert y.layout is stored.layout
+    assert torch.equal(y.detach().to_dense(), dense)
+    y.to_dense().sum().backward()
+    slope = torch.where(dense != 0, torch.tensor(1 / 0.7, dtype=dtype), 0.0)
+    assert torch.equal(stored.grad.to_dense(), torch.where(x != 0, slope, 0.0))
+    layer = ft.Dropout(0.3).eval()
+    assert layer(stored) is stored
+
+
+def test_sparse_errors():
+    x = torch.eye(3).to_sparse()
+    with pytest.raises(ValueError, match="inplace must be False"):
+        ft.Dropout(0.5, inplace=True)(x)
+    with pytest.raises(TypeError, match="sparse along all 3 axes"):
+        ft.Dropout(0.5)(torch.ones(2, 3, 4).to_sparse(1))
+    with pytest.raises(TypeError, match="COO or CSR"):
+        ft.Dropout(0.5)(torch.eye(3).to_sparse_csc())
