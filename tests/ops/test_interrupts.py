@@ -132,14 +132,13 @@ LAYOUTS = {
     "gaps": lambda x: np.repeat(x, 2, axis=3)[..., ::2],
     "backwards": lambda x: x[:, ::-1][:, ::-1][::-1],
 }
+# The road through Python depends on the layout and on what is saved; on the dtype hardly.
 FULL = [
-    pytest.param(
-        *(dtype, layout, save),
-        marks=() if (dtype, layout, save) == (np.float32, "C", "bits") else pytest.mark.slow,
+    pytest.param(*how, marks=() if how == (np.float32, "C", "bits") else pytest.mark.slow)
+    for how in (
+        *((np.float32, layout, save) for layout in LAYOUTS for save in ("bits", "seed")),
+        *((dtype, "C", "bits") for dtype in (np.float64, np.float16, ml_dtypes.bfloat16)),
     )
-    for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
-    for layout in LAYOUTS
-    for save in ("bits", "seed")
 ]
 
 
