@@ -471,6 +471,11 @@ def use_draw(r, draw):
     place = draw.place
     if place.size > ELEMENTS:
         return
+    if draw.given:  # needs bits to do anything
+        x = attempt(REFUSED, np.ones, place.of, np.float32)
+        attempt(REFUSED, _core.backward, x, None, draw, None, 1.0)
+        attempt(REFUSED, _core.backward, x, None, draw, bytes(place.size // 8 + 16), 1.0)
+        return
     bits = _core.draw_bits(draw)
     if (size := prod(place.of)) <= ELEMENTS:
         x = attempt(REFUSED, np.ones, place.of, np.float32)
