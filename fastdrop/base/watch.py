@@ -29,8 +29,8 @@ class Record:
         self._lock = threading.Lock()
         self._seen: dict[tuple[int, int], dict[Any, bytes]] = {}
 
-    def forward(self, draw: Draw, x: Any) -> None:
-        """A draw for the values of x, an operand of a backend."""
+    def forward(self, draw: Draw, x: Any) -> bool:
+        """A draw for the values of x: an operand, or a tuple of them. Whether it is new."""
         where, digest = _where(draw), _digest(x)
         with self._lock:
             known = self._seen.setdefault((draw.seed, draw.call), {})
@@ -41,7 +41,14 @@ class Record:
                     f"before this one, of shape {draw.place.of}: both get the same mask; give each "
                     "operation a call of its own, with one Rng for all, or another seed"
                 )
+            new = where not in known
             known[where] = digest
+            return new
+
+    def forget(self, draw: Draw) -> None:
+        """A draw whose call was given back, as it failed."""
+        with self._lock:
+            self._seen.get((draw.seed, draw.call), {}).pop(_where(draw), None)
 
     def again(self, draw: Draw) -> None:
         """A draw that a forward pass must have made before."""
@@ -65,8 +72,13 @@ def recorded(body: Callable[[Draw], T], x: Any) -> Callable[[Draw], T]:
         return body
 
     def told(draw: Draw) -> T:
-        current.forward(draw, x)
-        return body(draw)
+        new = current.forward(draw, x)
+        try:
+            return body(draw)
+        except BaseException:
+            if new:
+                current.forget(draw)
+            raise
 
     return told
 
@@ -126,7 +138,8 @@ class debug:
     ----------
     on : bool
         False: nothing is watched meanwhile; for a mask that is meant for several arrays, such as
-        that of all steps of a sequence, or that of all batches in Monte Carlo prediction.
+        that of all steps of a sequence, or that of all batches in Monte Carlo prediction. Their
+        backward passes belong here, too.
 
     Raises
     ------
@@ -159,7 +172,7 @@ def _remember(found: Record | None) -> None:
 
 def _where(draw: Draw) -> tuple[Any, ...]:
     place = draw.place
-    return place.of, place.region, None if place.rows is None else place.rows.tobytes()
+    return place.of, place.region, None if place.rows is None else _digest(place.rows)
 
 
 def _parts_of_one(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
@@ -177,9 +190,12 @@ def _parts_of_one(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
 def _digest(x: Any) -> bytes:
     from hashlib import blake2b  # takes longer to import than the rest of fastdrop
 
-    values = np.ascontiguousarray(x if isinstance(x, np.ndarray) else x.fetched())
-    return blake2b(values.tobytes(), digest_size=16).digest()
+    found = blake2b(digest_size=16)
+    for part in x if isinstance(x, tuple) else (x,):
+        values = part if isinstance(part, np.ndarray) else part.fetched()
+        found.update(np.ascontiguousarray(values).tobytes())
+    return found.digest()
 
 
-if os.environ.get("FASTDROP_DEBUG", "0") not in ("", "0"):
+if os.environ.get("FASTDROP_DEBUG") == "1":
     debug().__enter__()

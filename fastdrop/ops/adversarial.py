@@ -164,7 +164,7 @@ def adversarial_dropout(
         )
         return _scaled(ctx, x), ctx
 
-    return with_draw(rng, p, gate.place(x.shape), of_draw, of=x)
+    return with_draw(rng, p, gate.place(x.shape), of_draw, of=x if p else None)
 
 
 def _flipped(

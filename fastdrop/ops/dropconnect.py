@@ -316,7 +316,7 @@ def dropconnect(
             return ctx._forward(backend, (x, weight, bias)), ctx
         return backend.add_bias(ctx._forward(backend, (x, weight, None)), bias), ctx
 
-    return with_draw(rng, p, Place(outputs), of_draw, of=x) if training else of_draw(None)
+    return with_draw(rng, p, Place(outputs), of_draw, of=(x, weight)) if training else of_draw(None)
 
 
 def dropconnect_inference(

@@ -219,7 +219,7 @@ def _of_stored(x: Any, p: Any, how: How, mask: Any) -> tuple[Any, Context]:
     gate.keeps_bits(save)
     if out is not None or mask is not None:
         raise TypeError("out and mask are not taken with sparse arrays; leave them out")
-    entries = sparse.stored(x, "x")
+    entries, where = sparse.stored(x, "x"), sparse.positions(x)
     of_numbers(entries).array(entries)
     p, place = gate.rate(p), gate.place(x.shape, shared_axes, region, rows)
     training = gate.flag(training, "training")
@@ -229,7 +229,7 @@ def _of_stored(x: Any, p: Any, how: How, mask: Any) -> tuple[Any, Context]:
         ctx = _core.saved(Context, x.shape, draw, scale, None)
         return ctx.backward(x), ctx
 
-    return with_draw(rng, p, place, of_draw, of=entries) if training else of_draw(None)
+    return with_draw(rng, p, place, of_draw, of=(entries, *where)) if training else of_draw(None)
 
 
 def inverted(p: float) -> Constants:
@@ -290,7 +290,7 @@ def _looked_at(
 
     if not training or given is not None:
         return of_draw(Draw(None, None, p, place) if training else None)
-    return with_draw(rng, p, place, of_draw, out, x)
+    return with_draw(rng, p, place, of_draw, out, x if p else None)
 
 
 def keep_mask(

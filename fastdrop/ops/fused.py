@@ -276,4 +276,4 @@ def _fused(
 
     if not training or given is not None:
         return of_draw(Draw(None, None, p, place) if training else None)
-    return with_draw(rng, p, place, of_draw, out, x)
+    return with_draw(rng, p, place, of_draw, out, x if p else None)

@@ -147,7 +147,7 @@ def targeted_prune(
     ValueError
         Value or shape of an argument.
     """
-    return targeted_dropout(weight, 1.0, targeted, mode=mode, rng=0)[0]
+    return targeted_dropout(weight, 1.0, targeted, mode=mode, rng=None)[0]
 
 
 def _targets(weight: npt.NDArray[Any], targeted: float, mode: str) -> npt.NDArray[np.bool_]:

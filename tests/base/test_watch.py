@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import fastdrop as fd
+from fastdrop.backends.cpu import Cpu
 
 X = np.random.default_rng(0).standard_normal((6, 4, 8, 8))
 OTHER = X + 1
@@ -16,7 +17,7 @@ ROWS = X.reshape(-1, 64)
 W = np.ones((64, 3))
 
 OPS = {
-    "adversarial_dropout": lambda x, **how: fd.adversarial_dropout(x, x + 1, **how),
+    "adversarial_dropout": lambda x, **how: fd.adversarial_dropout(x, x + 1, p=0.3, **how),
     "alpha_dropout": fd.alpha_dropout,
     "bias_dropout_add": lambda x, **how: fd.bias_dropout_add(x, x[0, 0, 0], x, **how),
     "concrete_dropout": lambda x, **how: fd.concrete_dropout(x, 0.1, **how),
@@ -127,6 +128,23 @@ def test_where_a_mask_is_meant_for_several_arrays():
             fd.dropout(OTHER, rng=1)
 
 
+def test_a_call_that_failed_is_forgotten(monkeypatch):
+    rng = fd.Rng(1)
+    with fd.debug():
+        with monkeypatch.context() as patched:
+            patched.setattr(Cpu, "noise", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                fd.gaussian_noise(X, 1.0, rng=rng)
+        assert rng.call == 0
+        fd.gaussian_noise(OTHER, 1.0, rng=rng)
+        with pytest.raises(RuntimeError, match="another array"):
+            fd.gaussian_noise(X, 1.0, rng=1)
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
 def test_what_needs_no_draw():
     mask = X > 0
     with fd.debug():
@@ -141,12 +159,34 @@ def test_what_needs_no_draw():
         assert pickle.loads(pickle.dumps(ctx)).backward(X) is not None
 
 
+def test_what_nothing_random_decides():
+    with fd.debug():
+        for w in (ROWS, ROWS + 1):
+            fd.targeted_prune(w, 0.5)
+            fd.dropout(w, 0.0, rng=1)
+            fd.relu_dropout(w, 0.0, rng=1)
+            fd.adversarial_dropout(w, w, rng=1)
+
+
+def test_where_entries_are_counts_too():
+    sp = pytest.importorskip("scipy.sparse")
+    a, b = (sp.csr_array((np.ones(2), ([0, 1], at)), shape=(2, 9)) for at in ([3, 4], [5, 6]))
+    with fd.debug():
+        fd.dropout(a, rng=1)
+        fd.dropout(a.copy(), rng=1)
+        with pytest.raises(RuntimeError, match="another array"):
+            fd.dropout(b, rng=1)
+        fd.dropconnect(ROWS, W, rng=2)
+        with pytest.raises(RuntimeError, match="another array"):
+            fd.dropconnect(ROWS, W + 1, rng=2)
+
+
 def test_the_environment_variable():
     program = (
         "import numpy as np, fastdrop as fd; fd.dropout(np.ones(9), rng=1);"
         "fd.dropout(np.zeros(9), rng=1)"
     )
-    for value, raises in (("1", True), ("0", False), ("", False)):
+    for value, raises in (("1", True), ("0", False), ("off", False), ("", False)):
         environment = os.environ | {"FASTDROP_DEBUG": value}
         done = subprocess.run(
             [sys.executable, "-c", program], env=environment, capture_output=True, text=True
