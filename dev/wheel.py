@@ -25,7 +25,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 GLIBC = "2.17"
-MAX_BYTES = 800_000  # beside kernels for GPUs
+# Beside kernels for GPUs. The one loop (draw and apply, and their streamed form, for each op, dtype and
+# instruction set) takes 370 kB of it, and .6 to .95 of the time.
+MAX_BYTES = 900_000
 KERNELS = "fastdrop/kernels.zip"
 MAX_IMPORT_SECONDS = 0.05  # beyond NumPy's
 
