@@ -25,8 +25,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 GLIBC = "2.17"
-# Beside kernels for GPUs. The one loop, and its streamed form, for each op, dtype and instruction set,
-# take 370 kB of it, and .6 to .95 of the time that there was without.
+# Beside kernels for GPUs. The one loop and its streamed form, for each op, dtype and instruction
+# set, take 370 kB of it, and .6 to .95 of the time that there was without.
 MAX_BYTES = 900_000
 KERNELS = "fastdrop/kernels.zip"
 MAX_IMPORT_SECONDS = 0.05  # beyond NumPy's
