@@ -187,7 +187,7 @@ ALWAYS_INLINE void NAME(drop, SUFFIX)(fd_op op, const NAME(Beside, SUFFIX) *b, c
                                              const fd_operands *o, uint8_t *bits)                 \
     {                                                                                             \
         const NAME(Beside, SUFFIX) to = {*o, bits, 0, SET(o->constants.scale)};                   \
-        if (by_bytes(draw))                                                                       \
+        if (ONE_LOOP && by_bytes(draw))                                                           \
             decide(draw, start, n, bits, 1, NAME(name##_beside, SUFFIX),                          \
                    NAME(name##_rest, SUFFIX), NAME(name##_drop, SUFFIX), &to);                    \
         else {                                                                                    \
@@ -204,7 +204,7 @@ ALWAYS_INLINE void NAME(drop, SUFFIX)(fd_op op, const NAME(Beside, SUFFIX) *b, c
                                             size_t bit)                                           \
     {                                                                                             \
         const NAME(Beside, SUFFIX) to = {*o, before + bit / 8, bit % 8, SET(o->constants.scale)}; \
-        if (by_bytes(draw) && 16 * blocks_left(start / 16) >= FD_TILE)                            \
+        if (ONE_LOOP && by_bytes(draw) && 16 * blocks_left(start / 16) >= FD_TILE)                \
             decide(draw, start, FD_TILE, bits, 0, NAME(name##_past, SUFFIX), no_rest, no_drop,    \
                    &to);                                                                          \
         else {                                                                                    \

@@ -190,6 +190,11 @@ static void draw_halves(const fd_draw *draw, uint64_t start, size_t n, uint8_t *
     }
 }
 
+/* Whether elements are applied beside the drawing. Without vectors nothing is gained by it. */
+#ifndef ONE_LOOP
+#define ONE_LOOP 1
+#endif
+
 /* Whether `decide` is for such a rate. */
 static inline int by_bytes(const fd_draw *draw)
 {

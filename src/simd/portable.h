@@ -4,6 +4,7 @@
 
 typedef uint64_t Lanes;
 enum { LANES = 1 };
+#define ONE_LOOP 0
 
 static inline Lanes lanes_set(uint64_t v) { return v; }
 static inline Lanes lanes_load(const uint64_t *p) { return *p; }
