@@ -12,6 +12,7 @@ import numpy.typing as npt
 from fastdrop._core import Draw, Place
 from fastdrop.backends.cpu import normals
 from fastdrop.base import gate
+from fastdrop.base.gate import Region
 from fastdrop.layers.layer import Layer, Rate
 from fastdrop.ops.adversarial import adversarial_dropout
 from fastdrop.ops.concrete import (
@@ -157,7 +158,9 @@ class ConcreteDropout(RangedLayer):
     def _range(self) -> tuple[str, Any, Any]:
         return "logit", -LOGIT_LIMIT, LOGIT_LIMIT
 
-    def _forward(self, x: npt.ArrayLike) -> tuple[Any, Any]:
+    def _forward(
+        self, x: npt.ArrayLike, *, region: Region | None = None, rows: npt.ArrayLike | None = None
+    ) -> tuple[Any, Any]:
         return concrete_dropout(
             x,
             self._project(),
@@ -165,6 +168,8 @@ class ConcreteDropout(RangedLayer):
             rng=self.rng,
             training=self.training,
             shared_axes=self.shared_axes,
+            region=region,
+            rows=rows,
         )
 
     def regularize(self, weight: npt.NDArray[Any], features: int) -> tuple[float, npt.NDArray[Any]]:

@@ -51,6 +51,7 @@ class Context(Saved):
         if draw is not None and type(draw) is not Draw:
             raise TypeError(f"draw must be a Draw or None, got {gate.shown(draw)}")
         shape, scale = gate.shape(shape), gate.real(scale, "scale")
+        held = _own(held) if type(held) is np.ndarray else held
         Saved.__init__(self, shape, draw, scale, held)
         for name, value in zip(names[4:], more, strict=True):
             object.__setattr__(self, name, _CHECKS[name](value, name))
@@ -119,15 +120,14 @@ def is_bits(value: Any, n: int) -> bool:
 
 def array(value: Any, name: str) -> npt.NDArray[Any]:
     """An array of a context, in C order."""
-    return _kept(gate.array(value, name), value)
+    return _own(gate.array(value, name))
 
 
-def _kept(x: Any, value: Any, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
-    """x in C order: value itself or a copy. A view would dangle if value got other memory, which a
-    pickle can give it when all has been checked.
+def _own(x: npt.NDArray[Any], dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
+    """A copy in C order: a pickle can give its arrays other memory, another shape or another dtype,
+    once all has been checked.
     """
-    x = np.require(x, dtype, ["C", "A", "E"])
-    return x if x is value or x.base is None else x.copy()
+    return np.array(x, dtype, order="C")
 
 
 def _instance(kind: type) -> Any:
@@ -148,7 +148,7 @@ def _plain(dtype: Any) -> Any:
         x = gate.host(value, name)
         if x.dtype.kind != np.dtype(dtype).kind:
             raise TypeError(f"{name} must have dtype {np.dtype(dtype)}, got {x.dtype}")
-        return _kept(x, value, dtype)
+        return _own(x, dtype)
 
     return check
 

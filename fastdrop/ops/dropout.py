@@ -89,9 +89,13 @@ class Context(context.Context):
         if out is not None:
             raise TypeError("out is not taken with sparse arrays; leave it out")
         self._check_shape(dy)
-        entries, where = sparse.stored(dy, "dy"), sparse.positions(dy)
+        entries = sparse.stored(dy, "dy")
+        entries = of_numbers(entries).array(entries, "dy")
+        return self._of_stored(dy, entries, sparse.positions(dy))
+
+    def _of_stored(self, dy: Any, entries: Any, where: tuple[npt.NDArray[Any], ...]) -> Any:
+        """One like dy with these gated entries, which are at these positions, selected."""
         backend = of_numbers(entries)
-        entries = backend.array(entries, "dy")
         if (draw := self._drops) is None:
             return sparse.with_entries(dy, backend.copy(entries))
         flat, bits = entries.reshape(-1), None
@@ -219,15 +223,15 @@ def _of_stored(x: Any, p: Any, how: How, mask: Any) -> tuple[Any, Context]:
     gate.keeps_bits(save)
     if out is not None or mask is not None:
         raise TypeError("out and mask are not taken with sparse arrays; leave them out")
-    entries, where = sparse.stored(x, "x"), sparse.positions(x)
-    of_numbers(entries).array(entries)
+    entries = sparse.stored(x, "x")
+    entries, where = of_numbers(entries).array(entries), sparse.positions(x)
     p, place = gate.rate(p), gate.place(x.shape, shared_axes, region, rows)
     training = gate.flag(training, "training")
 
     def of_draw(draw: Draw | None) -> tuple[Any, Context]:
         scale = inverted(p)[0] if draw is not None else 1.0
         ctx = _core.saved(Context, x.shape, draw, scale, None)
-        return ctx.backward(x), ctx
+        return ctx._of_stored(x, entries, where), ctx
 
     return with_draw(rng, p, place, of_draw, of=(entries, *where)) if training else of_draw(None)
 

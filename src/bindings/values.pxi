@@ -108,7 +108,8 @@ cdef class Place:
         """Names the rows; those that follow each other are what a region is."""
         cdef fd_place place
         cdef const int64_t *row
-        cdef int64_t i, most
+        cdef int64_t i, most, n
+        cdef uint64_t number, last, first, outside = 0, scattered = 0
         if type(rows) is not cnp.ndarray or (<object> rows).dtype != "int64":
             raise TypeError(f"rows must be an array of int64, got {rows!r:.60}")
         if not self.of or (<object> rows).shape != self.of[:1] or self.shared & 1:
@@ -123,11 +124,17 @@ cdef class Place:
             most = MAX_INDEX // max(place.stride[0], 1)
         self._rows = (<object> rows).tobytes()
         row = <const int64_t *> PyBytes_AsString(self._rows)
-        for i in range(place.shape[0]):
-            if not 0 <= row[i] < most:
-                raise ValueError(f"rows must be in 0 ... {most - 1}, got {row[i]}")
-            self.scattered = self.scattered or row[i] != row[0] + i
-        if self.scattered:
+        n, last = place.shape[0], <uint64_t> (most - 1)
+        first = <uint64_t> row[0] if n else 0
+        for i in range(n):  # without a branch, as there may be many
+            number = <uint64_t> row[i]
+            outside |= number | (last - number)  # the highest bit says: negative
+            scattered |= number ^ (first + <uint64_t> i)
+        if outside >> 63:
+            wrong = [given for given in self.rows.tolist() if not 0 <= given < most]
+            raise ValueError(f"rows must be in 0 ... {most - 1}, got {wrong[0]}")
+        self.scattered = scattered != 0
+        if scattered:
             self.is_run = False
         elif self.size:
             self.start += <uint64_t> (row[0] * place.stride[0])

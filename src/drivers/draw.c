@@ -26,11 +26,14 @@ typedef struct {
     uint64_t piece[FD_PIECES];
     uint32_t at[RUNS], n[RUNS]; /* a run's first bit in the pieces, and its length */
     size_t pieces, runs;
+    int whole; /* all runs are whole pieces, so their bits follow each other as they are drawn */
 } Batch;
 
 static void draw_batch(const Runs *d, Batch *batch, bits_writer *to)
 {
-    uint8_t bits[FD_PIECES * FD_ALIGN / 8 + FD_BITS_PAD];
+    uint8_t buffer[FD_PIECES * FD_ALIGN / 8 + FD_BITS_PAD];
+    const int whole = batch->whole && !to->held;
+    uint8_t *const bits = whole ? to->to : buffer;
     const uint64_t *const piece = batch->piece;
     const size_t n = batch->pieces;
     size_t follow = 1;
@@ -40,9 +43,12 @@ static void draw_batch(const Runs *d, Batch *batch, bits_writer *to)
         d->kernels->draw_bits(&d->draw, piece[0], n * FD_ALIGN, bits);
     else
         d->kernels->draw_pieces(&d->draw, piece, n, bits);
-    for (size_t i = 0; i < batch->runs; i++)
-        bits_copy(to, bits, batch->at[i], batch->n[i]);
-    batch->pieces = batch->runs = 0;
+    if (whole)
+        to->to += n * (FD_ALIGN / 8);
+    else
+        for (size_t i = 0; i < batch->runs; i++)
+            bits_copy(to, bits, batch->at[i], batch->n[i]);
+    batch->pieces = batch->runs = 0, batch->whole = 1;
 }
 
 /* n <= PART more, from index start on. */
@@ -54,6 +60,7 @@ static void add_run(const Runs *d, Batch *batch, bits_writer *to, uint64_t start
         draw_batch(d, batch, to);
     const int same = batch->pieces && batch->piece[batch->pieces - 1] == piece;
     const size_t first = batch->pieces - (size_t)same;
+    batch->whole &= !same && start % FD_ALIGN == 0 && n % FD_ALIGN == 0;
     batch->at[batch->runs] = (uint32_t)(first * FD_ALIGN + start % FD_ALIGN);
     batch->n[batch->runs++] = (uint32_t)n;
     for (piece += same ? FD_ALIGN : 0; piece < start + n; piece += FD_ALIGN)
@@ -74,7 +81,7 @@ static void draw_tiles(const void *job, uint64_t first, uint64_t last, int seat)
     }
     uint8_t bits[PART / 8 + FD_BITS_PAD];
     Batch batch;
-    batch.pieces = batch.runs = 0;
+    batch.pieces = batch.runs = 0, batch.whole = 1;
     const uint64_t end = min_size(d->size, last * FD_TILE);
     for (uint64_t begin = first * FD_TILE; begin < end; begin += PART) {
         const size_t m = min_size(end - begin, PART);

@@ -219,7 +219,7 @@ static void draw_bits(const fd_draw *draw, uint64_t start, size_t n, uint8_t *bi
 static void draw_pieces(const fd_draw *draw, const uint64_t *start, size_t n, uint8_t *bits)
 {
     enum { BLOCKS = FD_ALIGN / 16 }; /* a piece has as many; of single bits one */
-    uint64_t block[FD_PIECES * BLOCKS + TURN / 16] = {0}; /* in the order of lanes_order */
+    uint64_t block[FD_PIECES * BLOCKS + TURN / 16]; /* in the order of lanes_order; the last turn is filled */
     Keys keys;
     keys_of_draw(&keys, draw);
     if (!by_bytes(draw)) {
@@ -230,7 +230,7 @@ static void draw_pieces(const fd_draw *draw, const uint64_t *start, size_t n, ui
         Counter counter = {.domain = DOMAIN_BITS, .number = block};
         uint64_t order[LANES];
         lanes_store(order, lanes_order());
-        for (size_t i = 0; i < n; i += LANES)
+        for (size_t i = 0; i < n + STEP; i += LANES)
             for (size_t l = 0; l < LANES; l++)
                 block[i + l] = i + order[l] < n ? start[i + order[l]] / FD_ALIGN : 0;
         for (size_t i = 0; i < n; i += STEP) {
@@ -250,6 +250,8 @@ static void draw_pieces(const fd_draw *draw, const uint64_t *start, size_t n, ui
         const uint64_t first = start[b / BLOCKS] / 16 + b % BLOCKS;
         lanes_store(block + b, lanes_add(lanes_set(first), lanes_order()));
     }
+    for (size_t b = 0; b < TURN / 16; b++)
+        block[n * BLOCKS + b] = 0;
     order_words(&keys);
     for (size_t i = 0, end = n * FD_ALIGN; i < end; i += TURN) {
         uint64_t kept[WORDS], tie[WORDS];

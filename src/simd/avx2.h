@@ -152,11 +152,7 @@ static inline __m256d f64_relu(__m256d v, uint32_t *active)
 #define F16_STORE(p, v) _mm_storeu_si128((__m128i *)(p), F16_PACK(v))
 #define F16_NT_STORE(p, v) _mm_stream_si128((__m128i *)(p), F16_PACK(v))
 
-/* bfloat16: sixteen in a vector of 32-bit lanes are two vectors of float32, the odd ones as they
- * stand and the even ones shifted up. So nothing has to be moved between lanes. */
-typedef struct {
-    __m256 even, odd;
-} Pairs;
+#include "simd/pairs.h"
 
 static inline Pairs bf16_load(const char *p)
 {
@@ -185,15 +181,6 @@ static inline __m256i bf16_pack(Pairs v)
 {
     return _mm256_blend_epi16(_mm256_srli_epi32(bf16_near(v.even), 16), bf16_near(v.odd), 0xaa);
 }
-static inline Pairs pairs_set(double s) { return (Pairs){F32_SET(s), F32_SET(s)}; }
-static inline Pairs pairs_add(Pairs a, Pairs b)
-{
-    return (Pairs){F32_ADD(a.even, b.even), F32_ADD(a.odd, b.odd)};
-}
-static inline Pairs pairs_mul(Pairs a, Pairs b)
-{
-    return (Pairs){F32_MUL(a.even, b.even), F32_MUL(a.odd, b.odd)};
-}
 static inline Pairs pairs_relu(Pairs v, uint32_t *active)
 {
     uint32_t even, odd;
@@ -221,16 +208,7 @@ static inline void pairs_store(char *p, Pairs v)
     F32_STORE(p, _mm256_permute2f128_ps(low, high, 0x20));
     F32_STORE(p + 32, _mm256_permute2f128_ps(low, high, 0x31));
 }
-#define PAIRS_VEC Pairs
-#define PAIRS_WIDTH 16
-#define PAIRS_LOAD pairs_load
-#define PAIRS_STORE pairs_store
-#define PAIRS_SET pairs_set
-#define PAIRS_ADD pairs_add
-#define PAIRS_MUL pairs_mul
-#define PAIRS_RELU pairs_relu
 #define PAIRS_CHOOSE pairs_choose
-#define BF16_COMPUTE PAIRS
 #define BF16_LOAD bf16_load
 #define BF16_LOAD_KEPT bf16_load_kept
 #define BF16_STORE(p, v) _mm256_storeu_si256((__m256i *)(p), bf16_pack(v))

@@ -143,11 +143,7 @@ static inline __m512d f64_relu(__m512d v, uint32_t *active)
 #define F16_STORE(p, v) _mm256_storeu_si256((__m256i *)(p), F16_PACK(v))
 #define F16_NT_STORE(p, v) _mm256_stream_si256((__m256i *)(p), F16_PACK(v))
 
-/* bfloat16: 32 in a vector of 32-bit lanes are two vectors of float32, the odd ones as they stand and the
- * even ones shifted up. So nothing has to be moved between lanes, and the bits are the mask of one load. */
-typedef struct {
-    __m512 even, odd;
-} Pairs;
+#include "simd/pairs.h"
 
 static inline Pairs bf16_wide(__m512i v)
 {
@@ -166,15 +162,6 @@ static inline __m512i bf16_pack(Pairs v)
 {
     const __m512i even = _mm512_srli_epi32(bf16_near(v.even), 16);
     return _mm512_mask_mov_epi16(bf16_near(v.odd), 0x55555555, even);
-}
-static inline Pairs pairs_set(double s) { return (Pairs){F32_SET(s), F32_SET(s)}; }
-static inline Pairs pairs_add(Pairs a, Pairs b)
-{
-    return (Pairs){F32_ADD(a.even, b.even), F32_ADD(a.odd, b.odd)};
-}
-static inline Pairs pairs_mul(Pairs a, Pairs b)
-{
-    return (Pairs){F32_MUL(a.even, b.even), F32_MUL(a.odd, b.odd)};
 }
 static inline Pairs pairs_relu(Pairs v, uint32_t *active)
 {
@@ -205,16 +192,7 @@ static inline void pairs_store(char *p, Pairs v)
     for (int i = 0; i < 2; i++)
         F32_STORE(p + 64 * i, _mm512_permutex2var_ps(v.even, pairs_order(i), v.odd));
 }
-#define PAIRS_VEC Pairs
-#define PAIRS_WIDTH 32
-#define PAIRS_LOAD pairs_load
-#define PAIRS_STORE pairs_store
-#define PAIRS_SET pairs_set
-#define PAIRS_ADD pairs_add
-#define PAIRS_MUL pairs_mul
-#define PAIRS_RELU pairs_relu
 #define PAIRS_CHOOSE(u, v, b, j) pairs_choose(u, v, b)
-#define BF16_COMPUTE PAIRS
 #define BF16_LOAD(p) bf16_wide(_mm512_loadu_si512(p))
 #define BF16_LOAD_KEPT(p, b, j) bf16_wide(_mm512_maskz_loadu_epi16(b, p))
 #define BF16_STORE(p, v) _mm512_storeu_si512(p, bf16_pack(v))

@@ -160,6 +160,12 @@ def test_layers():
     assert_same_bits(y, expected)
     assert_same_bits(fd.layers.Dropout(0.3, rng=RNG())(x, rows=IDS), expected)
     assert_same_bits(ctx.backward(x), expected)
+    concrete = fd.layers.ConcreteDropout(0.3, rng=RNG())
+    logit = concrete.logit.copy()
+    for place in ({"rows": IDS}, {"region": ((1, 2), (9, 99))}):
+        concrete.rng = RNG()
+        expected, _ = fd.concrete_dropout(x, logit, rng=RNG(), **place)
+        assert_same_bits(concrete(x, **place), expected)
 
 
 @pytest.mark.parametrize(
