@@ -25,11 +25,20 @@ typedef struct {
 fd_draw fd_draw_of(uint64_t seed, uint64_t call, double p);
 double fd_scale(double p); /* 1 / (1 - p); 0 at p = 1 */
 
+/* Rows of consecutive elements, of a length that is a multiple of FD_ALIGN, as are `start` of the task and
+ * `stride`: row i begins number[i] times `stride` behind it. */
+typedef struct {
+    uint64_t length; /* 0: all elements follow each other */
+    uint64_t stride;
+    const int64_t *number; /* NULL: row i has the number i */
+} fd_rows;
+
 /* An op on n elements: what all drivers of ops take. What one does not name it does not read. */
 typedef struct {
     fd_machine machine;
     fd_draw draw;
     uint64_t start; /* index of the first element in the mask array */
+    fd_rows rows;   /* which of its elements; for fd_forward alone */
     fd_op op;
     fd_dtype dtype;
     fd_operands operands; /* the first elements; whether y goes past the caches is for the driver */
@@ -77,6 +86,9 @@ typedef struct {
     int ndim;
     int64_t shape[FD_MAX_DIMS], stride[FD_MAX_DIMS];
 } fd_place;
+
+/* A place as rows; 0 if it is none. */
+int fd_rows_of(const fd_place *place, fd_rows *rows);
 
 /* The packed bits of a place, in its C order. */
 void fd_draw_bits(fd_machine m, const fd_draw *draw, const fd_place *place, uint8_t *bits);

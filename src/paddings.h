@@ -8,6 +8,7 @@
  *     noise, drawn or given              FD_NOISE_PAD floats              its last variate
  *     operand that repeats (bias, sigma) FD_REPEAT_PAD elements           its last element
  *     row of weights in a tile           zeros to a multiple of FD_GROUP  its last column
+ *     indices of pieces                  FD_PIECE_PAD, of any value       its last index
  */
 #ifndef FASTDROP_PADDINGS_H
 #define FASTDROP_PADDINGS_H
@@ -20,6 +21,8 @@
 /* Pieces of so many elements, which may lie anywhere, are drawn together: two tiles', as their ties are then
  * enough for vectors. */
 #define FD_PIECES (2 * FD_TILE / FD_ALIGN + 1)
+/* A turn of the drawing loop takes two. */
+#define FD_PIECE_PAD 1
 
 /* Bits are read and written in words of 64. */
 #define FD_BITS_PAD 8

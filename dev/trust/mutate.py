@@ -30,34 +30,48 @@ MUTATIONS = [
     ("kernels/philox.h", "(UINT64_C(1) << 32) - (uint32_t)block", "UINT64_MAX", "stream"),
     (
         "kernels/draw.h",
-        "index[k] = piece[at[k] / FD_ALIGN] + at[k] % FD_ALIGN",
-        "index[k] = piece[at[k] / FD_ALIGN]",
-        "ops/test_rows.py",
+        "from.piece[at[k] / FD_ALIGN] + at[k] % FD_ALIGN",
+        "from.piece[at[k] / FD_ALIGN]",
+        "rows",
     ),
     (
         "kernels/philox.h",
-        "lanes_xor(lanes_shr(number, 32), lanes_set((uint64_t)counter->domain << 28))",
+        "lanes_xor(lanes_shr(number[j], 32), lanes_set((uint64_t)counter->domain << 28))",
         "lanes_set((uint64_t)counter->domain << 28)",
-        "ops/test_rows.py",
+        "rows",
     ),
     (
         "drivers/draw.c",
         "start = d->start + (uint64_t)(d->rows[at[0]] * d->stride[0]);",
         "start = d->start + (uint64_t)(at[0] * d->stride[0]);",
-        "ops/test_rows.py",
+        "rows",
     ),
-    ("drivers/draw.c", "batch->pieces - (size_t)same;", "batch->pieces;", "ops/test_rows.py"),
+    ("drivers/draw.c", "batch->pieces - (size_t)same;", "batch->pieces;", "rows"),
+    ("drivers/draw.c", " | place->start) % FD_ALIGN", ") % FD_ALIGN", "place"),
+    (
+        "drivers/draw.c",
+        "|| place->rows)\n            return 0;",
+        ")\n            return 0;",
+        "rows",
+    ),
+    ("drivers/flat.c", "at = 0, row++;", "row++;", "rows"),
+    (
+        "drivers/flat.c",
+        "r.number ? (uint64_t)r.number[row] : row",
+        "row",
+        "rows",
+    ),
     (
         "drivers/noise.c",
         "(rows && !d ? (uint64_t)place->rows[i] : i)",
         "i",
-        "ops/test_rows.py",
+        "rows",
     ),
     (
         "drivers/walk.c",
         "p.rows = place->rows + begin;",
         "p.rows = place->rows;",
-        "ops/test_rows.py",
+        "rows",
     ),
     ("kernels/philox.h", "lanes_shr(i, 34)", "lanes_shr(i, 35)", "stream"),
     ("simd/avx2.h", "~(below[0] |", "(below[0] |", "stream"),
@@ -105,7 +119,7 @@ MUTATIONS = [
     ("drivers/flat.c", "start % FD_ALIGN;\n    if", "start % (FD_ALIGN / 2);\n    if", "place"),
     ("drivers/flat.c", "(size_t)(64 + done - tile)", "(size_t)(63 + done - tile)", "threads"),
     ("drivers/flat.c", "memcpy(before, bits + FD_TILE / 8, 8);", "", "threads"),
-    ("drivers/flat.c", "t->start + i, m, bits", "t->start, m, bits", "threads"),
+    ("drivers/flat.c", "fd_indices){t->start + i, NULL}", "fd_indices){t->start, NULL}", "threads"),
     (
         "drivers/flat.c",
         "f->saved + i / 8, 0, 0}, bits + 8, 0, m",
@@ -172,7 +186,7 @@ MUTATIONS = [
         "dropconnect",
     ),
     ("drivers/connect.c", "i * c->length + t->row", "t->row", "dropconnect"),
-    ("drivers/connect.c", "start - skip, skip + n", "start, skip + n", "dropconnect"),
+    ("drivers/connect.c", "{start - skip, NULL}", "{start, NULL}", "dropconnect"),
     ("drivers/noise.c", "% FD_NOISE_BLOCK;\n    const", "% 2;\n    const", "noise"),
     ("drivers/noise.c", "i % t->sigma_length", "i % (t->sigma_length + 1)", "variational"),
     ("drivers/noise.c", "column = (i + j) % job->row", "column = j % job->row", "variational"),
@@ -238,11 +252,13 @@ def survives(mutation):
     library = WORK / "fastdrop" / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
     subprocess.run(["gcc", "-shared", "-pthread", *objects, "-lm", "-o", library], check=True)
     paths = {"PYTHONPATH": str(WORK), "PYTHONSAFEPATH": "1", "FASTDROP_ISA": "avx2"}
+    files = [*(ROOT / "tests").rglob(f"test_{tests}.py")]
+    assert files, f"there is no test_{tests}.py"
     others = "not avx512 and not sse2 and not portable"
     command = ["-m", "pytest", "-qx", "-p", "no:cacheprovider", "-k", others]
     try:
         done = subprocess.run(
-            [sys.executable, *command, *(ROOT / "tests").rglob(f"test_{tests}.py")],
+            [sys.executable, *command, *files],
             env={**os.environ, **paths},
             cwd=WORK,
             capture_output=True,

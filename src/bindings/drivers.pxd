@@ -51,10 +51,13 @@ cdef extern from "fastdrop.h" nogil:
     fd_draw fd_draw_of(uint64_t seed, uint64_t call, double p)
     double fd_scale(double p)
 
+    ctypedef struct fd_rows:
+        pass
     ctypedef struct fd_task:
         fd_machine machine
         fd_draw draw
         uint64_t start
+        fd_rows rows
         fd_op op
         fd_dtype dtype
         fd_operands operands
@@ -75,6 +78,7 @@ cdef extern from "fastdrop.h" nogil:
         int ndim
         int64_t *shape  # in truth an array of FD_MAX_DIMS, as stride is
         int64_t *stride
+    bint fd_rows_of(const fd_place *, fd_rows *)
     void fd_draw_bits(fd_machine, const fd_draw *, const fd_place *, uint8_t *bits)
     void fd_draw_noise(fd_machine, const fd_draw *, fd_noise, const fd_place *, float *noise)
     void fd_forward_walk(const fd_task *, const fd_place *, const fd_axis *, uint64_t most,

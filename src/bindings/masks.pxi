@@ -127,7 +127,7 @@ cpdef tuple forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray b
                 fd_apply(&task, kept, ndim, axis)
         if bits is None and save:
             bits = given
-    elif not flat(x, out) or not place.is_run:
+    elif not flat(x, out) or not (place.is_run or place.in_rows(&task)):
         bits = forward_walk(&task, x, out, place, save, bits)
     else:
         if save and bits is None:

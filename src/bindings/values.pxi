@@ -185,6 +185,12 @@ cdef class Place:
             if not self.shared >> d & 1:
                 step *= <int64_t> whole[d]
 
+    cdef bint in_rows(self, fd_task *task) noexcept:
+        """Whether the elements of the task are rows of this place; sets them."""
+        cdef fd_place place
+        self.fill(&place)
+        return self.size == <int64_t> task.n and fd_rows_of(&place, &task.rows)
+
     @property
     def shared_axes(self):
         return tuple([d for d in range(len(self.of)) if self.shared >> d & 1])

@@ -54,7 +54,7 @@ static size_t draw_tile(const Connect *c, Tile *t, uint64_t i)
 {
     const uint64_t start = c->start + i * c->length + t->row * c->l.outputs + t->column;
     const size_t skip = start % FD_ALIGN, n = (t->w.rows - 1) * t->w.row_bits + t->w.n;
-    c->kernels->draw_bits(&c->draw, start - skip, skip + n, t->bits);
+    c->kernels->draw_bits(&c->draw, (fd_indices){start - skip, NULL}, skip + n, t->bits);
     return skip;
 }
 

@@ -23,7 +23,7 @@ typedef struct {
 /* What is drawn at once: pieces of the mask array, and the runs of keep bits that come from them. */
 enum { RUNS = 128, PART = 2 * FD_TILE };
 typedef struct {
-    uint64_t piece[FD_PIECES];
+    uint64_t piece[FD_PIECES + FD_PIECE_PAD];
     uint32_t at[RUNS], n[RUNS]; /* a run's first bit in the pieces, and its length */
     size_t pieces, runs;
     int whole; /* all runs are whole pieces, so their bits follow each other as they are drawn */
@@ -34,15 +34,15 @@ static void draw_batch(const Runs *d, Batch *batch, bits_writer *to)
     uint8_t buffer[FD_PIECES * FD_ALIGN / 8 + FD_BITS_PAD];
     const int whole = batch->whole && !to->held;
     uint8_t *const bits = whole ? to->to : buffer;
-    const uint64_t *const piece = batch->piece;
+    uint64_t *const piece = batch->piece;
     const size_t n = batch->pieces;
     size_t follow = 1;
     while (follow < n && piece[follow] == piece[follow - 1] + FD_ALIGN)
         follow++;
-    if (follow >= n) /* faster */
-        d->kernels->draw_bits(&d->draw, piece[0], n * FD_ALIGN, bits);
-    else
-        d->kernels->draw_pieces(&d->draw, piece, n, bits);
+    piece[n] = 0;
+    const int follows = follow >= n; /* faster */
+    const fd_indices from = {follows ? piece[0] : 0, follows ? NULL : piece};
+    d->kernels->draw_bits(&d->draw, from, n * FD_ALIGN, bits);
     if (whole)
         to->to += n * (FD_ALIGN / 8);
     else
@@ -103,6 +103,21 @@ static void draw_tiles(const void *job, uint64_t first, uint64_t last, int seat)
         draw_batch(d, &batch, &w); /* at least a run is left */
         memcpy(d->bits + begin / 8, bits, (m + 7) / 8);
     }
+}
+
+int fd_rows_of(const fd_place *place, fd_rows *rows)
+{
+    int a = place->ndim - 1;
+    uint64_t n = 1;
+    for (; a >= !!place->rows && (place->shape[a] == 1 || (uint64_t)place->stride[a] == n); a--)
+        n *= (uint64_t)place->shape[a];
+    if (a < 0 || !n || (n | (uint64_t)place->stride[a] | place->start) % FD_ALIGN)
+        return 0;
+    for (int d = 0; d < a; d++)
+        if (place->shape[d] != 1 || place->rows)
+            return 0;
+    *rows = (fd_rows){n, (uint64_t)place->stride[a], a ? NULL : place->rows};
+    return 1;
 }
 
 void fd_draw_bits(fd_machine m, const fd_draw *draw, const fd_place *place, uint8_t *bits)

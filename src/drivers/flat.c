@@ -2,17 +2,36 @@
 #include "drivers/tiles.h"
 
 /* n <= FD_TILE keep bits from any index, at bit 0 of `bits` (FD_BITS_BYTES long). */
-static void draw_run(const fd_task *t, uint64_t start, size_t n, uint8_t *bits)
+static void draw_run(const fd_task *t, fd_indices from, size_t n, uint8_t *bits)
 {
     const fd_kernels *k = t->machine.kernels;
-    const unsigned skip = start % FD_ALIGN;
+    const unsigned skip = from.start % FD_ALIGN;
     if (!skip) {
-        k->draw_bits(&t->draw, start, n, bits);
+        k->draw_bits(&t->draw, from, n, bits);
         return;
     }
     uint8_t aligned[FD_BITS_BYTES];
-    k->draw_bits(&t->draw, start - skip, n + skip, aligned);
+    from.start -= skip;
+    k->draw_bits(&t->draw, from, n + skip, aligned);
     bits_copy(&(bits_writer){bits, 0, 0}, aligned, skip, n);
+}
+
+/* Of n elements from the i-th on; what rows need goes to `piece`. */
+static fd_indices indices(const fd_task *t, uint64_t i, size_t n, uint64_t *piece)
+{
+    const fd_rows r = t->rows;
+    if (!r.length)
+        return (fd_indices){t->start + i, NULL};
+    uint64_t row = i / r.length, at = i % r.length;
+    size_t k = 0;
+    for (; k * FD_ALIGN < n; k++) {
+        piece[k] = t->start + (r.number ? (uint64_t)r.number[row] : row) * r.stride + at;
+        at += FD_ALIGN;
+        if (at == r.length)
+            at = 0, row++;
+    }
+    piece[k] = 0;
+    return (fd_indices){0, piece};
 }
 
 enum { PIECE = CHUNK * FD_TILE }; /* elements, whose bits stay in the L1 cache */
@@ -32,10 +51,12 @@ static void forward_pieces(const void *job, uint64_t first, uint64_t last, int s
     const size_t most = t->op == FD_BIAS_DROPOUT_ADD ? FD_TILE : PIECE;
     const uint64_t stop = min_size(t->n, last * FD_TILE);
     uint8_t unwanted[PIECE / 8 + FD_BITS_PAD];
+    uint64_t piece[PIECE / FD_ALIGN + FD_PIECE_PAD];
     for (uint64_t i = first * FD_TILE; i < stop; i += most) {
+        const size_t n = min_size(stop - i, most);
         const fd_operands o = operands_at(t, i);
-        t->machine.kernels->forward[t->op][t->dtype](&t->draw, t->start + i, min_size(stop - i, most),
-                                                     &o, f->saved ? f->saved + i / 8 : unwanted);
+        t->machine.kernels->forward[t->op][t->dtype](&t->draw, indices(t, i, n, piece), n, &o,
+                                                     f->saved ? f->saved + i / 8 : unwanted);
     }
 }
 
@@ -52,16 +73,18 @@ static void forward_tiles(const void *job, uint64_t first, uint64_t last, int se
     const size_t off = t->op == FD_RELU_DROPOUT ? 0 : to_line(t->operands.y) / size;
     const size_t lag = off ? 64 - off : 0;
     uint8_t buffer[2][8 + FD_BITS_BYTES], *before = buffer[0], *bits = buffer[1];
+    uint64_t piece[FD_TILE / FD_ALIGN + FD_PIECE_PAD];
     uint64_t done = begin, tile = begin; /* elements */
     for (uint64_t i = begin; done < stop;) {
         const size_t m = min_size(stop - i, FD_TILE), bit = (size_t)(64 + done - tile);
         const size_t n = (size_t)((m && i > begin ? i - lag : i) - done);
         const fd_operands o = operands_at(t, done);
+        const fd_indices from = indices(t, i, m, piece);
         if (t->operands.non_temporal && m == FD_TILE && n == FD_TILE && t->start % FD_ALIGN == 0 &&
             (uintptr_t)o.y % 64 == 0)
-            t->machine.kernels->stream[t->op][t->dtype](&t->draw, t->start + i, bits + 8, &o, before, bit);
+            t->machine.kernels->stream[t->op][t->dtype](&t->draw, from, bits + 8, &o, before, bit);
         else {
-            draw_run(t, t->start + i, m, bits + 8);
+            draw_run(t, from, m, bits + 8);
             apply_at(t, done, before, bit, n);
         }
         if (f->saved)

@@ -183,15 +183,15 @@ ALWAYS_INLINE void NAME(drop, SUFFIX)(fd_op op, const NAME(Beside, SUFFIX) *b, c
     {                                                                                             \
         NAME(drop, SUFFIX)(op, to, at, n);                                                        \
     }                                                                                             \
-    static void NAME(name##_forward, SUFFIX)(const fd_draw *draw, uint64_t start, size_t n,       \
+    static void NAME(name##_forward, SUFFIX)(const fd_draw *draw, fd_indices from, size_t n,      \
                                              const fd_operands *o, uint8_t *bits)                 \
     {                                                                                             \
         const NAME(Beside, SUFFIX) to = {*o, bits, 0, SET(o->constants.scale)};                   \
         if (ONE_LOOP && by_bytes(draw))                                                           \
-            decide(draw, start, n, bits, 1, NAME(name##_beside, SUFFIX),                          \
+            decide(draw, from, n, bits, 1, NAME(name##_beside, SUFFIX),                          \
                    NAME(name##_rest, SUFFIX), NAME(name##_drop, SUFFIX), &to);                    \
         else {                                                                                    \
-            draw_bits(draw, start, n, bits);                                                      \
+            draw_bits(draw, from, n, bits);                                                       \
             NAME(name, SUFFIX)(o, bits, 0, n);                                                    \
         }                                                                                         \
     }                                                                                             \
@@ -199,16 +199,16 @@ ALWAYS_INLINE void NAME(drop, SUFFIX)(fd_op op, const NAME(Beside, SUFFIX) *b, c
     {                                                                                             \
         NAME(beside, SUFFIX)(op, to, i, slot, 1);                                                 \
     }                                                                                             \
-    static void NAME(name##_stream, SUFFIX)(const fd_draw *draw, uint64_t start, uint8_t *bits,   \
+    static void NAME(name##_stream, SUFFIX)(const fd_draw *draw, fd_indices from, uint8_t *bits,  \
                                             const fd_operands *o, const uint8_t *before,          \
                                             size_t bit)                                           \
     {                                                                                             \
         const NAME(Beside, SUFFIX) to = {*o, before + bit / 8, bit % 8, SET(o->constants.scale)}; \
-        if (ONE_LOOP && by_bytes(draw) && 16 * blocks_left(start / 16) >= FD_TILE)                \
-            decide(draw, start, FD_TILE, bits, 0, NAME(name##_past, SUFFIX), no_rest, no_drop,    \
+        if (ONE_LOOP && by_bytes(draw) && counted(from, 0, FD_TILE) == FD_TILE)                   \
+            decide(draw, from, FD_TILE, bits, 0, NAME(name##_past, SUFFIX), no_rest, no_drop,    \
                    &to);                                                                          \
         else {                                                                                    \
-            draw_bits(draw, start, FD_TILE, bits);                                                \
+            draw_bits(draw, from, FD_TILE, bits);                                                 \
             NAME(name, SUFFIX)(o, before, bit, FD_TILE);                                          \
         }                                                                                         \
     }

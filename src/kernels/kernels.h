@@ -46,7 +46,6 @@
 const fd_kernels KERNELS = {
     .name = KERNELS_NAME,
     .draw_bits = draw_bits,
-    .draw_pieces = draw_pieces,
     .apply = {OP(dropout), OP(dropout_add), OP(bias_dropout_add), OP(relu_dropout),
               OP(alpha_dropout), OP(zoneout)},
     .forward = {OP(dropout_forward), OP(dropout_add_forward), OP(bias_dropout_add_forward),

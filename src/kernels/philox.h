@@ -84,19 +84,17 @@ static inline void order_words(Keys *keys)
 }
 
 /* The next blocks of a keystream: their first counter words, times MULTIPLIER0, and the second, which
- * stays the same up to the next multiple of 2^32. Or their numbers, in the order of lanes_order, where
- * they do not follow each other. */
+ * stays the same up to the next multiple of 2^32. */
 typedef struct {
     Lanes product, second;
     uint32_t domain;
-    const uint64_t *number; /* or NULL */
 } Counter;
 
 ALWAYS_INLINE Counter counter_at(uint32_t domain, uint64_t block)
 {
     const Lanes number = lanes_add(lanes_set((uint32_t)block), lanes_order());
     return (Counter){lanes_mul32(number, lanes_set(MULTIPLIER0)),
-                     lanes_set((block >> 32) | (uint64_t)domain << 28), domain, NULL};
+                     lanes_set((block >> 32) | (uint64_t)domain << 28), domain};
 }
 
 /* Blocks from this one on for which a counter is right. */
@@ -105,21 +103,21 @@ static inline uint64_t blocks_left(uint64_t block)
     return (UINT64_C(1) << 32) - (uint32_t)block;
 }
 
-/* STEP blocks, the halves of each in c[j][0] and c[j][2]. */
-ALWAYS_INLINE void next_blocks(const Keys *keys, Counter *counter, Lanes c[CHAINS][4],
-                               beside_fn *beside, const void *to, size_t i, int slot)
+/* STEP blocks, the halves of each in c[j][0] and c[j][2]. number: those of the blocks, in the order of
+ * lanes_order, where they do not follow each other; else NULL. */
+ALWAYS_INLINE void next_blocks(const Keys *keys, Counter *counter, const Lanes *number,
+                               Lanes c[CHAINS][4], beside_fn *beside, const void *to, size_t i,
+                               int slot)
 {
     for (int j = 0; j < CHAINS; j++) {
-        if (counter->number) {
-            const Lanes number = lanes_load(counter->number);
-            counter->number += LANES;
-            counter->product = lanes_mul32(number, lanes_set(MULTIPLIER0));
+        if (number) {
+            counter->product = lanes_mul32(number[j], lanes_set(MULTIPLIER0));
             counter->second =
-                lanes_xor(lanes_shr(number, 32), lanes_set((uint64_t)counter->domain << 28));
+                lanes_xor(lanes_shr(number[j], 32), lanes_set((uint64_t)counter->domain << 28));
         }
         c[j][0] = counter->product, c[j][1] = counter->second;
         c[j][2] = keys->call[0], c[j][3] = keys->call[1];
-        if (!counter->number)
+        if (!number)
             counter->product = lanes_add(counter->product, lanes_set(LANES * MULTIPLIER0));
     }
     philox(c, keys, ROUNDS, beside, to, i, slot);
@@ -141,7 +139,7 @@ ALWAYS_INLINE void keystream(const Keys *keys, uint32_t domain, uint64_t block, 
             for (int b = 0; b < STEP; b++, line += ahead.step)
                 prefetch((const char *)line);
             Lanes c[CHAINS][4];
-            next_blocks(keys, &counter, c, nothing, NULL, 0, 0);
+            next_blocks(keys, &counter, NULL, c, nothing, NULL, 0, 0);
             for (int j = 0; j < CHAINS; j++) {
                 if (domain == DOMAIN_NORMALS || domain == DOMAIN_UNIFORMS)
                     halves_to_noise(domain, &c[j][0], &c[j][2]);
@@ -151,15 +149,15 @@ ALWAYS_INLINE void keystream(const Keys *keys, uint32_t domain, uint64_t block, 
     }
 }
 
-/* Which of the words start + index[0] ... start + index[STEP - 1] of one domain's keystream have their
- * upper 24 bits below `fraction`; start is a multiple of FD_ALIGN. */
-static inline uint32_t below_at(const Keys *keys, uint32_t domain, uint64_t start,
-                                const uint64_t *index, uint32_t fraction)
+/* Which of the words index[0] ... index[STEP - 1] of one domain's keystream have their upper 24 bits below
+ * `fraction`. */
+static inline uint32_t below_at(const Keys *keys, uint32_t domain, const uint64_t *index,
+                                uint32_t fraction)
 {
     Lanes c[CHAINS][4];
     uint32_t below = 0;
     for (int j = 0; j < CHAINS; j++) {
-        const Lanes i = lanes_add(lanes_load(index + j * LANES), lanes_set(start));
+        const Lanes i = lanes_load(index + j * LANES);
         /* block number = index / 4: its low word, and its high word */
         c[j][0] = lanes_mul32(lanes_shr(i, 2), lanes_set(MULTIPLIER0));
         c[j][1] = lanes_xor(lanes_shr(i, 34), lanes_set((uint64_t)domain << 28));

@@ -16,6 +16,13 @@ typedef struct {
     uint64_t threshold; /* T = round(p * 2^32), 0 ... 2^32 */
 } fd_draw;
 
+/* Which elements of a mask array are drawn: those from index `start` on, a multiple of FD_ALIGN; or pieces,
+ * FD_ALIGN elements from each of these indices on, also multiples, and FD_PIECE_PAD more. */
+typedef struct {
+    uint64_t start;
+    const uint64_t *piece; /* NULL: none */
+} fd_indices;
+
 /* Memory that is read after a draw, `step` bytes per element drawn; it is fetched into the cache
  * meanwhile. Step 0: none but `at`, which is then anything at hand. */
 typedef struct {
@@ -54,14 +61,14 @@ typedef struct {
 /* Bit `bit` of `bits` belongs to the first element. */
 typedef void fd_apply_fn(const fd_operands *operands, const uint8_t *bits, size_t bit, size_t n);
 
-/* Draw and apply in one loop n elements from index `start` (a multiple of FD_ALIGN) on; y is neither the
- * residual nor written past the caches. bits: where they go, FD_BITS_PAD bytes longer. */
-typedef void fd_forward_fn(const fd_draw *draw, uint64_t start, size_t n,
+/* Draw and apply in one loop n elements; y is neither the residual nor written past the caches. bits: where
+ * they go, FD_BITS_PAD bytes longer. */
+typedef void fd_forward_fn(const fd_draw *draw, fd_indices from, size_t n,
                            const fd_operands *operands, uint8_t *bits);
 
 /* Draw a tile while another is applied, whose bits `before` are there: bit `bit` is the first's. y begins
  * at a cache line. */
-typedef void fd_stream_fn(const fd_draw *draw, uint64_t start, uint8_t *bits,
+typedef void fd_stream_fn(const fd_draw *draw, fd_indices from, uint8_t *bits,
                           const fd_operands *operands, const uint8_t *before, size_t bit);
 
 /* Continuous noise, by the domain its words come from: standard normal, standard logistic. */
@@ -102,11 +109,8 @@ typedef struct {
 
 typedef struct {
     const char *name;
-    /* Keep bits of n elements from index start (a multiple of FD_ALIGN);
-     * `bits` is FD_BITS_PAD bytes longer. */
-    void (*draw_bits)(const fd_draw *draw, uint64_t start, size_t n, uint8_t *bits);
-    /* The same of FD_ALIGN elements from each of n <= FD_PIECES indices, all multiples of that. */
-    void (*draw_pieces)(const fd_draw *draw, const uint64_t *start, size_t n, uint8_t *bits);
+    /* Keep bits of n elements; `bits` is FD_BITS_PAD bytes longer. */
+    void (*draw_bits)(const fd_draw *draw, fd_indices from, size_t n, uint8_t *bits);
     fd_apply_fn *apply[FD_OPS][FD_DTYPES];
     fd_forward_fn *forward[FD_OPS][FD_DTYPES];
     fd_stream_fn *stream[FD_OPS][FD_DTYPES];

@@ -8,7 +8,7 @@ import pytest
 from helpers.bitwise import assert_same_bits
 
 import fastdrop as fd
-from fastdrop import reference
+from fastdrop import _core, reference
 
 IDS = np.array([5, 0, 17, 5, 2, 1000])
 RNG = partial(fd.Rng, 3, 8)
@@ -71,6 +71,25 @@ def test_each_row_is_its_region(isa, op, layout):
     for other in (again, loaded):
         for a, b in zip(gradients(ctx, x), gradients(other, x), strict=True):
             assert_same_bits(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("op", OPS)
+def test_whole_pieces_of_the_mask_array(isa, any_dtype, op, streamed):
+    """Rows of a multiple of 128 elements are drawn and applied in one loop, as are those of a region."""
+    op, x = OPS[op], numbers((37, 3, 1, 128)).astype(any_dtype)
+    rows = np.random.default_rng(1).permutation(1000)[:37]
+    wide = (0, 1, 0, 0), (37, 5, 1, 128)
+    before = _core.set_non_temporal_bytes(0 if streamed else 2**62)
+    try:
+        assert_same_bits(op(x, rng=RNG(), rows=rows)[0], of_rows(op, x, rows=rows))
+        cut = [op(x[i : i + 1], rng=RNG(), region=((i, *wide[0][1:]), wide[1])) for i in range(37)]
+        y, ctx = op(x, rng=RNG(), region=wide)
+        assert_same_bits(y, np.concatenate([y for y, _ in cut]))
+        dx = [gradients(c, x[i : i + 1])[0] for i, (_, c) in enumerate(cut)]
+        assert_same_bits(gradients(ctx, x)[0], np.concatenate(dx))
+    finally:
+        _core.set_non_temporal_bytes(before)
 
 
 @pytest.mark.parametrize("p", [0.2, 0.25, 0.5, 1.0])

@@ -128,25 +128,49 @@ static void test_philox(int answers)
         }
 }
 
-/* Pieces that lie anywhere around `base`, some of them neighbours or the same. */
+/* Of n elements: pieces that lie anywhere around `base`, some of them neighbours or the same. */
+static uint64_t *pieces_around(uint64_t base, size_t n)
+{
+    const size_t pieces = (n + FD_ALIGN - 1) / FD_ALIGN;
+    uint64_t *const start = malloc((pieces + FD_PIECE_PAD) * sizeof *start);
+    for (size_t i = 0; i < pieces; i++)
+        start[i] = i && below(2) ? start[i - 1] + FD_ALIGN * below(3) : base + FD_ALIGN * below(1000);
+    for (size_t i = 0; i < FD_PIECE_PAD; i++)
+        start[pieces + i] = random64();
+    return start;
+}
+
+/* n keep bits, drawn run by run. */
+static void expected_bits(const fd_draw *s, fd_indices from, size_t n, uint8_t *bits)
+{
+    if (!from.piece) {
+        fd_portable.draw_bits(s, from, n, bits);
+        return;
+    }
+    for (size_t i = 0, m; i < n; i += m) {
+        m = n - i < FD_ALIGN ? n - i : FD_ALIGN;
+        uint8_t piece[FD_ALIGN / 8 + FD_BITS_PAD];
+        fd_portable.draw_bits(s, (fd_indices){from.piece[i / FD_ALIGN], NULL}, m, piece);
+        memcpy(bits + i / 8, piece, (m + 7) / 8);
+    }
+}
+
 static void test_pieces(const fd_draw *s, uint64_t base)
 {
     const size_t n = 1 + below(FD_PIECES), each = FD_ALIGN / 8;
-    uint64_t start[FD_PIECES];
-    for (size_t i = 0; i < n; i++)
-        start[i] = i && below(2) ? start[i - 1] + FD_ALIGN * below(3) : base + FD_ALIGN * below(1000);
+    uint64_t *const start = pieces_around(base, n * FD_ALIGN);
     memory got = take(n * each + FD_BITS_PAD, below(64), GUARD);
-    TABLE.draw_pieces(s, start, n, got.at);
+    TABLE.draw_bits(s, (fd_indices){0, start}, n * FD_ALIGN, got.at);
     for (size_t i = 0; i < n; i++) {
         uint8_t expected[FD_ALIGN / 8 + FD_BITS_PAD];
-        fd_portable.draw_bits(s, start[i], FD_ALIGN, expected);
+        fd_portable.draw_bits(s, (fd_indices){start[i], NULL}, FD_ALIGN, expected);
         if (memcmp(got.at + each * i, expected, each))
             fail("pieces, threshold %#" PRIx64 ": piece %zu of %zu, from %#" PRIx64, s->threshold, i, n,
                  start[i]);
     }
     if (!guarded(got))
         fail("pieces, threshold %#" PRIx64 ": wrote outside its buffer", s->threshold);
-    free(got.base);
+    free(got.base), free(start);
 }
 
 /* Keep bits. Counter words overflow where start is a multiple of 2^36 (bytes), 2^34 (refinement) and
@@ -177,8 +201,8 @@ static long test_draw(long cases)
         const size_t n = c % 2 ? lengths[below(N)] : below(FD_DRAW_MAX + 1);
         memory got = take((n + 7) / 8 + FD_BITS_PAD, below(64), GUARD);
         memory expected = take((n + 7) / 8 + FD_BITS_PAD, below(64), GUARD);
-        TABLE.draw_bits(&s, start, n, got.at);
-        fd_portable.draw_bits(&s, start, n, expected.at);
+        TABLE.draw_bits(&s, (fd_indices){start, NULL}, n, got.at);
+        fd_portable.draw_bits(&s, (fd_indices){start, NULL}, n, expected.at);
         if (n % 8 && (got.at[n / 8] | expected.at[n / 8]) >> n % 8)
             fail("draw, threshold %#" PRIx64 ", n %zu: a bit behind the last is set", s.threshold, n);
         for (size_t i = 0; i < n; i++) {
@@ -222,7 +246,7 @@ static void test_exact(long cases)
                 continue;
             memory bits = take(i / 8 + 1 + FD_BITS_PAD, 0, GUARD);
             s.threshold = t;
-            TABLE.draw_bits(&s, start, i + 1, bits.at);
+            TABLE.draw_bits(&s, (fd_indices){start, NULL}, i + 1, bits.at);
             if ((bits.at[i / 8] >> i % 8 & 1) != (t == least))
                 fail("draw, seed %#" PRIx64 ", call %#" PRIx64 ", threshold %#" PRIx64 ": element %#"
                      PRIx64 ", whose bits are %#" PRIx64 ", is %s",
@@ -358,6 +382,8 @@ static void test_forward(fd_op op, fd_dtype dtype, size_t n, int stream)
     const int in_place = (int)below(2 + (stream && second)); /* y is apart, x, residual */
     const uint64_t kind = random64() % 8, base = random64() & 1 ? UINT64_C(1) << 36 : 0;
     const uint64_t start = base ? base - FD_ALIGN * below(40) : FD_ALIGN * below(40);
+    uint64_t *const piece = random64() % 3 ? NULL : pieces_around(base, n);
+    const fd_indices from = piece ? (fd_indices){0, piece} : (fd_indices){start, NULL};
     const uint64_t byte = random64() & 0xff;
     /* Most often, every tie is dropped. */
     const uint64_t threshold = kind == 0   ? UINT64_C(1) << 31
@@ -388,15 +414,15 @@ static void test_forward(fd_op op, fd_dtype dtype, size_t n, int stream)
         else if (in_place == 2)
             o.residual = memcpy(y[i].at, residual.at, n * size);
         if (i) {
-            fd_portable.draw_bits(&s, start, n, bits[1].at);
+            expected_bits(&s, from, n, bits[1].at);
             fd_portable.apply[op][dtype](&o, stream ? before.at : bits[1].at, bit, n);
         } else if (stream)
-            TABLE.stream[op][dtype](&s, start, bits[0].at, &o, before.at, bit);
+            TABLE.stream[op][dtype](&s, from, bits[0].at, &o, before.at, bit);
         else
-            TABLE.forward[op][dtype](&s, start, n, &o, bits[0].at);
+            TABLE.forward[op][dtype](&s, from, n, &o, bits[0].at);
     }
-#define CASE "%s of %s, n %zu, threshold %#" PRIx64 ", start %#" PRIx64 ", stream %d, in place %d: "
-#define CASE_ARGS op_name[op], dtype_name[dtype], n, threshold, start, stream, in_place
+#define CASE "%s of %s, n %zu, threshold %#" PRIx64 ", start %#" PRIx64 ", pieces %d, stream %d, in place %d: "
+#define CASE_ARGS op_name[op], dtype_name[dtype], n, threshold, start, piece != NULL, stream, in_place
     if (memcmp(bits[0].at, bits[1].at, (n + 7) / 8))
         fail(CASE "other bits", CASE_ARGS);
     if (op == FD_RELU_DROPOUT && memcmp(active[0].at, active[1].at, (n + 7) / 8))
@@ -409,7 +435,7 @@ static void test_forward(fd_op op, fd_dtype dtype, size_t n, int stream)
     if (!stream && kind > 3) { /* without the ties */
         const fd_draw least = {s.seed, s.call, threshold & 0xff000000};
         if (least.threshold && least.threshold != UINT64_C(1) << 31)
-            fd_portable.draw_bits(&least, start, n, bits[1].at);
+            expected_bits(&least, from, n, bits[1].at);
         for (size_t i = 0; i < n; i++) {
             const int tie = (bits[0].at[i / 8] ^ bits[1].at[i / 8]) >> i % 8 & 1;
             dropped_ties[i % LONGEST_TURN] += tie;
@@ -421,7 +447,7 @@ static void test_forward(fd_op op, fd_dtype dtype, size_t n, int stream)
             fail(CASE "%s wrote outside", CASE_ARGS, i ? "portable" : TABLE.name);
         free(y[i].base), free(active[i].base), free(bits[i].base);
     }
-    free(x.base), free(residual.base), free(bias.base), free(before.base);
+    free(x.base), free(residual.base), free(bias.base), free(before.base), free(piece);
 }
 
 static long test_forwards(long effort)
