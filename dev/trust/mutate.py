@@ -47,13 +47,8 @@ MUTATIONS = [
         "rows",
     ),
     ("drivers/draw.c", "batch->pieces - (size_t)same;", "batch->pieces;", "rows"),
-    ("drivers/draw.c", " | place->start) % FD_ALIGN", ") % FD_ALIGN", "place"),
-    (
-        "drivers/draw.c",
-        "|| place->rows)\n            return 0;",
-        ")\n            return 0;",
-        "rows",
-    ),
+    ("drivers/draw.c", " | place->start) % FD_ALIGN", ") % FD_ALIGN", "rows"),
+    ("drivers/draw.c", "if (place->shape[d] != 1)", "if (0)", "rows"),
     ("drivers/flat.c", "at = 0, row++;", "row++;", "rows"),
     (
         "drivers/flat.c",
@@ -95,7 +90,7 @@ MUTATIONS = [
     ("kernels/draw.h", "threshold == UINT64_C(1) << 31", "threshold == 0", "stream"),
     # Ties that are dropped: in the bits and in y, at any place, in place, and in tails.
     ("kernels/draw.h", "drop(to, dropped, m);", "", "dropout"),
-    ("kernels/draw.h", "bits[dropped[k] / 8] &= (uint8_t)~(1 << dropped[k] % 8);", "", "stream"),
+    ("kernels/draw.h", "bits[dropped[k] / 8] &= (uint8_t)~(1 << dropped[k] % 8);", ";", "stream"),
     ("kernels/draw.h", "m += below >> l & 1", "m += below & 1", "stream"),
     ("kernels/draw.h", "tie[w] & all)", "tie[w])", "cuts"),
     ("kernels/draw.h", "behind ? i - TURN : i", "i", "dropout"),

@@ -114,7 +114,7 @@ int fd_rows_of(const fd_place *place, fd_rows *rows)
     if (a < 0 || !n || (n | (uint64_t)place->stride[a] | place->start) % FD_ALIGN)
         return 0;
     for (int d = 0; d < a; d++)
-        if (place->shape[d] != 1 || place->rows)
+        if (place->shape[d] != 1)
             return 0;
     *rows = (fd_rows){n, (uint64_t)place->stride[a], a ? NULL : place->rows};
     return 1;

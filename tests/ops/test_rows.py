@@ -107,8 +107,17 @@ def test_rows_of_any_length(isa, threads, shape, p):
     assert (fd.keep_mask(shape, p, rng=RNG(), rows=IDS) == mask).all()
 
 
-def test_with_a_region_of_the_other_axes():
-    x, region = numbers((6, 4, 70)), ((0, 1, 30), (1001, 9, 128))
+@pytest.mark.parametrize(
+    ("shape", "region"),
+    [
+        ((6, 4, 70), ((0, 1, 30), (1001, 9, 128))),
+        ((6, 2, 128), ((0, 1, 0), (1001, 3, 128))),
+        ((6, 2, 128), ((0, 1, 128), (1001, 3, 384))),  # each row is two runs of whole pieces
+        ((6, 1, 128), ((0, 0, 72), (1001, 2, 256))),  # whole pieces, except for where they begin
+    ],
+)
+def test_with_a_region_of_the_other_axes(isa, shape, region):
+    x = numbers(shape)
     for axes in ((), (1,)):
         index = reference.element_index(x.shape, axes, region, IDS)
         mask = reference.keep(index, 0.3, 3, 8)
