@@ -55,8 +55,10 @@ class Complex(Cpu):
 COMPLEX = Complex()
 
 
-def of_numbers(x: Any) -> Backend:
+def of_numbers(x: Any, name: str = "x") -> Backend:
     """The backend of x, complex numbers included."""
+    if isinstance(x, list | tuple | complex):
+        x = gate.host(x, name)
     if not isinstance(x, np.ndarray | np.generic) or x.dtype.kind != "c":
         return of(x)
     return COMPLEX if watch.record is None else watch.Watched(COMPLEX)

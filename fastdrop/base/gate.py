@@ -175,6 +175,10 @@ def read(x: Any, name: str, reader: Callable[[Any], Any]) -> Any:
         raise TypeError(
             f"{name} is what an op returns, y and its context: write y, ctx = ..., and give y"
         )
+    if is_sparse(x):
+        raise TypeError(
+            f"{name} is a sparse array, which dropout alone takes; convert it with .toarray()"
+        )
     unmasked(x, name)
     try:
         return reader(x)
@@ -182,6 +186,12 @@ def read(x: Any, name: str, reader: Callable[[Any], Any]) -> Any:
         raise
     except Exception as error:  # of that library, or of x itself
         raise TypeError(f"{name} cannot be read as an array: {error}") from error
+
+
+def is_sparse(x: Any) -> bool:
+    """Whether this is a sparse array or matrix of SciPy's, which somebody must have loaded then."""
+    module = sys.modules.get("scipy.sparse")
+    return module is not None and module.issparse(x)
 
 
 def is_masked(x: Any, depth: int = 64) -> bool:
@@ -216,9 +226,11 @@ def array(x: Any, name: str = "x") -> npt.NDArray[Any]:
         return x
     native = x.dtype.newbyteorder("=")
     if native not in (np.float16, np.float32, np.float64):
+        taken = "dropout, spatial_dropout, locked_dropout and drop_path"
+        remedies = {"O": "", "c": f"; {taken} take complex numbers"}
         raise TypeError(
             f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}"
-            + ("" if x.dtype == object else "; convert it with .astype")
+            + remedies.get(x.dtype.kind, "; convert it with .astype")
         )
     return x.astype(native)
 
@@ -336,29 +348,28 @@ def positions(value: Any, name: str, length: int) -> npt.NDArray[np.int64]:
     """Positions along an axis of this length."""
     given = whole_numbers(value, name)
     if given.size and not 0 <= given.min() <= given.max() < length:
-        raise ValueError(
-            f"{name} must be in 0 ... {length - 1}, got {given.min()} ... {given.max()}"
-        )
+        within = f"in 0 ... {length - 1}" if length else "empty, as nothing is there"
+        raise ValueError(f"{name} must be {within}, got {given.min()} ... {given.max()}")
     return given
 
 
-def elements(place: Place, at: Any) -> npt.NDArray[np.int64]:
+def elements(place: Place, at: Any, name: str) -> npt.NDArray[np.int64]:
     """Indices in the mask array of single elements of a place: by C-order positions in x, or by
     positions along each axis.
     """
     along: list[npt.NDArray[Any]]
     if isinstance(at, tuple):
         if len(at) != len(place.of):
-            raise ValueError(f"at must have positions for {len(place.of)} axes, got {len(at)}")
-        along = [positions(p, "at", n) for p, n in zip(at, place.of, strict=True)]
+            raise ValueError(f"{name} must have positions for {len(place.of)} axes, got {len(at)}")
+        along = [positions(p, name, n) for p, n in zip(at, place.of, strict=True)]
         try:
             along = list(np.broadcast_arrays(*along))
         except ValueError:
             shapes = [p.shape for p in along]
-            raise ValueError(f"at must have positions of one shape, got {shapes}") from None
+            raise ValueError(f"{name} must have positions of one shape, got {shapes}") from None
         index = np.zeros(np.shape(along[0]) if along else (), np.int64)
     else:
-        left = positions(at, "at", prod(place.of))
+        left = positions(at, name, prod(place.of))
         index = np.zeros(left.shape, np.int64)
         along = []
         for n in reversed(place.of):

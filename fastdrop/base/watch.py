@@ -154,20 +154,27 @@ class debug:
 
     def __init__(self, on: bool = True) -> None:
         self._on = gate.flag(on, "on")
-        self._before: list[Record | None] = []
 
     def __enter__(self) -> None:
-        self._before.append(record)
-        _remember((record or Record()) if self._on else None)
+        with _changing:
+            _entered.append((self, (record or Record()) if self._on else None))
+            _remember_the_last()
 
     def __exit__(self, *error: object) -> None:
-        _remember(self._before.pop())
+        with _changing:
+            last = max(i for i, (entered, _) in enumerate(_entered) if entered is self)
+            del _entered[last]
+            _remember_the_last()
 
 
-def _remember(found: Record | None) -> None:
+_changing = threading.Lock()
+_entered: list[tuple[debug, Record | None]] = []  # threads may leave in another order
+
+
+def _remember_the_last() -> None:
     global record
-    record = found
-    _core.set_watched(found is not None)
+    record = _entered[-1][1] if _entered else None
+    _core.set_watched(record is not None)
 
 
 def _where(draw: Draw) -> tuple[Any, ...]:
@@ -180,11 +187,10 @@ def _parts_of_one(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
     (shape_a, region_a, rows_a), (shape_b, region_b, rows_b) = a, b
     if a == b:
         return True
-    if rows_a is not None or rows_b is not None:
-        whole_a = region_a[1] if region_a else shape_a
-        whole_b = region_b[1] if region_b else shape_b
-        return whole_a[1:] == whole_b[1:]
-    return region_a is not None and region_b is not None and region_a[1] == region_b[1]
+    whole_a = region_a[1] if region_a else shape_a
+    whole_b = region_b[1] if region_b else shape_b
+    any_rows = rows_a is not None or rows_b is not None
+    return whole_a[1:] == whole_b[1:] if any_rows else whole_a == whole_b
 
 
 def _digest(x: Any) -> bytes:

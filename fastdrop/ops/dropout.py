@@ -74,9 +74,9 @@ class Context(context.Context):
         """
         if (dx := _core.common_backward(self, dy, out)) is not None:
             return dx
-        if sparse.is_sparse(dy):
+        if gate.is_sparse(dy):
             return self._backward_of_stored(dy, out)
-        backend = of_numbers(dy)
+        backend = of_numbers(dy, "dy")
         dy = backend.array(dy, "dy")
         out, dy = backend.output(out, dy)
         self._check_shape(dy)
@@ -99,7 +99,7 @@ class Context(context.Context):
         if (draw := self._drops) is None:
             return sparse.with_entries(dy, backend.copy(entries))
         flat, bits = entries.reshape(-1), None
-        place = place_of(gate.elements(draw.place, where))
+        place = place_of(gate.elements(draw.place, where, "indices"))
         if draw.given:  # no seed draws it again
             bits = gate.own_mask(self.mask()[where].reshape(-1), Place(flat.shape), True)
         drawn = Draw(draw.seed, draw.call, draw.p, place)
@@ -165,7 +165,7 @@ def dropout(
     rows : array_like of int, shape (x.shape[0],), optional
         Row i of x is row ``rows[i]`` of the mask array, 0 or more, in any order, some more than
         once: a mask belongs to an example then, not to its place in the batch. The other axes are
-        x's, or those of a region, which begins at 0 along axis 0.
+        x's, or those of a region, which begins at 0 along axis 0. Not where axis 0 shares a draw.
     mask : array_like, optional
         Your own keep mask instead of a drawn one: bool of x's shape, or uint8 of length
         ceil(size / 8), packed as `keep_mask` packs it. No random call is taken; `p` gives the
@@ -212,7 +212,7 @@ def dropout(
     >>> dx = ctx.backward(dy)
     """
     how = rng, training, shared_axes, region, rows, out, save
-    if type(x) is not np.ndarray and sparse.is_sparse(x):
+    if type(x) is not np.ndarray and gate.is_sparse(x):
         return _of_stored(x, p, how, mask)
     return masked(DROPOUT, x, p, how, mask=mask)
 
@@ -277,7 +277,7 @@ def _looked_at(
     """
     rng, training, shared_axes, region, rows, out, save = how
     keep = gate.keeps_bits(save)
-    backend = of_numbers(x) if op == DROPOUT else of(x)
+    backend = of_numbers(x, name) if op == DROPOUT else of(x)
     x, p = backend.array(x, name), gate.rate(p)
     shared = shared_axes if axes is None else axes(x, shared_axes)
     place = gate.place(x.shape, shared, region, rows)
@@ -364,7 +364,7 @@ def with_mask(
     dims, p = gate.shape(shape), gate.rate(p)
     place = gate.place(dims, shared_axes, region, rows)
     if at is not None:
-        index = gate.elements(place, at)
+        index = gate.elements(place, at, "at")
         dims, place = index.shape, place_of(index)
     return with_draw(rng, p, place, lambda draw: of_draw(draw, dims))
 

@@ -318,7 +318,7 @@ def drop_path(
     x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64, shape (batch, ...)
         What the branch adds.
     mode : {"row", "batch"}
-        One draw for each example, or one for the whole batch.
+        One draw for each example, or one for the whole batch, which has no rows then.
     scale_by_keep : bool
         Whether kept examples are multiplied by 1 / (1 - p).
     p, rng, training, region, rows, out, save

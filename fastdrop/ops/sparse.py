@@ -5,19 +5,12 @@ SciPy is not imported: who has a sparse array has loaded it.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 FORMATS = "coo", "csr", "csc", "bsr"
-
-
-def is_sparse(x: Any) -> bool:
-    """Whether this is a sparse array or matrix of SciPy's."""
-    module = sys.modules.get("scipy.sparse")
-    return module is not None and module.issparse(x)
 
 
 def stored(x: Any, name: str) -> npt.NDArray[Any]:

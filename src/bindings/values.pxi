@@ -112,10 +112,15 @@ cdef class Place:
         cdef uint64_t number, last, first, outside = 0, scattered = 0
         if type(rows) is not cnp.ndarray or (<object> rows).dtype != "int64":
             raise TypeError(f"rows must be an array of int64, got {rows!r:.60}")
-        if not self.of or (<object> rows).shape != self.of[:1] or self.shared & 1:
+        if self.of and self.shared & 1:
             raise ValueError(
-                f"rows must have a number for each row of x, of shape {self.of}, whose axis 0 "
-                f"shares no draw, got shape {(<object> rows).shape}"
+                f"rows must not be given where axis 0 of x, of shape {self.of}, shares one draw: all "
+                "rows have the same mask then; leave it out"
+            )
+        if not self.of or (<object> rows).shape != self.of[:1]:
+            raise ValueError(
+                f"rows must have a number for each row of x, of shape {self.of}, got shape "
+                f"{(<object> rows).shape}"
             )
         self.fill(&place)
         if self.region is not None:

@@ -89,6 +89,7 @@ def test_a_foreign_context(name):
 def test_parts_of_one_array():
     whole = (6, 4, 8, 8)
     with fd.debug():
+        fd.dropout(X, rng=1)
         for i in range(3):
             region = (2 * i, 0, 0, 0), whole
             _, ctx = fd.dropout(X[2 * i : 2 * i + 2], rng=1, region=region, save="seed")
@@ -126,6 +127,18 @@ def test_where_a_mask_is_meant_for_several_arrays():
             fd.dropout(OTHER, rng=1)
         with pytest.raises(RuntimeError):
             fd.dropout(OTHER, rng=1)
+
+
+def test_threads_that_leave_in_another_order():
+    a, b = fd.debug(), fd.debug()
+    a.__enter__()
+    b.__enter__()
+    fd.dropout(X, rng=1)
+    a.__exit__()
+    with pytest.raises(RuntimeError, match="another array"):
+        fd.dropout(OTHER, rng=1)
+    b.__exit__()
+    fd.dropout(OTHER, rng=1)
 
 
 def test_a_call_that_failed_is_forgotten(monkeypatch):

@@ -76,7 +76,7 @@ def test_each_row_is_its_region(isa, op, layout):
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("op", OPS)
 def test_whole_pieces_of_the_mask_array(isa, any_dtype, op, streamed):
-    """Rows of a multiple of 128 elements are drawn and applied in one loop, as are those of a region."""
+    """Rows of 128 elements, 256 ... are drawn and applied in one loop, as are those of a region."""
     op, x = OPS[op], numbers((37, 3, 1, 128)).astype(any_dtype)
     rows = np.random.default_rng(1).permutation(1000)[:37]
     wide = (0, 1, 0, 0), (37, 5, 1, 128)
@@ -207,7 +207,11 @@ def test_layers():
         (ValueError, "rows must have a number for each row", {"rows": [0, 1]}),
         (ValueError, "rows must have a number for each row", {"rows": [[0], [1], [2]]}),
         (ValueError, "rows must have a number for each row", {"rows": 3}),
-        (ValueError, "whose axis 0 shares no draw", {"rows": [0, 1, 2], "shared_axes": 0}),
+        (
+            ValueError,
+            "axis 0 of x, of shape .3, 4., shares one draw",
+            {"rows": [0, 1, 2], "shared_axes": 0},
+        ),
         (ValueError, "rows must be in 0 ... 4", {"rows": [0, 5, 2], "region": ((0, 0), (5, 4))}),
         (ValueError, "begin at 0", {"rows": [0, 1, 2], "region": ((1, 0), (5, 4))}),
         (ValueError, "contain a part", {"rows": [0, 1, 2], "region": ((0, 1), (5, 4))}),
@@ -265,6 +269,8 @@ class TestAt:
         packed = fd.keep_mask((4, 5), 0.5, rng=RNG(), at=np.arange(20), packed=True)
         assert (packed == np.packbits(mask, bitorder="little")).all()
         assert fd.keep_mask((4, 0), 0.5, rng=RNG(), at=[]).shape == (0,)
+        with pytest.raises(ValueError, match="at must be empty, as nothing is there, got 0"):
+            fd.keep_mask((4, 0), 0.5, rng=RNG(), at=[0])
         assert fd.keep_mask((), 0.5, rng=RNG(), at=()) == fd.keep_mask((), 0.5, rng=RNG())
 
     @pytest.mark.parametrize(

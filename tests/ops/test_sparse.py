@@ -183,6 +183,14 @@ class TestComplex:
         y, _ = fd.dropout(np.full(9, complex(np.nan, np.inf)), 1.0, rng=1)
         assert_same_bits(y.view(float), np.zeros(18))
 
+    def test_lists_and_numbers(self):
+        expected, _ = fd.dropout(np.array([1 + 2j, 3, 5]), 0.5, rng=1)
+        assert_same_bits(fd.dropout([1 + 2j, 3, 5], 0.5, rng=1)[0], expected)
+        assert_same_bits(fd.dropout((1 + 2j, 3.0, 5), 0.5, rng=1)[0], expected)
+        y, ctx = fd.dropout(1 + 2j, 0.0, rng=1)
+        assert (y, ctx.backward(1 + 2j)) == (1 + 2j, 1 + 2j)
+        assert fd.locked_dropout([[[1j]]], 1.0, rng=1)[0].dtype == complex
+
     def test_a_mask_of_ones_own_and_spatial(self):
         x = np.full((2, 3, 4), 1 + 2j)
         mask = np.random.default_rng(0).random(x.shape) < 0.5
@@ -193,7 +201,21 @@ class TestComplex:
     def test_errors(self):
         with pytest.raises(TypeError, match="x must be float16"):
             fd.alpha_dropout(np.ones(3, complex), 0.5, rng=1)
+        with pytest.raises(TypeError, match="locked_dropout and drop_path take complex numbers"):
+            fd.dropout_add([1j], [1j], 0.5, rng=1)
         with pytest.raises(TypeError, match="x must be complex64 or complex128"):
             fd.dropout(np.ones(3, np.clongdouble), 0.5, rng=1)
         with pytest.raises(ValueError, match="out must"):
             fd.dropout(np.ones(3, complex), 0.5, rng=1, out=np.ones(4, complex))
+
+
+def test_where_no_sparse_array_is_taken():
+    x = numbers()
+    for op in (fd.relu_dropout, fd.alpha_dropout, fd.gaussian_dropout, fd.targeted_prune):
+        with pytest.raises(TypeError, match=r"is a sparse array, .* with .toarray\(\)"):
+            op(x, 0.5)
+    with pytest.raises(TypeError, match="residual is a sparse array"):
+        fd.dropout_add(x.toarray(), x, 0.5)
+    wrong = sp.csr_array((np.ones(1, np.float32), [7], [0, 1]), shape=(1, 4))
+    with pytest.raises(ValueError, match=r"indices must be in 0 \.\.\. 3, got 7"):
+        fd.dropout(wrong, 0.5)
