@@ -58,8 +58,8 @@ void fd_backward(const fd_task *task, const uint8_t *bits);
 enum { FD_PARTS = 32 };
 void fd_backward_sums(const fd_task *task, const uint8_t *bits, size_t row, double *sums);
 
-/* FD_PARTS rows to the first. */
-void fd_sum_parts(size_t row, double *sums);
+/* So many rows to the first. */
+void fd_sum_parts(size_t row, size_t parts, double *sums);
 
 /* n rows of the table x, of `row` elements each, by number: y = x[ids] * scale where bit ids[i] says
  * kept, else 0. Contiguous. */

@@ -359,9 +359,18 @@ def tampered(r, trees, donors):
         else:
             whole.parts[i] = hostile(r, node, donors)
     if late:
-        left = {id(w.parts[k]) for w, k in tree.places()}
-        late = [pair for pair in late if id(pair[0]) in left]
+        left = [w.parts[k] for w, k in tree.places()]
+        changing = {id(part) for part in left} - iterated(left)
+        late = [pair for pair in late if id(pair[0]) in changing]
     return tree.parts[0], late
+
+
+def iterated(parts):
+    """Arrays of which a deque holds views: NumPy itself frees their memory under these, when a
+    state comes late.
+    """
+    calls = (part.parts for part in parts if part.kind == "call")
+    return {id(a) for kind, arguments, *_ in calls if kind.value is deque for a in arguments.parts}
 
 
 def use(r, thing, depth=0):

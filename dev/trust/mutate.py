@@ -184,7 +184,7 @@ MUTATIONS = [
     ("drivers/connect.c", "{start - skip, NULL}", "{start, NULL}", "dropconnect"),
     ("drivers/noise.c", "% FD_NOISE_BLOCK;\n    const", "% 2;\n    const", "noise"),
     ("drivers/noise.c", "i % t->sigma_length", "i % (t->sigma_length + 1)", "variational"),
-    ("drivers/noise.c", "column = (i + j) % job->row", "column = j % job->row", "variational"),
+    ("drivers/tiles.h", "column = i % row;", "column = 0;", "variational"),
     ("drivers/dropblock.c", "(63 - shift)", "(62 - shift)", "dropblock"),
     ("drivers/dropblock.c", "words[far] |= words[0] << shift;", ";", "dropblock"),
     ("drivers/dropblock.c", "if (at % 64 + m > 64)", "if (0)", "dropblock"),

@@ -106,16 +106,16 @@ static void backward_parts(const void *data, uint64_t first, uint64_t last, int 
     const fd_noise_op gradient = t->op == FD_CONCRETE ? FD_CONCRETE_GRADIENT : FD_NOISE_GRADIENT;
     const fd_dtype compute = t->dtype == FD_FLOAT64 ? FD_FLOAT64 : FD_FLOAT32;
     const size_t size = fd_itemsize[compute];
-    const uint64_t all = tiles(t->n);
+    const uint64_t all = tiles(t->n), parts = min_size(FD_PARTS, all);
     float buffer[FD_TILE + FD_NOISE_PAD];
     /* Of the compute type: half a tile of float64, as the stack of a caller's thread may be small. */
     char terms[FD_TILE * 4];
     for (; first < last; first++) {
         double *const sum = job->sums ? job->sums + first * job->row : NULL;
-        const uint64_t end = all * (first + 1) / FD_PARTS;
+        const uint64_t end = all * (first + 1) / parts;
         if (sum)
             memset(sum, 0, job->row * sizeof *sum);
-        for (uint64_t tile = all * first / FD_PARTS; tile < end; tile++) {
+        for (uint64_t tile = all * first / parts; tile < end; tile++) {
             const uint64_t stop = min_size(t->n, (tile + 1) * FD_TILE);
             uint64_t i = tile * FD_TILE;
             const float *noise = noise_at(t, i, (size_t)(stop - i), buffer);
@@ -128,11 +128,8 @@ static void backward_parts(const void *data, uint64_t first, uint64_t last, int 
                     o.x = o.g, o.y = job->dx + i * fd_itemsize[t->dtype];
                     k->apply_noise[t->op][t->dtype](&o, m);
                 }
-                for (size_t j = 0, r; !job->t && j < m; j += r) {
-                    const size_t column = (i + j) % job->row;
-                    r = min_size(m - j, job->row - column);
-                    k->add_to[compute](terms + j * size, sum + column, r);
-                }
+                if (sum)
+                    add_columns(k, compute, terms, i, m, job->row, sum);
             }
         }
     }
@@ -142,7 +139,8 @@ void fd_noise_backward(const fd_noise_task *task, char *dx, char *t, size_t row,
 {
     const Job job = {*task, NULL, dx, t, row, t ? NULL : sums};
     const int threads = task->n > NOISE_CHUNK * FD_TILE ? task->machine.threads : 1;
-    pool_run(threads, FD_PARTS, 1, backward_parts, &job);
+    const uint64_t parts = min_size(FD_PARTS, tiles(task->n)); /* of more, the others would be empty */
+    pool_run(threads, parts, 1, backward_parts, &job);
     if (!t)
-        fd_sum_parts(row, sums);
+        fd_sum_parts(row, parts, sums);
 }

@@ -46,7 +46,8 @@ void fd_add_rows(fd_machine m, fd_dtype dtype, const char *x, const int64_t *ids
                  size_t row, double *sums)
 {
     for (size_t i = 0; i < n; i++)
-        m.kernels->add_to[dtype](x + i * row * fd_itemsize[dtype], sums + (size_t)ids[i] * row, row);
+        m.kernels->add_rows[dtype](x + i * row * fd_itemsize[dtype], 1, row, sums + (size_t)ids[i] * row,
+                                   row);
 }
 
 typedef struct {
@@ -56,6 +57,9 @@ typedef struct {
     double *sums;
 } Sums;
 
+/* 16 rows at least, as a part of fewer would take longer to add to the others. */
+static uint64_t parts_of(uint64_t rows) { return min_size(FD_PARTS, (rows + 15) / 16); }
+
 /* Part by part, so that the order of the additions is always the same. */
 static void sum_parts(const void *job, uint64_t first, uint64_t last, int seat)
 {
@@ -63,27 +67,27 @@ static void sum_parts(const void *job, uint64_t first, uint64_t last, int seat)
     const Sums *s = job;
     const fd_task *t = &s->task;
     const size_t size = fd_itemsize[t->dtype];
-    const uint64_t rows = t->n / s->row;
-    const size_t most = s->row < FD_TILE ? FD_TILE / s->row : 1; /* rows that stay in the cache */
+    const uint64_t rows = t->n / s->row, parts = parts_of(rows);
+    const size_t most = s->row < 4 * FD_TILE ? 4 * FD_TILE / s->row : 1; /* rows that stay in the cache */
     for (; first < last; first++) {
         double *sum = s->sums + first * s->row;
         memset(sum, 0, s->row * sizeof *sum);
-        const uint64_t end = rows * (first + 1) / FD_PARTS;
-        for (uint64_t r = rows * first / FD_PARTS, m; r < end; r += m) {
+        const uint64_t end = rows * (first + 1) / parts;
+        for (uint64_t r = rows * first / parts, m; r < end; r += m) {
             m = min_size(end - r, most);
+            const uint64_t i = r * s->row;
             if (s->bits)
-                apply_at(t, r * s->row, s->bits, r * s->row, m * s->row);
-            for (uint64_t i = r; i < r + m; i++)
-                t->machine.kernels->add_to[t->dtype](t->operands.y + i * s->row * size, sum, s->row);
+                apply_at(t, i, s->bits, i, m * s->row);
+            add_columns(t->machine.kernels, t->dtype, t->operands.y + i * size, i, m * s->row, s->row, sum);
         }
     }
 }
 
-void fd_sum_parts(size_t row, double *sums)
+void fd_sum_parts(size_t row, size_t parts, double *sums)
 {
-    for (int part = 1; part < FD_PARTS; part++)
+    for (size_t part = 1; part < parts; part++)
         for (size_t i = 0; i < row; i++)
-            sums[i] += sums[(size_t)part * row + i];
+            sums[i] += sums[part * row + i];
 }
 
 void fd_backward_sums(const fd_task *task, const uint8_t *bits, size_t row, double *sums)
@@ -91,6 +95,7 @@ void fd_backward_sums(const fd_task *task, const uint8_t *bits, size_t row, doub
     if (!task->n) /* then there may be no rows to count */
         return;
     const Sums s = {*task, bits, row, sums};
-    pool_run(task->n > CHUNK * FD_TILE ? task->machine.threads : 1, FD_PARTS, 1, sum_parts, &s);
-    fd_sum_parts(row, sums);
+    const uint64_t parts = parts_of(task->n / row);
+    pool_run(task->n > CHUNK * FD_TILE ? task->machine.threads : 1, parts, 1, sum_parts, &s);
+    fd_sum_parts(row, parts, sums);
 }

@@ -47,6 +47,18 @@ static inline void apply_at(const fd_task *t, uint64_t i, const uint8_t *bits, s
     t->machine.kernels->apply[t->op][t->dtype](&o, bits, bit, n);
 }
 
+/* Elements i ... i + n - 1 to the sums of their columns, of which there are `row`. */
+static inline void add_columns(const fd_kernels *k, fd_dtype dtype, const char *x, uint64_t i, size_t n,
+                               size_t row, double *sums)
+{
+    for (size_t m, rows; n; i += m * rows, n -= m * rows, x += m * rows * fd_itemsize[dtype]) {
+        const size_t column = i % row;
+        rows = column || n < row ? 1 : n / row;
+        m = min_size(n, row - column);
+        k->add_rows[dtype](x, rows, row, sums + column, m);
+    }
+}
+
 /* The task; writing past the caches pays where y's n elements would not stay in them. In place they are
  * in them already. */
 static inline fd_task past_caches(const fd_task *task, uint64_t n)

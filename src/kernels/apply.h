@@ -220,20 +220,40 @@ OP(alpha_dropout, FD_ALPHA_DROPOUT)
 OP(zoneout, FD_ZONEOUT)
 #undef OP
 
-/* sum[i] += x[i] in float64, the same on any instruction set. */
-static void NAME(add_to, SUFFIX)(const char *x, double *sum, size_t n)
+/* Some columns at a time, whose sums stay in registers. */
+static void NAME(add_rows, SUFFIX)(const char *x, size_t rows, size_t row, double *sum, size_t n)
 {
+    enum { COLUMNS = F64_WIDTH < 4 ? 32 : 8 * F64_WIDTH, VECTORS = COLUMNS / F64_WIDTH };
     for (size_t i = 0, m; i < n; i += m) {
-        char padded[64 * SIZE] = {0};
-        SCALAR value[64];
-        m = n - i < 64 ? n - i : 64;
-        const char *from = x + i * SIZE;
-        if (m < 64)
-            from = memcpy(padded, from, m * SIZE);
-        for (size_t j = 0; j < 64; j += WIDTH)
-            STORE_SCALARS((char *)(value + j), LOAD(from + j * SIZE));
-        for (size_t j = 0; j < m; j++)
-            sum[i + j] += (double)value[j];
+        char padded[COLUMNS * SIZE] = {0};
+        double total[COLUMNS] = {0};
+        F64_VEC v[VECTORS];
+        m = n - i < COLUMNS ? n - i : COLUMNS;
+        double *const to = m < COLUMNS ? memcpy(total, sum + i, m * sizeof *total) : sum + i;
+        UNROLL
+        for (int k = 0; k < VECTORS; k++)
+            v[k] = F64_LOAD((const char *)(to + k * F64_WIDTH));
+        for (size_t r = 0; r < rows; r++) {
+            const char *at = x + (r * row + i) * SIZE;
+            SCALAR value[COLUMNS];
+            if (m < COLUMNS)
+                at = memcpy(padded, at, m * SIZE);
+            UNROLL
+            for (int j = 0; j < COLUMNS; j += WIDTH)
+                STORE_SCALARS((char *)(value + j), LOAD(at + j * SIZE));
+            UNROLL
+            for (int k = 0; k < VECTORS; k++)
+#if SIZE == 8
+                v[k] = F64_ADD(v[k], F64_LOAD((const char *)(value + k * F64_WIDTH)));
+#else
+                v[k] = F64_ADD(v[k], F64_FROM_F32(value + k * F64_WIDTH));
+#endif
+        }
+        UNROLL
+        for (int k = 0; k < VECTORS; k++)
+            F64_STORE((char *)(to + k * F64_WIDTH), v[k]);
+        if (m < COLUMNS)
+            memcpy(sum + i, total, m * sizeof *total);
     }
 }
 

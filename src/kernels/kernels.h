@@ -55,7 +55,7 @@ const fd_kernels KERNELS = {
     .draw_noise = draw_noise,
     .apply_noise = {OP(noise_scale), OP(noise_add), OP(noise_gradient), OP(concrete),
                     OP(concrete_gradient)},
-    .add_to = OP(add_to),
+    .add_rows = OP(add_rows),
     .connect = {connect_f32, connect_f64},
     .connect_back = {connect_back_f32, connect_back_f64},
     .philox = philox_blocks,

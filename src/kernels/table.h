@@ -118,8 +118,8 @@ typedef struct {
     void (*draw_noise)(fd_noise kind, const fd_draw *draw, uint64_t block, size_t n, float *noise,
                        fd_ahead ahead);
     fd_noise_fn *apply_noise[FD_NOISE_OPS][FD_DTYPES];
-    /* sum[i] += x[i] */
-    void (*add_to[FD_DTYPES])(const char *x, double *sum, size_t n);
+    /* sum[i] += x[r * row + i], n columns of one row after the other, in float64. */
+    void (*add_rows[FD_DTYPES])(const char *x, size_t rows, size_t row, double *sum, size_t n);
     /* y[o] += sum over r of kept(w[r][o]) * x[r]. Bit `bit` of `bits` belongs to w[0][0]; FD_GROUP
      * bits are read for each group of w's columns. float32 and float64. */
     void (*connect[FD_FLOAT64 + 1])(const fd_weights *w, const uint8_t *bits, size_t bit,

@@ -562,9 +562,10 @@ def test_weighted(dtype):
         assert_same_bits(after["y"], expected)
 
 
-def test_sums_of_columns(dtype):
+@pytest.mark.parametrize("rows", [1, 41, 600])
+def test_sums_of_columns(dtype, rows):
     cc, row = (9, 0), 24
-    dy = some(dtype, 41 * row, quiet=True)
+    dy = some(dtype, rows * row, quiet=True)
     zeros = np.zeros_like(dy)
     _, ctx = fd.bias_dropout_add(
         zeros.reshape(-1, row), zeros[:row], zeros.reshape(-1, row), 0.0, rng=1

@@ -49,8 +49,8 @@ def weighted_kernel(where: str, dtype: str) -> Any:
 def sums_kernel(where: str, dtype: str, by: str = "rows") -> Any:
     """Sums of n elements over the columns of `row` elements, float64, a part of them each.
 
-    by: "rows" or "tiles", of which each part has as many as any other, except for rounding. sums:
-    one row for each of PARTS parts. The order of additions is that of ``fd_backward_sums`` with
+    by: "rows" or "tiles", of which each part has as many as any other, except for rounding, and 16
+    rows at least. sums: one row for each of PARTS parts, 0 in those that have no rows. The order of additions is that of ``fd_backward_sums`` with
     "rows", where n is a multiple of `row`, and of ``fd_noise_backward`` with "tiles".
     """
     p, e = target(where), elements(where, dtype)
@@ -62,11 +62,12 @@ def sums_kernel(where: str, dtype: str, by: str = "rows") -> Any:
         i = first()
         unit = TILE if tiled else row
         units = (n + (unit - U64(1))) // unit
+        parts = EACH_PART if tiled else max(U64(1), min(EACH_PART, (units + U64(15)) // U64(16)))
         while i < EACH_PART * row:
             part = i // row
             column = i - part * row
-            begin = units * part // EACH_PART * unit
-            end = min(units * (part + U64(1)) // EACH_PART * unit, n)
+            begin = units * part // parts * unit
+            end = min(units * (part + U64(1)) // parts * unit, n)
             at = begin // row * row + column
             at = at + row if at < begin else at
             total = NOTHING
