@@ -52,10 +52,13 @@ void fd_forward(const fd_task *task, uint8_t *saved);
 /* Contiguous: apply n packed bits. */
 void fd_backward(const fd_task *task, const uint8_t *bits);
 
-/* fd_backward, and the sums over the rows of y, which are `row` elements long, in one pass; with
- * bits == NULL the sums alone. sums: FD_PARTS * row float64, the result in the first row. The order
- * of the additions depends on n and row only. */
+/* Into how many parts rows are cut that are added up, at least 1. */
 enum { FD_PARTS = 32 };
+uint64_t fd_parts_of(uint64_t rows);
+
+/* fd_backward, and the sums over the rows of y, which are `row` elements long, in one pass; with
+ * bits == NULL the sums alone. sums: fd_parts_of(rows) * row float64, the result in the first row. The
+ * order of the additions depends on n and row only. */
 void fd_backward_sums(const fd_task *task, const uint8_t *bits, size_t row, double *sums);
 
 /* So many rows to the first. */

@@ -109,7 +109,7 @@ class Cpu:
             return _core.forward(op, x, None, None, out, draw, keep, constants, given)
         x = np.asarray(x, order="C")
         residual = None if residual is None else np.asarray(residual, order="C")
-        bias = None if bias is None else _repeated(bias) if bias.size else None
+        bias = None if bias is None else _core.repeated(bias) if bias.size else None
         own = out if out is not None and out.flags.c_contiguous else None
         y, bits = _core.forward(op, x, residual, bias, own, draw, keep, constants, given)
         return delivered(y, out), bits
@@ -128,15 +128,14 @@ class Cpu:
     def select_and_sum(
         dy: Array, out: Array | None, draw: Draw, bits: Any, scale: float
     ) -> tuple[Array, Array]:
-        bits, sums = host_bits(bits), np.zeros((PARTS, dy.shape[-1]))
+        bits = host_bits(bits)
         if draw.place.size == dy.size and not (bits is None and out is None):
             bits = _core.draw_bits(draw) if bits is None else bits
             own = out if out is not None and out.flags.c_contiguous else None
-            dx = _core.backward_sums(np.asarray(dy, order="C"), own, bits, scale, sums)
+            dx, dbias = _core.backward_sums(np.asarray(dy, order="C"), own, bits, scale)
         else:
             dx = _core.backward(dy, None, draw, bits, scale)
-            _core.backward_sums(np.ascontiguousarray(dx), None, None, scale, sums)
-        dbias = sums[0].astype(dx.dtype)
+            _, dbias = _core.backward_sums(np.ascontiguousarray(dx), None, None, scale)
         return delivered(dx, out), dbias
 
     @staticmethod
@@ -305,11 +304,6 @@ def delivered(y: Array, out: Array | None) -> Array:
     return y if out is None or y is out else _core.copy(y, out)
 
 
-def _repeated(operand: Array) -> Array:
-    """What repeats, longer than it is, so that a tile finds its part in one piece."""
-    return np.resize(operand, operand.size + BIAS_ROOM)
-
-
 def _rows(x: Array) -> Array:
     """A row for each example."""
     return x.reshape(prod(x.shape[:-1]), x.shape[-1])
@@ -324,7 +318,7 @@ def _noise_operands(op: int, x: Array, draw: Draw, constants: Any) -> tuple[Any,
             constants = float(sigma)
         else:
             length = max(sigma.size, 1)
-            constants = sigma if sigma.shape == x.shape else _repeated(sigma)
+            constants = sigma if sigma.shape == x.shape else _core.repeated(sigma)
     noise = None
     if not draw.place.is_run:
         drawn = np.empty(draw.place.shape, np.float32)

@@ -20,6 +20,8 @@ from fastdrop._core import (
     RELU_DROPOUT,
     Draw,
     Place,
+    common_backward,
+    common_call,
     saved,
 )
 from fastdrop.backends import of
@@ -38,6 +40,8 @@ class AddContext(Context):
 
     def backward(self, dy: npt.ArrayLike, out: npt.NDArray[Any] | None = None) -> Any:
         """(dx, dresidual); dx goes to `out` if given, dresidual is dy itself."""
+        if (dx := common_backward(self, dy, out, "apart")) is not None:
+            return dx, dy
         backend = of(dy)
         dy = backend.array(dy, "dy")
         dresidual = backend.apart(dy, out)
@@ -58,6 +62,8 @@ class BiasAddContext(Context):
 
         dbias is summed in float64 in an order that does not depend on the number of threads.
         """
+        if (found := common_backward(self, dy, out, "columns")) is not None:
+            return *found, dy
         backend = of(dy)
         dy = backend.array(dy, "dy")
         dresidual = backend.apart(dy, out)
@@ -79,6 +85,8 @@ class ReluContext(Context):
 
     def backward(self, dy: npt.ArrayLike, out: npt.NDArray[Any] | None = None) -> Any:
         """dx; arguments as in `Context.backward`."""
+        if (dx := common_backward(self, dy, out, "each")) is not None:
+            return dx
         backend = of(dy)
         dy = backend.array(dy, "dy")
         out, dy = backend.output(out, dy)
@@ -250,6 +258,22 @@ def _fused(
     bias: Any = None,
 ) -> tuple[Any, Any]:
     """The road of all fused ops."""
+    if mask is None and (done := common_call(op, x, p, how, None, kind, residual, bias)):
+        return done
+    return _looked_at(op, kind, x, p, how, mask, residual, bias)
+
+
+def _looked_at(
+    op: int,
+    kind: type[Context],
+    x: Any,
+    p: Any,
+    how: How,
+    mask: Any,
+    residual: Any,
+    bias: Any,
+) -> tuple[Any, Any]:
+    """What `_fused` does where the gate has to look."""
     rng, training, shared_axes, region, rows, out, save = how
     keep = gate.keeps_bits(save)
     backend = of(x)

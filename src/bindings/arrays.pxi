@@ -104,16 +104,21 @@ cdef inline void byte_bounds(cnp.ndarray x, const char **low, const char **high)
     high[0] += cnp.PyArray_ITEMSIZE(x) if cnp.PyArray_SIZE(x) else 0
 
 
-cdef bint overlaps_otherwise(cnp.ndarray x, cnp.ndarray y) noexcept:
-    """Whether x and y, of one shape and dtype, may share memory except element by element."""
+cdef bint share_memory(cnp.ndarray x, cnp.ndarray y) noexcept:
+    """Whether x and y may share memory."""
     cdef const char *x0
     cdef const char *x1
     cdef const char *y0
     cdef const char *y1
-    cdef int d
     byte_bounds(x, &x0, &x1)
     byte_bounds(y, &y0, &y1)
-    if x1 <= y0 or y1 <= x0:
+    return not (x1 <= y0 or y1 <= x0)
+
+
+cdef bint overlaps_otherwise(cnp.ndarray x, cnp.ndarray y) noexcept:
+    """Whether x and y, of one shape and dtype, may share memory except element by element."""
+    cdef int d
+    if not share_memory(x, y):
         return False
     for d in range(cnp.PyArray_NDIM(x)):
         if cnp.PyArray_STRIDE(x, d) != cnp.PyArray_STRIDE(y, d) and cnp.PyArray_DIM(x, d) > 1:
@@ -141,6 +146,25 @@ def copy(cnp.ndarray x not None, cnp.ndarray out, /):
     cnp.PyArray_CopyInto(out, x)
     deliveries += given
     return out
+
+
+def repeated(cnp.ndarray x not None, /):
+    """The elements of x over and over, BIAS_ROOM more than it has: a tile finds its part of what
+    repeats in one piece.
+    """
+    cdef cnp.npy_intp n = cnp.PyArray_SIZE(x), length = n + FD_REPEAT_PAD, done, m
+    if not n:
+        refused("x", "have elements")
+    cdef cnp.ndarray found = np.empty(length, (<object> x).dtype)
+    found[:n] = x.reshape(-1)
+    cdef size_t size = <size_t> cnp.PyArray_ITEMSIZE(x)
+    cdef char *to = data(found)
+    done = n
+    while done < length:
+        m = min(done, length - done)
+        memcpy(to + <size_t> done * size, to, <size_t> m * size)
+        done += m
+    return found
 
 
 cdef inline char *data(cnp.ndarray x) noexcept:

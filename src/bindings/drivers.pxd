@@ -64,6 +64,7 @@ cdef extern from "fastdrop.h" nogil:
         size_t bias_length, n
     void fd_forward(const fd_task *, uint8_t *saved)
     void fd_backward(const fd_task *, const uint8_t *bits)
+    uint64_t fd_parts_of(uint64_t rows)
     void fd_backward_sums(const fd_task *, const uint8_t *bits, size_t row, double *sums)
     void fd_lookup(const fd_task *, const int64_t *ids, const uint8_t *bits, size_t row)
     void fd_add_rows(fd_machine, fd_dtype, const char *x, const int64_t *ids, size_t n, size_t row,

@@ -215,7 +215,43 @@ def set_watched(bint on, /):
     watched = on
 
 
-def common_call(fd_op op, x, p, tuple how, constants, kind, /):
+cdef bint reads(y, cnp.ndarray x, out) noexcept:
+    """Whether a kernel may read y beside x, in one order, and write to out."""
+    return (
+        type(y) is cnp.ndarray
+        and has_kernels(y)
+        and dtype_of(y) == dtype_of(x)
+        and PyArray_SAMESHAPE(x, y)
+        and cnp.PyArray_IS_C_CONTIGUOUS(y)
+        and (out is None or not overlaps_otherwise(y, out))
+    )
+
+
+cdef bint repeats(y, cnp.ndarray x) noexcept:
+    """Whether y can be added to the rows of x."""
+    cdef int ndim = cnp.PyArray_NDIM(x)
+    return (
+        type(y) is cnp.ndarray
+        and has_kernels(y)
+        and dtype_of(y) == dtype_of(x)
+        and cnp.PyArray_NDIM(y) == 1
+        and ndim > 0
+        and cnp.PyArray_DIM(y, 0) == cnp.PyArray_DIM(x, ndim - 1)
+        and cnp.PyArray_DIM(y, 0) > 0
+    )
+
+
+cdef bint fused(fd_op op, cnp.ndarray x, out, residual, bias) noexcept:
+    """Whether an op that takes contiguous arrays alone can have these."""
+    return (
+        cnp.PyArray_IS_C_CONTIGUOUS(x)
+        and (out is None or cnp.PyArray_IS_C_CONTIGUOUS(out))
+        and (op == FD_RELU_DROPOUT or reads(residual, x, out))
+        and (op != FD_BIAS_DROPOUT_ADD or repeats(bias, x))
+    )
+
+
+def common_call(fd_op op, x, p, tuple how, constants, kind, residual=None, bias=None, /):
     """The call that nearly all are, in one step: no argument needs the gate.
 
     Parameters
@@ -228,6 +264,8 @@ def common_call(fd_op op, x, p, tuple how, constants, kind, /):
         Those of the op from the rate; None: those of inverted dropout.
     kind : type
         Of the context.
+    residual, bias
+        As the caller gave them, if the op has some.
 
     Returns
     -------
@@ -249,6 +287,7 @@ def common_call(fd_op op, x, p, tuple how, constants, kind, /):
         or rows is not None
         or type(save) is not str
         or not writes_to(x, out)
+        or not (op in ANY_LAYOUT or fused(op, x, out, residual, bias))
     ):
         return None
     keep = save == "bits"
@@ -262,7 +301,8 @@ def common_call(fd_op op, x, p, tuple how, constants, kind, /):
     cdef Draw draw = counter.drawn(p, place)
     cdef bint done = False
     try:
-        y, bits = forward(op, x, None, None, out, draw, keep, numbers)
+        longer = repeated(bias) if op == FD_BIAS_DROPOUT_ADD else None
+        y, bits = forward(op, x, residual, longer, out, draw, keep, numbers)
         result = y, saved(kind, draw.place.of, draw, numbers[0], bits)
         counter.spend(draw)
         done = True
@@ -272,17 +312,41 @@ def common_call(fd_op op, x, p, tuple how, constants, kind, /):
     return result
 
 
-def common_backward(Saved ctx not None, dy, out, /):
-    """The backward pass of `common_call`; None: something has to be looked at."""
+def common_backward(Saved ctx not None, dy, out, str kind=None, /):
+    """The backward pass of `common_call`; None: something has to be looked at.
+
+    kind: "each", where held has a bit for each element, whatever shares a draw; "apart", where out
+    may share no memory with dy; "columns", where, besides, the sums of dx over all but the last
+    axis are wanted: (dx, sums).
+    """
     held = ctx.held
+    cdef Draw draw = ctx.draw
     if (
         watched
         or type(dy) is not cnp.ndarray
         or not has_kernels(dy)
-        or ctx.draw is None
-        or not (type(held) is bytes or held is None and ctx.draw.p > 0.0)
-        or not is_for(ctx.draw, dy)
+        or draw is None
+        or not (type(held) is bytes or held is None and draw.p > 0.0)
+        or not is_for(draw, dy)
         or not writes_to(dy, out)
     ):
         return None
-    return backward(dy, out, ctx.draw, held, ctx.scale)
+    cdef int64_t n = cnp.PyArray_SIZE(dy)
+    if kind is None:
+        return backward(dy, out, draw, held, ctx.scale)
+    if kind != "each" and out is not None and share_memory(dy, out):
+        return None
+    if kind == "apart":
+        return backward(dy, out, draw, held, ctx.scale)
+    if held is None:
+        return None
+    if kind == "each":
+        return backward(dy, out, undrawn(whole(ctx.shape, n)), held, ctx.scale)
+    if (
+        draw.place.size != n
+        or not cnp.PyArray_IS_C_CONTIGUOUS(dy)
+        or not (out is None or cnp.PyArray_IS_C_CONTIGUOUS(out))
+        or cnp.PyArray_NDIM(dy) == 0
+    ):
+        return None
+    return backward_sums(dy, out, held, ctx.scale)

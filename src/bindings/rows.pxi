@@ -1,45 +1,46 @@
 # Rows: sums over them, and those of a table.
 
-def backward_sums(cnp.ndarray dy, cnp.ndarray out, bytes bits, double scale, cnp.ndarray sums, /):
+cpdef tuple backward_sums(cnp.ndarray dy, cnp.ndarray out, bytes bits, double scale):
     """`backward`, and the sums of dx over all but the last axis.
 
     Parameters
     ----------
     dy : ndarray
-        C-contiguous.
+        C-contiguous, at least 1-d.
     out : ndarray or None
         As in `forward`, C-contiguous.
     bits : bytes or None
         The packed mask, one bit per element. None: dy is dx already, and nothing is written.
-    sums : ndarray
-        float64, shape (PARTS, length of the last axis); the result comes to sums[0].
 
     Returns
     -------
-    ndarray
-        dx.
+    dx : ndarray
+    sums : ndarray
+        In the dtype of dy, rounded from float64.
     """
     cdef fd_task task
     cdef bint given = out is not None
     global deliveries
-    cdef size_t row
     known(dy, "dy")
     cdef int64_t n = cnp.PyArray_SIZE(dy)
+    if not cnp.PyArray_NDIM(dy):
+        refused("dy", "have an axis")
+    cdef int64_t row = cnp.PyArray_DIM(dy, cnp.PyArray_NDIM(dy) - 1)
+    cdef cnp.npy_intp[2] shape = [<int64_t> fd_parts_of(<uint64_t> (n // row) if row else 0), row]
     dense(dy, cnp.PyArray_TYPE(dy), 0, "dy")
     cdef cnp.ndarray dx = dy if bits is None else out if given else empty_like(dy)
     dense(dx, cnp.PyArray_TYPE(dy), n, "out")
     alike(dy, dx, "out")
-    sums_of(sums, &row)
-    if n and (not row or n % row):
-        refused("sums", "have the columns of dy")
     cdef uint8_t *mask = NULL if bits is None else mask_of(bits, n)
+    cdef cnp.ndarray sums = cnp.PyArray_EMPTY(2, shape, cnp.NPY_DOUBLE, 0)
     cdef double *totals = <double *> data(sums)
     set_task(&task, FD_DROPOUT, dx, dx, scale)
     task.operands.x = data(dy)
     with nogil:
-        fd_backward_sums(&task, mask, row, totals)
+        fd_backward_sums(&task, mask, <size_t> row, totals)
     deliveries += given
-    return dx
+    cdef cnp.ndarray of_columns = (<object> sums)[0].astype((<object> dy).dtype)
+    return dx, of_columns
 
 
 cdef int64_t table_of(cnp.ndarray table, cnp.ndarray ids) except -1:

@@ -274,6 +274,13 @@ cdef class Draw:
         return f"Draw(seed={self.seed}, call={self.call}, p={self.p}, place={self.place!r})"
 
 
+cdef Draw undrawn(Place place):
+    """Of a mask that is there."""
+    cdef Draw draw = Draw.__new__(Draw, *UNCHECKED)
+    draw.place, draw.given = place, True
+    return draw
+
+
 cdef int forks = 0  # how many lie between the first process and this one
 
 

@@ -58,7 +58,7 @@ typedef struct {
 } Sums;
 
 /* 16 rows at least, as a part of fewer would take longer to add to the others. */
-static uint64_t parts_of(uint64_t rows) { return min_size(FD_PARTS, (rows + 15) / 16); }
+uint64_t fd_parts_of(uint64_t rows) { return rows ? min_size(FD_PARTS, (rows + 15) / 16) : 1; }
 
 /* Part by part, so that the order of the additions is always the same. */
 static void sum_parts(const void *job, uint64_t first, uint64_t last, int seat)
@@ -67,7 +67,7 @@ static void sum_parts(const void *job, uint64_t first, uint64_t last, int seat)
     const Sums *s = job;
     const fd_task *t = &s->task;
     const size_t size = fd_itemsize[t->dtype];
-    const uint64_t rows = t->n / s->row, parts = parts_of(rows);
+    const uint64_t rows = t->n / s->row, parts = fd_parts_of(rows);
     const size_t most = s->row < 4 * FD_TILE ? 4 * FD_TILE / s->row : 1; /* rows that stay in the cache */
     for (; first < last; first++) {
         double *sum = s->sums + first * s->row;
@@ -92,10 +92,12 @@ void fd_sum_parts(size_t row, size_t parts, double *sums)
 
 void fd_backward_sums(const fd_task *task, const uint8_t *bits, size_t row, double *sums)
 {
-    if (!task->n) /* then there may be no rows to count */
+    if (!task->n) { /* then there may be no rows to count */
+        memset(sums, 0, row * sizeof *sums);
         return;
+    }
     const Sums s = {*task, bits, row, sums};
-    const uint64_t parts = parts_of(task->n / row);
+    const uint64_t parts = fd_parts_of(task->n / row);
     pool_run(task->n > CHUNK * FD_TILE ? task->machine.threads : 1, parts, 1, sum_parts, &s);
     fd_sum_parts(row, parts, sums);
 }
