@@ -116,7 +116,9 @@ def inputs_of(layer):
         return ([1, 3, 1],)
     if isinstance(layer, layers.LockedDropout | layers.TargetedDropout):
         return (x[0],)
-    return (x, -x) if isinstance(layer, layers.Zoneout) else (x,)
+    if isinstance(layer, layers.BiasDropoutAdd):
+        return x, x[0, 0, 0], -x
+    return (x, -x) if isinstance(layer, layers.Zoneout | layers.DropoutAdd) else (x,)
 
 
 def plain():

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from fastdrop import _core
 from fastdrop._core import (
     ANY_LAYOUT,
-    BIAS_ROOM,
     CONCRETE,
     LOGISTIC,
     NOISE_PAD,
@@ -105,6 +104,7 @@ class Cpu:
         bias: Array | None = None,
         given: Any = None,
     ) -> tuple[Array, bytes | None]:
+        given = host_bits(given)
         if op in ANY_LAYOUT:
             return _core.forward(op, x, None, None, out, draw, keep, constants, given)
         x = np.asarray(x, order="C")

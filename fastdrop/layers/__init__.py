@@ -17,6 +17,7 @@ from fastdrop.layers.learned import (
 from fastdrop.ops.alpha import alpha_dropout, feature_alpha_dropout
 from fastdrop.ops.dropblock import drop_block
 from fastdrop.ops.dropout import dropout
+from fastdrop.ops.fused import bias_dropout_add, dropout_add, relu_dropout
 from fastdrop.ops.gaussian import gaussian_dropout, gaussian_noise
 from fastdrop.ops.shared import drop_path, locked_dropout, spatial_dropout
 from fastdrop.ops.zoneout import zoneout
@@ -24,17 +25,20 @@ from fastdrop.ops.zoneout import zoneout
 __all__ = [
     "AdversarialDropout",
     "AlphaDropout",
+    "BiasDropoutAdd",
     "ConcreteDropout",
     "DropBlock",
     "DropConnect",
     "DropPath",
     "Dropout",
+    "DropoutAdd",
     "EmbeddingDropout",
     "FeatureAlphaDropout",
     "GaussianDropout",
     "GaussianNoise",
     "Layer",
     "LockedDropout",
+    "ReluDropout",
     "SparseVariationalLinear",
     "SpatialDropout",
     "TargetedDropout",
@@ -68,6 +72,18 @@ class GaussianDropout(OpLayer, op=gaussian_dropout):
 
 
 class GaussianNoise(OpLayer, op=gaussian_noise):
+    pass
+
+
+class ReluDropout(OpLayer, op=relu_dropout):
+    pass
+
+
+class DropoutAdd(OpLayer, op=dropout_add, inputs=2):
+    pass
+
+
+class BiasDropoutAdd(OpLayer, op=bias_dropout_add, inputs=3):
     pass
 
 

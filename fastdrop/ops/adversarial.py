@@ -50,6 +50,13 @@ class AdversarialContext(Context):
         self._check_shape(dy)
         return delivered(_scaled(self, dy), out)
 
+    def apply(self, x: npt.ArrayLike, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """This mask, with its scales, on another array; arguments as in `Context.apply`."""
+        x = gate.array(x)
+        out, x = CPU.output(out, x)
+        self._check_shape(x, "x")
+        return delivered(_scaled(self, x), out)
+
     def _check(self) -> None:
         super()._check()
         gate.like(self.scales, "scales", self.shape[:1])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy.typing as npt
 
 from fastdrop._core import ALPHA_DROPOUT
+from fastdrop.backends import of
 from fastdrop.base.gate import Region
 from fastdrop.ops.dropout import Context, masked
 from fastdrop.ops.shared import map_axes
@@ -29,6 +30,22 @@ def affine(p: float) -> tuple[float, float, float]:
     return a, b, a * SATURATION + b
 
 
+class AlphaContext(Context):
+    """Context of `alpha_dropout`."""
+
+    __slots__ = ()
+
+    def apply(self, x: npt.ArrayLike, out: npt.NDArray[Any] | None = None) -> Any:
+        """`alpha_dropout` of another array with the same mask; arguments as in `Context.apply`."""
+        backend = of(x)
+        x = backend.array(x)
+        out, x = backend.output(out, x)
+        self._check_shape(x, "x")
+        if (draw := self._drops) is None:
+            return backend.copy(x, out)
+        return backend.forward(ALPHA_DROPOUT, x, draw, affine(self.p), out, given=self.held)[0]
+
+
 def alpha_dropout(
     x: npt.ArrayLike,
     p: float = 0.5,
@@ -40,7 +57,7 @@ def alpha_dropout(
     rows: npt.ArrayLike | None = None,
     out: npt.NDArray[Any] | None = None,
     save: str = "bits",
-) -> tuple[npt.NDArray[Any], Context]:
+) -> tuple[npt.NDArray[Any], AlphaContext]:
     """Set elements to where SELU saturates, and all so that mean 0 and variance 1 are preserved.
 
     y = a * x + b where kept and a * s + b where dropped, with s = -1.7581,
@@ -56,7 +73,7 @@ def alpha_dropout(
     -------
     y : ndarray
         Shape, dtype and memory order of x.
-    ctx : Context
+    ctx : AlphaContext
         ``ctx.backward(dy)`` gives a * dy where kept, else 0; a is ``ctx.scale``.
 
     Raises
@@ -76,7 +93,7 @@ def alpha_dropout(
     2017, "New dropout technique".
     """
     how = rng, training, shared_axes, region, rows, out, save
-    return masked(ALPHA_DROPOUT, x, p, how, affine)
+    return masked(ALPHA_DROPOUT, x, p, how, affine, kind=AlphaContext)
 
 
 def feature_alpha_dropout(
@@ -91,7 +108,7 @@ def feature_alpha_dropout(
     rows: npt.ArrayLike | None = None,
     out: npt.NDArray[Any] | None = None,
     save: str = "bits",
-) -> tuple[npt.NDArray[Any], Context]:
+) -> tuple[npt.NDArray[Any], AlphaContext]:
     """`alpha_dropout` of whole feature maps.
 
     Parameters
@@ -109,7 +126,7 @@ def feature_alpha_dropout(
     -------
     y : ndarray
         Shape, dtype and memory order of x.
-    ctx : Context
+    ctx : AlphaContext
         ``ctx.backward(dy)`` gives the gradient.
 
     Raises
@@ -124,4 +141,5 @@ def feature_alpha_dropout(
         x is on a GPU, where no kernel can run here.
     """
     how = rng, training, shared_axes, region, rows, out, save
-    return masked(ALPHA_DROPOUT, x, p, how, affine, map_axes(channels_last))
+    axes = map_axes(channels_last)
+    return masked(ALPHA_DROPOUT, x, p, how, affine, axes, kind=AlphaContext)

@@ -74,24 +74,56 @@ class Context(context.Context):
         """
         if (dx := _core.common_backward(self, dy, out)) is not None:
             return dx
-        if gate.is_sparse(dy):
-            return self._backward_of_stored(dy, out)
-        backend = of_numbers(dy, "dy")
-        dy = backend.array(dy, "dy")
-        out, dy = backend.output(out, dy)
-        self._check_shape(dy)
-        if (draw := self._drops) is None:
-            return backend.copy(dy, out)
-        return backend.select(dy, out, draw, self.held, self.scale)
+        return self._select(dy, out, "dy")
 
-    def _backward_of_stored(self, dy: Any, out: Any) -> Any:
-        """`backward` of a sparse array; time and memory for its stored entries alone."""
+    def apply(self, x: npt.ArrayLike, out: npt.NDArray[Any] | None = None) -> Any:
+        """The same mask on another array: for all steps of a sequence, or two branches.
+
+        Its gradient is that of this context, too. Of an op that does more than dropout, this is
+        what its dropout does.
+
+        Parameters
+        ----------
+        x : array_like of a floating or complex dtype, or sparse array, of this context's shape
+        out : ndarray, optional
+            Where to write; shape and dtype of `x`. May be `x` itself.
+
+        Returns
+        -------
+        ndarray
+            x * scale where the mask keeps the element, +0 where not.
+
+        Raises
+        ------
+        TypeError
+            Kind or dtype of an argument; or what the op dropped depends on its own x.
+        ValueError
+            Another shape.
+        """
+        if (y := _core.common_backward(self, x, out)) is not None:
+            return y
+        return self._select(x, out, "x")
+
+    def _select(self, x: Any, out: Any, name: str) -> Any:
+        """What is kept of an array, scaled."""
+        if gate.is_sparse(x):
+            return self._select_stored(x, out, name)
+        backend = of_numbers(x, name)
+        x = backend.array(x, name)
+        out, x = backend.output(out, x)
+        self._check_shape(x, name)
+        if (draw := self._drops) is None:
+            return backend.copy(x, out)
+        return backend.select(x, out, draw, self.held, self.scale)
+
+    def _select_stored(self, x: Any, out: Any, name: str) -> Any:
+        """Of a sparse array; time and memory for its stored entries alone."""
         if out is not None:
             raise TypeError("out is not taken with sparse arrays; leave it out")
-        self._check_shape(dy)
-        entries = sparse.stored(dy, "dy")
-        entries = of_numbers(entries).array(entries, "dy")
-        return self._of_stored(dy, entries, sparse.positions(dy))
+        self._check_shape(x, name)
+        entries = sparse.stored(x, name)
+        entries = of_numbers(entries).array(entries, name)
+        return self._of_stored(x, entries, sparse.positions(x))
 
     def _of_stored(self, dy: Any, entries: Any, where: tuple[npt.NDArray[Any], ...]) -> Any:
         """One like dy with these gated entries, which are at these positions, selected."""
@@ -111,9 +143,10 @@ class Context(context.Context):
         """The draw, if it may drop something."""
         return None if self.held is None and self.p == 0.0 else self.draw
 
-    def _check_shape(self, dy: Any) -> None:
+    def _check_shape(self, dy: Any, name: str = "dy") -> None:
         if dy.shape != self.shape:
-            raise ValueError(f"dy must have the shape of x, {self.shape}, got {dy.shape}")
+            of = "of x" if name == "dy" else "of this context"
+            raise ValueError(f"{name} must have the shape {of}, {self.shape}, got {dy.shape}")
 
     def _check(self) -> None:
         self._check_place()
@@ -250,16 +283,17 @@ def masked(
     axes: Callable[[Any, Any], tuple[int, ...]] | None = None,
     name: str = "x",
     mask: Any = None,
-) -> tuple[Any, Context]:
+    kind: type[Context] = Context,
+) -> tuple[Any, Any]:
     """The road of all ops that drop elements of one array.
 
     constants: of the rate; those of inverted dropout if None. axes: of the gated x and shared_axes,
-    those that share a draw. name: of x in errors. mask: the caller's own.
+    those that share a draw. name: of x in errors. mask: the caller's own. kind: of the context.
     """
     common = axes is None and mask is None
-    if common and (done := _core.common_call(op, x, p, how, constants, Context)):
+    if common and (done := _core.common_call(op, x, p, how, constants, kind)):
         return done
-    return _looked_at(op, x, p, how, constants, axes, name, mask)
+    return _looked_at(op, x, p, how, constants, axes, name, mask, kind)
 
 
 def _looked_at(
@@ -271,7 +305,8 @@ def _looked_at(
     axes: Callable[[Any, Any], tuple[int, ...]] | None,
     name: str,
     mask: Any,
-) -> tuple[Any, Context]:
+    kind: type[Context],
+) -> tuple[Any, Any]:
     """What `masked` does where the gate has to look. Apart, as a function whose variables others
     use, as `of_draw` does, takes longer from its first line on.
     """
@@ -287,10 +322,10 @@ def _looked_at(
 
     def of_draw(draw: Draw | None) -> tuple[Any, Context]:
         if draw is None or (p == 0.0 and given is None):
-            return backend.copy(x, out), _core.saved(Context, x.shape, draw, 1.0, None)
+            return backend.copy(x, out), _core.saved(kind, x.shape, draw, 1.0, None)
         numbers = (constants or inverted)(p)
         y, bits = backend.forward(op, x, draw, numbers, out, keep, given=given)
-        return y, _core.saved(Context, x.shape, draw, numbers[0], bits)
+        return y, _core.saved(kind, x.shape, draw, numbers[0], bits)
 
     if not training or given is not None:
         return of_draw(Draw(None, None, p, place) if training else None)

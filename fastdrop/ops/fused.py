@@ -93,6 +93,10 @@ class ReluContext(Context):
         self._check_shape(dy)
         return backend.select(dy, out, _nothing(self.shape), self.held, self.scale)
 
+    def apply(self, x: npt.ArrayLike, out: npt.NDArray[Any] | None = None) -> Any:
+        """Not here: what is held tells what was dropped or not positive, not which of both."""
+        raise TypeError("x of relu_dropout decides with the mask; apply dropout's context instead")
+
     def _check(self) -> None:
         self._check_place()
         if not is_bits(self.held, prod(self.shape)):
@@ -166,7 +170,7 @@ def bias_dropout_add(
     Parameters
     ----------
     x : array_like of float16, bfloat16 (ml_dtypes), float32 or float64, at least 1-d
-    bias : array_like of x's dtype, shape (x.shape[-1],)
+    bias : array_like of x's dtype, shape (x.shape[-1],) or (1, x.shape[-1])
     residual : array_like, shape and dtype of x
     out : ndarray, optional
         Where to write y. May be x or residual itself.
@@ -178,7 +182,8 @@ def bias_dropout_add(
     y : ndarray
         Shape and dtype of x; C-contiguous.
     ctx : BiasAddContext
-        ``ctx.backward(dy)`` gives (dx, dbias, dresidual); dresidual is dy itself.
+        ``ctx.backward(dy)`` gives (dx, dbias, dresidual); dbias has the shape (x.shape[-1],), and
+        dresidual is dy itself.
 
     Raises
     ------
@@ -285,6 +290,8 @@ def _looked_at(
         if not x.ndim:
             raise ValueError("x must have at least one axis, along which bias is added, got 0-d")
         bias = backend.array(bias, "bias")
+        if bias.ndim == 2 and bias.shape[0] == 1:
+            bias = bias.reshape(-1)
         gate.like(bias, "bias", x.shape[-1:], x.dtype)
     place = gate.place(x.shape, shared_axes, region, rows)
     training = gate.flag(training, "training")

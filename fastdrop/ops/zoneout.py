@@ -33,6 +33,12 @@ class ZoneoutContext(Context):
         gate.like(dy, "dy", self.shape)
         return backend.split(dy, self.draw, self.held)
 
+    def apply(self, x: npt.ArrayLike, out: npt.NDArray[Any] | None = None) -> Any:
+        """Not here: of two arrays, one replaces the other."""
+        raise TypeError(
+            "x of zoneout is replaced, not dropped; call zoneout with rng=Rng(ctx.seed, ctx.call)"
+        )
+
     def _check(self) -> None:
         super()._check()
         if self.draw is None:

@@ -97,6 +97,8 @@ def test_out_where_there_is_none():
 
 EVERY = {
     "DropConnect": (lambda: fd.layers.DropConnect(4, 4, rng=1), 1),
+    "BiasDropoutAdd": (lambda: fd.layers.BiasDropoutAdd(rng=1), 3),
+    "DropoutAdd": (lambda: fd.layers.DropoutAdd(rng=1), 2),
     "EmbeddingDropout": (lambda: fd.layers.EmbeddingDropout(np.ones((8, 4)), rng=1), 0),
     "LockedDropout": (lambda: fd.layers.LockedDropout(time_axis=1, rng=1), 1),
     "GaussianNoise": (lambda: fd.layers.GaussianNoise(0.5, rng=1), 1),
@@ -108,6 +110,11 @@ EVERY = {
 }
 
 
+def operands(x, inputs):
+    """x, bias and residual, or all alike."""
+    return [x, x[(0,) * (x.ndim - 1)], x] if inputs == 3 else [x] * inputs
+
+
 @pytest.mark.parametrize("name", [n for n in fd.layers.__all__ if n not in ("Layer", "OpLayer")])
 def test_every_layer(name):
     """One road: call, backward, copies, evaluation that draws nothing."""
@@ -115,7 +122,7 @@ def test_every_layer(name):
     layer = make()
     shape = (2, 4, 8, 8) if "Feature" in name or name in ("SpatialDropout", "DropBlock") else (6, 4)
     x = np.random.default_rng(0).standard_normal(shape)
-    given = [x] * inputs or [np.arange(6)]
+    given = operands(x, inputs) or [np.arange(6)]
     if name == "DropConnect":
         given = [x.astype(np.float32)]
     with pytest.raises(RuntimeError, match="forward call"):
@@ -206,7 +213,7 @@ def test_calls_are_undone_in_reverse_order(name):
     calls = [generator.standard_normal(shape, np.float32) for _ in range(3)]
     if name != "DropConnect":
         calls = [x.astype(np.float64) for x in calls]
-    given = [[x] * inputs or [np.arange(k + 3)] for k, x in enumerate(calls)]
+    given = [operands(x, inputs) or [np.arange(k + 3)] for k, x in enumerate(calls)]
     outcomes = [same.forward(*g) for g in given]
     ys = [layer(*g) for g in given]
     layer.eval()

@@ -96,3 +96,60 @@ def test_places_that_cannot_be():
     for p in (-0.1, 1.1, np.nan):
         with pytest.raises(ValueError, match="p must be in"):
             Draw(1, 2, p, place)
+
+
+class TestApply:
+    """``ctx.apply``: the same mask on another array."""
+
+    @pytest.mark.parametrize("save", ["bits", "seed"])
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.complex64])
+    def test_is_what_the_op_does(self, isa, dtype, save):
+        x, other = (np.random.default_rng(k).random((40, 3, 70)).astype(dtype) for k in (0, 1))
+        for shared in ((), (1,), (0, 2)):
+            _, ctx = fd.dropout(x, 0.3, rng=fd.Rng(3, 8), shared_axes=shared, save=save)
+            expected, _ = fd.dropout(other, 0.3, rng=fd.Rng(3, 8), shared_axes=shared)
+            for h in (other, np.asfortranarray(other)):
+                assert_same_bits(ctx.apply(h), expected)
+            out = other.copy()
+            assert ctx.apply(out, out) is out
+            assert_same_bits(out, expected)
+
+    @pytest.mark.parametrize("op", [fd.spatial_dropout, fd.alpha_dropout, fd.feature_alpha_dropout])
+    @pytest.mark.parametrize("training", [True, False])
+    def test_of_other_ops(self, op, training):
+        x, other = (np.random.default_rng(k).standard_normal((4, 3, 5, 6)) for k in (0, 1))
+        _, ctx = op(x, 0.3, rng=fd.Rng(3, 8), training=training)
+        expected, _ = op(other, 0.3, rng=fd.Rng(3, 8), training=training)
+        assert_same_bits(ctx.apply(other), expected)
+        assert_same_bits(pickle.loads(pickle.dumps(ctx)).apply(other), expected)
+
+    def test_steps_of_a_sequence(self):
+        """Recurrent dropout: one mask for all steps, and its gradient."""
+        h = np.ones((5, 64), np.float32)
+        _, ctx = fd.dropout(h, 0.5, rng=1)
+        steps = [ctx.apply(h + t) for t in range(4)]
+        for t, y in enumerate(steps):
+            assert_same_bits(y, np.where(ctx.mask(), 2 * (h + t), 0))
+        with fd.debug():
+            _, ctx = fd.dropout(h, 0.5, rng=1, save="seed")
+            ctx.apply(h + 1)
+
+    def test_adversarial(self):
+        x = np.random.default_rng(0).standard_normal((4, 50))
+        _, ctx = fd.adversarial_dropout(x, x[::-1], 0.1, 0.4, rng=1)
+        assert_same_bits(ctx.apply(x), ctx.backward(x))
+
+    def test_errors(self):
+        x = np.ones((3, 4))
+        _, ctx = fd.dropout(x, rng=1)
+        with pytest.raises(
+            ValueError, match=r"x must have the shape of this context, \(3, 4\), got"
+        ):
+            ctx.apply(np.ones((4, 4)))
+        with pytest.raises(TypeError, match="x must be float16"):
+            ctx.apply(np.ones((3, 4), int))
+        with pytest.raises(ValueError, match="out must have shape"):
+            ctx.apply(x, np.ones(3))
+        for op in (fd.relu_dropout(x, rng=1), fd.zoneout(x, x, 0.5, rng=1)):
+            with pytest.raises(TypeError, match="x of "):
+                op[1].apply(x)

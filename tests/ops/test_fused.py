@@ -226,3 +226,14 @@ def test_errors_name_the_argument():
     with pytest.raises(ValueError, match="save must be one of"):
         fd.dropout_add(x, residual, save="all", rng=rng)
     assert rng.call == 0
+
+
+def test_a_bias_in_two_dimensions():
+    x = np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32)
+    expected, _ = fd.bias_dropout_add(x, x[0], x, 0.3, rng=1)
+    y, ctx = fd.bias_dropout_add(x, x[:1], x, 0.3, rng=1)
+    assert_same_bits(y, expected)
+    assert ctx.backward(x)[1].shape == (5,)
+    for wrong in (x[:2], x[:1, :1], x[None, :1]):
+        with pytest.raises(ValueError, match="bias must have shape"):
+            fd.bias_dropout_add(x, wrong, x, 0.3, rng=1)

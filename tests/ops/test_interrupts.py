@@ -320,6 +320,8 @@ def test_what_draws_without_an_array(draws):
 
 LAYERS = {
     "AdversarialDropout": (lambda rng: fd.layers.AdversarialDropout(0.2, 0.3, rng=rng), 1),
+    "BiasDropoutAdd": (lambda rng: fd.layers.BiasDropoutAdd(rng=rng), 3),
+    "DropoutAdd": (lambda rng: fd.layers.DropoutAdd(rng=rng), 2),
     "DropConnect": (lambda rng: fd.layers.DropConnect(7, 3, dtype=float, rng=rng), 1),
     "EmbeddingDropout": (lambda rng: fd.layers.EmbeddingDropout(X[0, 0], rng=rng), 0),
     "GaussianNoise": (lambda rng: fd.layers.GaussianNoise(0.5, rng=rng), 1),
@@ -335,7 +337,7 @@ def a_layer(name):
     make, inputs = LAYERS.get(name, (lambda rng: getattr(fd.layers, name)(rng=rng), 1))
     layer = make(fd.Rng(3, 5))
     layer.rng.state = {**layer.rng.state, "call": 5}
-    return layer, [X] * inputs or [IDS]
+    return layer, ([X] * inputs if inputs < 3 else [X, X[0, 0, 0], X]) or [IDS]
 
 
 def all_of(layer):

@@ -279,6 +279,7 @@ P = {"p": 0.5}
 LAYERS = {
     "AdversarialDropout": {**LAYER, **P, "delta": 0.1},
     "AlphaDropout": {**LAYER, **P, "shared_axes": (), "save": "bits"},
+    "BiasDropoutAdd": {**LAYER, **P, "shared_axes": (), "save": "bits"},
     "ConcreteDropout": {
         **LAYER,
         **{"p": 0.1, "temperature": 0.1, "shared_axes": ()},
@@ -294,6 +295,7 @@ LAYERS = {
     },
     "DropPath": {**LAYER, **P, "mode": "row", "scale_by_keep": True, "save": "bits"},
     "Dropout": {**LAYER, **P, "shared_axes": (), "save": "bits"},
+    "DropoutAdd": {**LAYER, **P, "shared_axes": (), "save": "bits"},
     "EmbeddingDropout": {**LAYER, **P, "weight": W},
     "FeatureAlphaDropout": {
         **LAYER,
@@ -302,6 +304,7 @@ LAYERS = {
     "GaussianDropout": {**LAYER, **P, "shared_axes": ()},
     "GaussianNoise": {**LAYER, "std": 0.5, "shared_axes": ()},
     "LockedDropout": {**LAYER, **P, "time_axis": 1, "shared_axes": (), "save": "bits"},
+    "ReluDropout": {**LAYER, **P, "shared_axes": ()},
     "SparseVariationalLinear": {**LAYER, **SIZES, "bias": True, "dtype": np.float32},
     "SpatialDropout": {**LAYER, **P, "channels_last": False, "shared_axes": (), "save": "bits"},
     "TargetedDropout": {**LAYER, **P, "targeted": 0.5, "mode": "weight"},
@@ -394,7 +397,8 @@ def test_layers(name, no_gpu):
     """When they are made, or when they are called."""
     make, good = getattr(layers, name), LAYERS[name]
     assert good.keys() == inspect.signature(make).parameters.keys()
-    given = {"Zoneout": (X, X), "DropConnect": (FLAT[:, :4],), "EmbeddingDropout": ([0],)}
+    given = {"Zoneout": (X, X), "DropoutAdd": (X, X), "BiasDropoutAdd": (X, X[0, 0, 0], X)}
+    given |= {"DropConnect": (FLAT[:, :4],), "EmbeddingDropout": ([0],)}
     given["SparseVariationalLinear"] = given["DropConnect"]
 
     def call(**arguments):

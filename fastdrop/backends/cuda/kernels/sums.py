@@ -50,7 +50,8 @@ def sums_kernel(where: str, dtype: str, by: str = "rows") -> Any:
     """Sums of n elements over the columns of `row` elements, float64, a part of them each.
 
     by: "rows" or "tiles", of which each part has as many as any other, except for rounding, and 16
-    rows at least. sums: one row for each of PARTS parts, 0 in those that have no rows. The order of additions is that of ``fd_backward_sums`` with
+    rows at least. sums: one row for each of PARTS parts, 0 in those that have no rows. The order of
+    additions is that of ``fd_backward_sums`` with
     "rows", where n is a multiple of `row`, and of ``fd_noise_backward`` with "tiles".
     """
     p, e = target(where), elements(where, dtype)
