@@ -1,0 +1,34 @@
+"""How the site is built: ``python -m sphinx -W docs docs/_build/html``. No network is needed."""
+
+import fastdrop
+
+project = "fastdrop"
+author = "the fastdrop developers"
+copyright = "2026, the fastdrop developers"
+release = version = fastdrop.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "numpydoc"]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+# The tables of RELIABILITY.md and others have no words in their first cell, README has HTML comments.
+suppress_warnings = ["myst.header"]
+
+# Each name of `__all__`, with its docstring; base classes' methods stand with the base.
+autodoc_default_options = {"members": True, "member-order": "groupwise"}
+autodoc_typehints = "none"  # the docstrings have them, in words
+# So that what is built does not depend on which of these are installed.
+autodoc_mock_imports = [
+    *("autograd", "dask", "jax", "keras", "llvmlite", "mpi4py", "numba"),
+    *("sklearn", "srsly", "thinc", "torch"),
+]
+numpydoc_show_class_members = False
+
+html_theme = "furo"
+html_title = f"fastdrop {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+
+linkcheck_anchors = False
+
