@@ -1,5 +1,7 @@
 """How the site is built: ``python -m sphinx -W docs docs/_build/html``. No network is needed."""
 
+import re
+
 import fastdrop
 
 project = "fastdrop"
@@ -11,8 +13,6 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "numpydoc"]
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
-# The tables of RELIABILITY.md and others have no words in their first cell, README has HTML comments.
-suppress_warnings = ["myst.header"]
 
 # Each name of `__all__`, with its docstring; base classes' methods stand with the base.
 autodoc_default_options = {"members": True, "member-order": "groupwise"}
@@ -32,3 +32,23 @@ html_copy_source = False
 
 linkcheck_anchors = False
 
+
+
+def rubrics(app, what, name, obj, options, lines):
+    """Headings in docstrings of modules, which numpydoc leaves alone, are no sections of a page."""
+    if what == "module":
+        text = re.sub(r"^(\w+)\n-{3,}$", r".. rubric:: \1\n", "\n".join(lines), flags=re.MULTILINE)
+        lines[:] = text.split("\n")
+
+
+def links(app, name, source):
+    """A page links to the files above docs/, as a reader of the repository needs it. In the site
+    they are pages of the same names in docs/.
+    """
+    source[0] = re.sub(r"\]\(\.\./((?:\.\./)*[A-Z]+\.md)", r"](\1", source[0])
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", rubrics)
+    app.connect("source-read", links)
