@@ -33,7 +33,6 @@ html_copy_source = False
 linkcheck_anchors = False
 
 
-
 def rubrics(app, what, name, obj, options, lines):
     """Headings in docstrings of modules, which numpydoc leaves alone, are no sections of a page."""
     if what == "module":

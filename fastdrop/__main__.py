@@ -19,6 +19,8 @@ from fastdrop.backends.cuda import launch, prebuilt
 from fastdrop.studies import STUDIES
 from fastdrop.tools.advice import advice
 
+SUMMARY = "Dropout for NumPy: one pass of vectorised C, and the same mask everywhere."
+
 
 def info(args: argparse.Namespace) -> None:
     """Print what was picked on this machine, and what would make it faster."""
@@ -132,7 +134,7 @@ class _Different(argparse.Action):
 
 def commands() -> argparse.ArgumentParser:
     """All that there is, and its options."""
-    parser = argparse.ArgumentParser(prog="python -m fastdrop", description=fd.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fastdrop", description=SUMMARY)
     parser.set_defaults(run=lambda _: parser.print_help())
     added = parser.add_subparsers(metavar="COMMAND")
 
@@ -157,8 +159,9 @@ def commands() -> argparse.ArgumentParser:
     command.add_argument(
         "--data",
         metavar="DIR",
-        help="folder with MNIST's own files or others in their format (IDX), gzipped or not, or with "
-        "CIFAR-10's batches, binary or pickled; or one of mnist (downloaded once), digits (scikit-learn's), synthetic "
+        help="folder with MNIST's own files, or others in their format (IDX), gzipped or not; or "
+        "with CIFAR-10's batches, binary or pickled; or one of mnist (downloaded once), digits "
+        "(scikit-learn's), synthetic "
         "(default: that of the study; digits if that is mnist and cannot be downloaded)",
     )
     command.add_argument("--epochs", type=_count, help="passes over the training set")

@@ -16,15 +16,15 @@ GPU_DRIVERS = "cuda", "nvcuda"  # the name of its library on Linux, and on Windo
 
 
 def advice() -> Iterator[str]:
-    """A sentence for each thing that is in the way, with what to do about it; none if nothing is."""
+    """A sentence for each thing that is in the way, with what to do about it."""
     features = cpu_features()
     isa, best = features["isa"], features["available"][0]
     if isa != best:
         yield f"FASTDROP_ISA chooses {isa} kernels: unset it for {best}"
     elif isa not in FAST:
         yield (
-            f"the kernels are {isa}, the slowest: this CPU has no AVX2, or the compiler built none; "
-            "try another CPU, or GCC or Clang"
+            f"the kernels are {isa}, the slowest: this CPU has no AVX2, or the compiler built none "
+            "for it; try another CPU, or GCC or Clang"
         )
     if "without optimisation" in BUILD:
         yield "the package was compiled without optimisation: build it again without -O0 in CFLAGS"
@@ -52,4 +52,3 @@ def advice() -> Iterator[str]:
         )
     if any(map(find_library, GPU_DRIVERS)) and (reason := launch.why_not()):
         yield f"there is a GPU's driver, and its kernels cannot run: {reason}"
-

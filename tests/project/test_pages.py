@@ -19,12 +19,13 @@ import fastdrop as fd
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w*).*?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-PAGES = sorted(
+ALL = sorted(
     str(path.relative_to(ROOT))
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-    if "_build" not in path.parts and "```python" in path.read_text()
+    if "_build" not in path.parts
 )
-# Pages of other libraries, which take seconds to import.
+PAGES = [page for page in ALL if "```python" in (ROOT / page).read_text()]
+# Pages of other libraries, which take seconds to import: slow tests.
 NEEDS = {
     "docs/guides/dask_mpi.md": ["dask", "mpi4py"],
     "docs/guides/jax.md": ["jax"],
@@ -32,9 +33,7 @@ NEEDS = {
     "docs/guides/others.md": ["autograd", "numba", "sklearn", "thinc"],
     "docs/guides/sklearn.md": ["sklearn"],
     "docs/guides/torch.md": ["torch"],
-    "docs/recipes/resume.md": ["sklearn"],
 }
-SLOW = {page for page, names in NEEDS.items() if names != ["sklearn"]}
 BETWEEN = "\x00"  # printed behind each block
 
 
@@ -46,7 +45,7 @@ def script(text):
             first = text[: fence.start()].count("\n") + 1
             block = fence[2].splitlines()
             lines[first : first + len(block)] = block
-            lines[first + len(block)] = f"print({BETWEEN!r}, end='')" # where the fence ends
+            lines[first + len(block)] = f"print({BETWEEN!r}, end='')"  # where the fence ends
     return "\n".join(lines) + "\n"
 
 
@@ -59,7 +58,7 @@ def expected(text):
 
 
 @pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=pytest.mark.slow if page in SLOW else []) for page in PAGES]
+    "page", [pytest.param(page, marks=pytest.mark.slow if page in NEEDS else []) for page in PAGES]
 )
 def test_page(page, tmp_path):
     if missing := [name for name in NEEDS.get(page, ()) if not find_spec(name)]:
@@ -71,7 +70,11 @@ def test_page(page, tmp_path):
     done = subprocess.run(
         [sys.executable, code],
         cwd=tmp_path,
-        env={**environ, "PYTHONPATH": pathsep.join(filter(None, paths))},
+        env={
+            **environ,
+            "PYTHONPATH": pathsep.join(filter(None, paths)),
+            "OPENBLAS_NUM_THREADS": "1",  # the matrices are small
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -87,8 +90,16 @@ def test_every_page_that_needs_a_library_is_there():
     assert set(NEEDS) <= set(PAGES)
 
 
-def test_what_a_page_prints_counts(tmp_path):
-    """The test above sees a wrong output, and one that no page shows."""
+@pytest.mark.parametrize("page", ALL)
+def test_links_lead_to_files(page):
+    """As a reader of the repository follows them; those of the site are Sphinx's to check."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if not re.match(r"https?:", link):
+            assert (ROOT / page).parent.joinpath(link).is_file(), link
+
+
+def test_lines_of_a_page():
     page = "```python\nprint(1)\n```\n\n```output\n1\n```\n\n```python\nx = 2\n```\ntext\n"
     assert list(expected(page)) == ["1\n", None]
     assert script(page).splitlines()[1] == "print(1)"
