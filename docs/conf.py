@@ -10,6 +10,7 @@ copyright = "2026, the fastdrop developers"
 release = version = fastdrop.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "numpydoc"]
+default_role = "py:obj"  # `Layer` in a docstring is a link, if there is such a name
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
