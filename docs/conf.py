@@ -1,6 +1,7 @@
 """How the site is built: ``python -m sphinx -W docs docs/_build/html``. No network is needed."""
 
 import re
+from pathlib import Path
 
 import fastdrop
 
@@ -41,14 +42,28 @@ def rubrics(app, what, name, obj, options, lines):
         lines[:] = text.split("\n")
 
 
-def links(app, name, source):
+def gallery(docs):
+    """A picture of each study that leads to its section of STUDIES.md."""
+    headings = re.findall("^## (.*)$", (docs.parent / "STUDIES.md").read_text(), re.MULTILINE)
+    yield ":::{container} gallery"
+    for study in sorted(folder.name for folder in (docs / "studies").iterdir()):
+        (heading,) = (heading for heading in headings if study in heading)
+        anchor = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        picture = min((docs / "studies" / study).glob("*.png")).relative_to(docs)
+        yield f"[![{study}]({picture})](STUDIES.md#{anchor})"
+    yield ":::"
+
+
+def pages(app, name, source):
     """A page links to the files above docs/, as a reader of the repository needs it. In the site
     they are pages of the same names in docs/.
     """
     source[0] = re.sub(r"\]\(\.\./((?:\.\./)*[A-Z]+\.md)", r"](\1", source[0])
+    if name == "gallery":
+        source[0] += "\n".join(["", *gallery(Path(app.srcdir)), ""])
 
 
 def setup(app):
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", rubrics)
-    app.connect("source-read", links)
+    app.connect("source-read", pages)
