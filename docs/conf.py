@@ -45,12 +45,15 @@ def rubrics(app, what, name, obj, options, lines):
 def gallery(docs):
     """A picture of each study that leads to its section of STUDIES.md."""
     headings = re.findall("^## (.*)$", (docs.parent / "STUDIES.md").read_text(), re.MULTILINE)
+    found = sorted(docs.glob("studies/*/*.png"), reverse=True)
     yield ":::{container} gallery"
-    for study in sorted(folder.name for folder in (docs / "studies").iterdir()):
-        (heading,) = (heading for heading in headings if study in heading)
-        anchor = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-        picture = min((docs / "studies" / study).glob("*.png")).relative_to(docs)
-        yield f"[![{study}]({picture})](STUDIES.md#{anchor})"
+    for study, picture in sorted({path.parent.name: path for path in found}.items()):
+        section = "STUDIES.md"
+        for heading in headings:
+            if study in heading:
+                section += "#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+                break
+        yield f"[![{study}]({picture.relative_to(docs)})]({section})"
     yield ":::"
 
 
