@@ -106,6 +106,16 @@ def test_lines_of_a_page():
     assert script(page).splitlines()[9] == "x = 2"
 
 
+def test_the_specification_gives_its_coefficients_twice():
+    """As text, and in the program, which compares them with fastdrop's."""
+    text = (ROOT / "docs/stream.md").read_text()
+    told = dict(re.findall(r"^(LOG|SIN|COS|LN2|TURN) +((?:[0-9a-f]{8} ?)+)", text, re.MULTILINE))
+    told = {name: words.strip() for name, words in told.items()}
+    names = re.findall(r'^(.*) = numbers\("(.*)"\)$', text, re.MULTILINE)
+    told["LN2, TURN"] = f"{told.pop('LN2')} {told.pop('TURN')}"
+    assert dict(names) == told
+
+
 def test_pictures_of_masks_are_what_fastdrop_draws():
     image = pytest.importorskip("PIL.Image")
     sys.path.insert(0, str(ROOT / "docs"))
