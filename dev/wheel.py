@@ -204,8 +204,9 @@ def with_numpy_alone(python: Native | Emulated, wheel: Path, folder: Path) -> No
 def suite(python: Native | Emulated, wheel: Path, folder: Path, tests: list[str]) -> None:
     """The tests, in a folder that has all but the package."""
     python.install(f"{wheel}[test]")
-    for name in ("tests", "bench", "dev", "src"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    no = shutil.ignore_patterns("__pycache__", "_build")
+    for name in ("tests", "bench", "dev", "docs", "src"):
+        shutil.copytree(ROOT / name, folder / name, ignore=no)
     for path in [ROOT / "conftest.py", ROOT / "pyproject.toml", *ROOT.glob("*.md")]:
         shutil.copy(path, folder)
     options = {"cwd": folder, "env": python.environment}

@@ -1,4 +1,23 @@
-"""Dropout for NumPy: as fast as copying the array, the same mask everywhere."""
+"""Dropout for NumPy: one pass of vectorised C, and the same mask everywhere.
+
+Every op has one form: y, and a context that knows the way back.
+
+>>> rng = fastdrop.Rng(1234)
+>>> y, ctx = fastdrop.dropout(x, 0.2, rng=rng)
+>>> dx = ctx.backward(dy)
+
+`layers`
+    The ops as layers with state: ``layer(x)``, ``layer.backward(dy)``.
+`schedules`
+    Rates as functions of the step.
+`mc`
+    Monte Carlo prediction: what a model that still drops says, over many passes.
+`adapters`
+    The ops inside PyTorch, JAX, Keras, scikit-learn, Dask, MPI, Numba, autograd and thinc: one
+    module each, such as `fastdrop.adapters.torch`, imported by you.
+`cuda`, `reference`
+    The ops for arrays on a GPU alone; the slow model of every op in plain NumPy.
+"""
 
 try:
     import fastdrop._core  # noqa: F401, only to see that it is there

@@ -17,10 +17,13 @@ import fastdrop as fd
 from fastdrop._core import BUILD
 from fastdrop.backends.cuda import launch, prebuilt
 from fastdrop.studies import STUDIES
+from fastdrop.tools.advice import advice
+
+SUMMARY = "Dropout for NumPy: one pass of vectorised C, and the same mask everywhere."
 
 
 def info(args: argparse.Namespace) -> None:
-    """Print what was picked on this machine."""
+    """Print what was picked on this machine, and what would make it faster."""
     features = fd.cpu_features()
     print(f"fastdrop        {fd.__version__} (stream version {fd.STREAM_VERSION})")
     print(f"Python, NumPy   {platform.python_version()}, {np.__version__}")
@@ -37,6 +40,10 @@ def info(args: argparse.Namespace) -> None:
         made_by = ", ".join(f"{name} {version}" for name, version in kernels["compilers"].items())
         print(f"  of {kernels['fastdrop']:11}{' '.join(kernels['code'])}; made by {made_by}")
         print(f"                of stream version {kernels['stream']}")
+    found = list(advice())
+    print("to be faster" if found else "to be faster    nothing to do")
+    for sentence in found:
+        print(f"  - {sentence}")
 
 
 def train(args: argparse.Namespace) -> None:
@@ -127,7 +134,7 @@ class _Different(argparse.Action):
 
 def commands() -> argparse.ArgumentParser:
     """All that there is, and its options."""
-    parser = argparse.ArgumentParser(prog="python -m fastdrop", description=fd.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fastdrop", description=SUMMARY)
     parser.set_defaults(run=lambda _: parser.print_help())
     added = parser.add_subparsers(metavar="COMMAND")
 
@@ -152,8 +159,9 @@ def commands() -> argparse.ArgumentParser:
     command.add_argument(
         "--data",
         metavar="DIR",
-        help="folder with IDX files as MNIST's, gzipped or not, or CIFAR-10's batches, binary or "
-        "pickled; or one of mnist (downloaded once), digits (scikit-learn's), synthetic "
+        help="folder with MNIST's own files, or others in their format (IDX), gzipped or not; or "
+        "with CIFAR-10's batches, binary or pickled; or one of mnist (downloaded once), digits "
+        "(scikit-learn's), synthetic "
         "(default: that of the study; digits if that is mnist and cannot be downloaded)",
     )
     command.add_argument("--epochs", type=_count, help="passes over the training set")

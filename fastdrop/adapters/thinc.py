@@ -144,7 +144,7 @@ def forward(model: Model, X: Any, is_train: bool) -> tuple[Any, Callable[..., An
     return Y, ctx.backward
 
 
-def _with(sequences: Ragged | Padded, data: np.ndarray) -> Any:
+def _with(sequences: "Ragged | Padded", data: np.ndarray) -> Any:
     """The same sequences, other values."""
     sequences = copy(sequences)
     sequences.data = data

@@ -369,11 +369,16 @@ def set_num_threads(n: int) -> None:
     _core.set_threads(n)
 
 
+def cpus() -> int:
+    """How many CPUs this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def _default_threads() -> int:
     wanted = os.environ.get("FASTDROP_NUM_THREADS")
     if not wanted:
-        affinity = getattr(os, "sched_getaffinity", None)
-        return min(1024, len(affinity(0)) if affinity else os.cpu_count() or 1)
+        return min(1024, cpus())
     if not (wanted.isdecimal() and 1 <= int(wanted) <= 1024):
         raise ImportError(f"FASTDROP_NUM_THREADS must be in 1 ... 1024, got {wanted!r}")
     return int(wanted)

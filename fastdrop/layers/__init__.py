@@ -1,7 +1,14 @@
-"""Stateful layers: ``layer(x)``, ``layer.backward(dy)``, ``.train()``, ``.eval()``.
+"""A layer for each op: ``layer(x)``, ``layer.backward(dy)``, ``.train()``, ``.eval()``.
 
-Most are derived from their op, and take its arguments; `fastdrop.layers.learned` has those with
-parameters of their own.
+>>> rng = fastdrop.Rng(1234)                  # one for all layers of a model
+>>> layer = fastdrop.layers.Dropout(0.5, rng=rng)
+>>> y = layer(x)
+>>> dx = layer.backward(dy)
+
+Most take the arguments of their op, and a rate that may be a function of the step (see
+`fastdrop.schedules`): ``help(fastdrop.layers.Dropout)``. What all of them have stands in `Layer`.
+Those with parameters of their own, in `fastdrop.layers.learned`, have ``.parameters`` and
+``.gradients``.
 """
 
 from fastdrop.layers.layer import Layer, OpLayer

@@ -279,12 +279,12 @@ class OpLayer(Layer):
         Those of the op.
     """
 
-    op: ClassVar[Callable[..., tuple[Any, Any]]]
-    fields: ClassVar[tuple[str, ...]] = ()
+    _op: ClassVar[Callable[..., tuple[Any, Any]]]
+    _kept_options: ClassVar[tuple[str, ...]] = ()
     """The op's arguments that the layer keeps."""
-    inputs: ClassVar[int] = 1
+    _inputs: ClassVar[int] = 1
     """How many arrays a call takes."""
-    of_a_call: ClassVar[frozenset[str]] = frozenset()
+    _of_a_call: ClassVar[frozenset[str]] = frozenset()
     """The op's arguments that belong to a call of the layer."""
 
     def __init_subclass__(
@@ -296,14 +296,14 @@ class OpLayer(Layer):
         super().__init_subclass__()
         if op is None:
             return
-        cls.op, cls.inputs = staticmethod(op), inputs
+        cls._op, cls._inputs = staticmethod(op), inputs
         own = list(signature(op).parameters.values())[inputs:]
         kept = [p for p in own if p.name not in OF_A_CALL]
-        cls.fields = tuple(p.name for p in kept)
-        cls.of_a_call = frozenset(p.name for p in own) & {"region", "rows", "mask", "out"}
+        cls._kept_options = tuple(p.name for p in kept)
+        cls._of_a_call = frozenset(p.name for p in own) & {"region", "rows", "mask", "out"}
         rng = Parameter("rng", Parameter.KEYWORD_ONLY, default=None)
         cls.__signature__ = Signature([*kept, rng])  # type: ignore[attr-defined]  # for inspect
-        cls.__doc__ = _documented(op, cls.fields)
+        cls.__doc__ = _documented(op, cls._kept_options)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         try:
@@ -314,7 +314,7 @@ class OpLayer(Layer):
         given.apply_defaults()
         values = given.arguments
         super().__init__(values["rng"], values.get("p", NO_RATE))
-        for name in self.fields:
+        for name in self._kept_options:
             if name != "p":
                 check: Callable[[Any], Any] = CHECKS.get(name, _anything)
                 check(values[name])
@@ -327,30 +327,30 @@ class OpLayer(Layer):
         def __setattr__(self, name: str, value: Any) -> None: ...
 
     def _forward(self, *inputs: Any, **options: Any) -> tuple[Any, Any]:
-        if len(inputs) == self.inputs + 1 and "out" in self.of_a_call:  # by position
+        if len(inputs) == self._inputs + 1 and "out" in self._of_a_call:  # by position
             *inputs, options["out"] = inputs
-        if len(inputs) != self.inputs or not options.keys() <= self.of_a_call:
+        if len(inputs) != self._inputs or not options.keys() <= self._of_a_call:
             raise TypeError(self._refused(len(inputs), options))
-        options.update((name, getattr(self, name)) for name in self.fields)
+        options.update((name, getattr(self, name)) for name in self._kept_options)
         if "p" in options:
             options["p"] = self.rate()
-        return type(self).op(*inputs, rng=self.rng, training=self.training, **options)
+        return type(self)._op(*inputs, rng=self.rng, training=self.training, **options)
 
     def _refused(self, inputs: int, options: dict[str, Any]) -> str:
         """Why a call with so many arrays and these options cannot be."""
         name = type(self).__name__
-        wrong = ", ".join(options.keys() - self.of_a_call)
-        if wrong in self.fields:
+        wrong = ", ".join(options.keys() - self._of_a_call)
+        if wrong in self._kept_options:
             return f"{wrong} belongs to the layer: assign layer.{wrong}, or call fastdrop's op"
         if wrong:
             also = "; train() and eval() set the mode" if "train" in wrong else ""
-            takes = f"takes {', '.join(sorted(self.of_a_call)) or 'nothing'} beside its input"
+            takes = f"takes {', '.join(sorted(self._of_a_call)) or 'nothing'} beside its input"
             return f"a call of {name} {takes}, got {wrong}{also}"
-        also = " and out" if "out" in self.of_a_call else ""
-        return f"a call of {name} takes {self.inputs} arrays{also}, got {inputs} arrays"
+        also = " and out" if "out" in self._of_a_call else ""
+        return f"a call of {name} takes {self._inputs} arrays{also}, got {inputs} arrays"
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.fields)
+        arguments = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._kept_options)
         return f"{type(self).__name__}({arguments})"
 
 

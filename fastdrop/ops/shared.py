@@ -250,7 +250,7 @@ def embedding_dropout(
     Returns
     -------
     y : ndarray
-        The table with rows dropped; with ids, its rows: shape (*ids.shape, *weight.shape[1:]).
+        The table with rows dropped; with ids, its rows: shape ``(*ids.shape, *weight.shape[1:])``.
     ctx : Context or, with ids, EmbeddingContext
         ``ctx.backward(dy)`` gives the gradient with respect to the table.
 

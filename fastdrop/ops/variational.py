@@ -377,7 +377,7 @@ def sparse_variational_kl(
     ----------
     D. Molchanov, A. Ashukha, D. Vetrov: Variational dropout sparsifies deep neural networks. ICML
     2017, equation 14. The approximation is within 0.0094 of the exact divergence for
-    |log_alpha| <= 8.
+    abs(log_alpha) <= 8.
     """
     weight, log_variance = gate.array(weight, "weight"), gate.array(log_variance, "log_variance")
     gate.like(log_variance, "log_variance", weight.shape, weight.dtype)

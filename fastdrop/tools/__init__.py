@@ -1,1 +1,1 @@
-"""The programs behind ``python -m fastdrop bench``."""
+"""The programs behind ``python -m fastdrop bench`` and ``info``."""

@@ -45,12 +45,18 @@ uint64_t fd_cache_bytes(void)
     return bytes > 0 ? (uint64_t)bytes : UINT64_C(32) << 20;
 }
 
+#if defined(__GNUC__) && !defined(__OPTIMIZE__)
+#define HOW " without optimisation"
+#else
+#define HOW ""
+#endif
+
 const char *fd_compiler(void)
 {
 #if defined(__clang__)
-    return __VERSION__;
+    return __VERSION__ HOW;
 #elif defined(__GNUC__)
-    return "GCC " __VERSION__;
+    return "GCC " __VERSION__ HOW;
 #elif defined(_MSC_VER)
     return "MSVC";
 #else

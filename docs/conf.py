@@ -1,0 +1,72 @@
+"""How the site is built: ``python -m sphinx -W docs docs/_build/html``. No network is needed."""
+
+import re
+from pathlib import Path
+
+import fastdrop
+
+project = "fastdrop"
+author = "the fastdrop developers"
+copyright = "2026, the fastdrop developers"
+release = version = fastdrop.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "numpydoc"]
+default_role = "py:obj"  # `Layer` in a docstring is a link, if there is such a name
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+
+# Each name of `__all__`, with its docstring; base classes' methods stand with the base.
+autodoc_default_options = {"members": True, "member-order": "groupwise"}
+autodoc_typehints = "none"  # the docstrings have them, in words
+# So that what is built does not depend on which of these are installed.
+autodoc_mock_imports = [
+    *("autograd", "dask", "jax", "keras", "llvmlite", "mpi4py", "numba"),
+    *("sklearn", "srsly", "thinc", "torch"),
+]
+numpydoc_show_class_members = False
+
+html_theme = "furo"
+html_title = f"fastdrop {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+
+linkcheck_anchors = False
+
+
+def rubrics(app, what, name, obj, options, lines):
+    """Headings in docstrings of modules, which numpydoc leaves alone, are no sections of a page."""
+    if what == "module":
+        text = re.sub(r"^(\w+)\n-{3,}$", r".. rubric:: \1\n", "\n".join(lines), flags=re.MULTILINE)
+        lines[:] = text.split("\n")
+
+
+def gallery(docs):
+    """A picture of each study that leads to its section of STUDIES.md."""
+    headings = re.findall("^## (.*)$", (docs.parent / "STUDIES.md").read_text(), re.MULTILINE)
+    found = sorted(docs.glob("studies/*/*.png"), reverse=True)
+    yield ":::{container} gallery"
+    for study, picture in sorted({path.parent.name: path for path in found}.items()):
+        section = "STUDIES.md"
+        for heading in headings:
+            if study in heading:
+                section += "#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+                break
+        yield f"[![{study}]({picture.relative_to(docs)})]({section})"
+    yield ":::"
+
+
+def pages(app, name, source):
+    """A page links to the files above docs/, as a reader of the repository needs it. In the site
+    they are pages of the same names in docs/.
+    """
+    source[0] = re.sub(r"\]\(\.\./((?:\.\./)*[A-Z]+\.md)", r"](\1", source[0])
+    if name == "gallery":
+        source[0] += "\n".join(["", *gallery(Path(app.srcdir)), ""])
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", rubrics)
+    app.connect("source-read", pages)
