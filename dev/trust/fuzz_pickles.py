@@ -123,7 +123,9 @@ def inputs_of(layer):
 
 def plain():
     """Layers, fresh and in use, schedules, accumulators, and what belongs to them."""
-    kinds = [getattr(layers, name) for name in layers.__all__ if name not in ("Layer", "OpLayer")]
+    kinds = [
+        getattr(layers, name) for name in layers.__all__ if name[0].isupper() and name != "Layer"
+    ]
     sized = {
         layers.EmbeddingDropout: (np.ones((4, 3), np.float32),),
         layers.SparseVariationalLinear: (5, 4),

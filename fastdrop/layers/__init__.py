@@ -21,6 +21,7 @@ from fastdrop.layers.learned import (
     TargetedDropout,
     VariationalDropout,
 )
+from fastdrop.layers.saving import load_state, state
 from fastdrop.ops.alpha import alpha_dropout, feature_alpha_dropout
 from fastdrop.ops.dropblock import drop_block
 from fastdrop.ops.dropout import dropout
@@ -51,6 +52,8 @@ __all__ = [
     "TargetedDropout",
     "VariationalDropout",
     "Zoneout",
+    "load_state",
+    "state",
 ]
 
 

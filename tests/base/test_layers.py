@@ -7,6 +7,7 @@ import weakref
 import numpy as np
 import pytest
 from helpers.bitwise import assert_same_bits
+from helpers.layer_kinds import NAMES as LAYER_NAMES
 
 import fastdrop as fd
 from fastdrop.layers.layer import Calls
@@ -115,7 +116,7 @@ def operands(x, inputs):
     return [x, x[(0,) * (x.ndim - 1)], x] if inputs == 3 else [x] * inputs
 
 
-@pytest.mark.parametrize("name", [n for n in fd.layers.__all__ if n not in ("Layer", "OpLayer")])
+@pytest.mark.parametrize("name", LAYER_NAMES)
 def test_every_layer(name):
     """One road: call, backward, copies, evaluation that draws nothing."""
     make, inputs = EVERY.get(name, (lambda: getattr(fd.layers, name)(rng=1), 1))
@@ -203,7 +204,7 @@ def test_search_belongs_to_the_latest_call_in_its_mode():
         layer.search(g)
 
 
-@pytest.mark.parametrize("name", sorted(set(fd.layers.__all__) - {"Layer"}))
+@pytest.mark.parametrize("name", LAYER_NAMES)
 def test_calls_are_undone_in_reverse_order(name):
     """As in a network that uses a layer twice; a pass in evaluation mode between is none of it."""
     make, inputs = EVERY.get(name, (lambda: getattr(fd.layers, name)(rng=1), 1))

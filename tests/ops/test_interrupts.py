@@ -11,6 +11,7 @@ from functools import partial
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers.layer_kinds import NAMES as LAYER_NAMES
 
 import fastdrop as fd
 from fastdrop import mc
@@ -351,7 +352,6 @@ def of_layer(name):
     return "" if op is None else op.__name__
 
 
-LAYER_NAMES = sorted(set(fd.layers.__all__) - {"Layer"})
 TO_OUT = [name for name in LAYER_NAMES if "out" in OPS.get(of_layer(name), ("", ""))[1]]
 
 

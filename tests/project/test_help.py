@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from helpers.layer_kinds import NAMES as LAYER_NAMES
 
 import fastdrop as fd
 
@@ -18,7 +19,7 @@ def test_the_package_introduces_its_modules():
         assert f"`{name}`" in shown.split("PACKAGE CONTENTS")[0]
 
 
-@pytest.mark.parametrize("name", sorted(set(fd.layers.__all__) - {"Layer"}))
+@pytest.mark.parametrize("name", LAYER_NAMES)
 def test_help_of_a_layer_is_of_the_layer(name):
     """Nothing private, and not the whole docstring of its op."""
     shown = pydoc.render_doc(getattr(fd.layers, name), renderer=pydoc.plaintext)
