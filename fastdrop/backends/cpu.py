@@ -197,20 +197,28 @@ class Cpu:
         _core.lookup(np.asarray(weight, order="C"), ids, _core.draw_bits(draw), y, scale)
         return y
 
-    @staticmethod
+    @classmethod
     def add_rows(
-        dy: Array, ids: Any, shape: tuple[int, ...], draw: Draw | None, scale: float
+        cls, dy: Array, ids: Any, shape: tuple[int, ...], draw: Draw | None, scale: float
     ) -> Array:
+        words, rows = cls.sum_rows(dy, ids, shape, draw, scale)
+        dweight = np.zeros(shape, dy.dtype)
+        dweight[words] = rows
+        return dweight
+
+    @staticmethod
+    def sum_rows(
+        dy: Array, ids: Any, shape: tuple[int, ...], draw: Draw | None, scale: float
+    ) -> tuple[npt.NDArray[np.int64], Array]:
+        """What `add_rows` adds: numbers of rows that are kept, and the rows."""
         ids = gate.row_numbers(fetched(ids), shape[0])
         words, ids = np.unique(ids, return_inverse=True)
         sums = np.zeros((words.size, *shape[1:]))
         _core.add_rows(np.asarray(dy, order="C"), np.ascontiguousarray(ids, np.int64), sums)
-        kept = np.ones(words.size, np.bool_)
         if draw is not None:
             kept = unpacked(_core.draw_bits(draw), draw)[words]
-        dweight = np.zeros(shape, dy.dtype)
-        dweight[words[kept]] = sums[kept] * scale
-        return dweight
+            words, sums = words[kept], sums[kept]
+        return words, (sums * scale).astype(dy.dtype)
 
     # DropBlock.
 

@@ -91,7 +91,7 @@ def drawn_again(draw: Draw | None) -> None:
 
 # Methods of a backend that draw, and where their bits are, if they may have some instead.
 DRAWING = {
-    **dict.fromkeys(("noise", "noise_gradients", "lookup", "add_rows"), None),
+    **dict.fromkeys(("noise", "noise_gradients", "lookup", "add_rows", "sum_rows"), None),
     **dict.fromkeys(("keep_squares", "linear", "linear_gradients"), None),
     **{"select": 3, "split": 2, "select_and_sum": 3},
 }

@@ -214,6 +214,27 @@ class EmbeddingContext(context.Context):
         gate.like(dy, "dy", (*self.ids.shape, *self.shape[1:]))
         return backend.add_rows(dy, self.ids, self.shape, self._drops, self.scale)
 
+    def backward_rows(self, dy: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+        """The rows of the gradient that are not zero, as sparse optimisers want them.
+
+        Takes time and memory for the ids, and of the table a bit for each word. On the CPU alone.
+
+        Parameters
+        ----------
+        dy : array_like of a floating dtype, shape of y
+
+        Returns
+        -------
+        words : ndarray of int64, shape (n,)
+            Numbers of the rows that were looked up and kept, each once, in ascending order.
+        rows : ndarray, shape (n, ...)
+            ``backward(dy)[words]``.
+        """
+        dy = gate.array(dy, "dy")
+        gate.like(dy, "dy", (*self.ids.shape, *self.shape[1:]))
+        backend: Any = of(dy)
+        return backend.sum_rows(dy, self.ids, self.shape, self._drops, self.scale)
+
     @property
     def _drops(self) -> Draw | None:
         return self.draw if self.p > 0.0 else None

@@ -150,6 +150,25 @@ def test_embedding(any_dtype, features):
             assert_same_bits(dweight, expected.astype(any_dtype))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_rows_of_an_embeddings_gradient(any_dtype, training):
+    weight = np.random.default_rng(0).standard_normal((50, 7)).astype(any_dtype)
+    ids = np.array([[3, 8, 3], [49, 0, 21]])
+    y, ctx = fd.embedding_dropout(weight, 0.5, ids=ids, rng=1, training=training)
+    dy = np.random.default_rng(1).standard_normal(y.shape).astype(any_dtype)
+    words, rows = ctx.backward_rows(dy)
+    assert words.tolist() == [i for i in (0, 3, 8, 21, 49) if ctx.kept()[i]]
+    dense = ctx.backward(dy)
+    assert_same_bits(rows, dense[words])
+    dense[words] = 0
+    assert not dense.any()
+    _, none = fd.embedding_dropout(weight, 0.5, ids=np.zeros((0, 3), int), rng=1)
+    words, rows = none.backward_rows(np.zeros((0, 3, 7), any_dtype))
+    assert (words.shape, rows.shape) == ((0,), (0, 7))
+    with pytest.raises(ValueError, match="dy must have shape"):
+        ctx.backward_rows(dy[0])
+
+
 def test_embedding_of_many_ids(threads):
     weight = array((4096, 64), np.float32)
     ids = np.random.default_rng(0).integers(0, 4096, (70, 80))
