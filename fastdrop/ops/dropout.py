@@ -19,6 +19,8 @@ from fastdrop.base.gate import Region
 from fastdrop.ops import context, sparse
 from fastdrop.rng import RngLike, with_draw
 
+_common_call = _core.common_call  # looked up once
+
 
 class Context(context.Context):
     """What one call of `dropout`, or of another op that drops elements, leaves for its backward
@@ -245,9 +247,11 @@ def dropout(
     >>> dx = ctx.backward(dy)
     """
     how = rng, training, shared_axes, region, rows, out, save
-    if type(x) is not np.ndarray and gate.is_sparse(x):
+    if mask is None and (done := _common_call(DROPOUT, x, p, how, None, Context)):
+        return done
+    if gate.is_sparse(x):
         return _of_stored(x, p, how, mask)
-    return masked(DROPOUT, x, p, how, mask=mask)
+    return _looked_at(DROPOUT, x, p, how, None, None, "x", mask, Context)
 
 
 def _of_stored(x: Any, p: Any, how: How, mask: Any) -> tuple[Any, Context]:
@@ -282,18 +286,16 @@ def masked(
     constants: Callable[[float], Constants] | None = None,
     axes: Callable[[Any, Any], tuple[int, ...]] | None = None,
     name: str = "x",
-    mask: Any = None,
     kind: type[Context] = Context,
 ) -> tuple[Any, Any]:
     """The road of all ops that drop elements of one array.
 
     constants: of the rate; those of inverted dropout if None. axes: of the gated x and shared_axes,
-    those that share a draw. name: of x in errors. mask: the caller's own. kind: of the context.
+    those that share a draw. name: of x in errors. kind: of the context.
     """
-    common = axes is None and mask is None
-    if common and (done := _core.common_call(op, x, p, how, constants, kind)):
+    if axes is None and (done := _common_call(op, x, p, how, constants, kind)):
         return done
-    return _looked_at(op, x, p, how, constants, axes, name, mask, kind)
+    return _looked_at(op, x, p, how, constants, axes, name, None, kind)
 
 
 def _looked_at(
