@@ -5,7 +5,7 @@ cdef int64_t MAX_INDEX = <int64_t> 1 << 62  # element indices that the keystream
 
 # Arguments of a Place or Draw whose fields are filled in here, where they are right. No other code
 # has this object, so all others go through the checks.
-cdef tuple UNCHECKED = (object(),)
+cdef object UNCHECKED = object()
 
 
 cdef int64_t length_of(n, str name, value) except? -1:
@@ -69,7 +69,7 @@ cdef class Place:
     cdef bytes _rows  # int64
 
     def __cinit__(self, of, tuple shared_axes not None=(), tuple region=None, rows=None, /):
-        if of is UNCHECKED[0]:
+        if of is UNCHECKED:
             return
         if type(of) is not tuple:
             raise TypeError(f"shape must be a tuple, got {of!r}")
@@ -114,8 +114,8 @@ cdef class Place:
             raise TypeError(f"rows must be an array of int64, got {rows!r:.60}")
         if self.of and self.shared & 1:
             raise ValueError(
-                f"rows must not be given where axis 0 of x, of shape {self.of}, shares one draw: all "
-                "rows have the same mask then; leave it out"
+                f"rows must not be given where axis 0 of x, of shape {self.of}, shares one draw: "
+                "all rows have the same mask then; leave it out"
             )
         if not self.of or (<object> rows).shape != self.of[:1]:
             raise ValueError(
@@ -220,7 +220,7 @@ cdef class Place:
 
 cdef Place whole(tuple of, int64_t size):
     """All of an array of this shape, which NumPy has made; one draw per element."""
-    cdef Place place = Place.__new__(Place, *UNCHECKED)
+    cdef Place place = Place.__new__(Place, UNCHECKED)
     place.of = place.shape = of
     place.size, place.is_run = size, True
     return place
@@ -246,7 +246,7 @@ cdef class Draw:
     cdef readonly Place place
 
     def __cinit__(self, seed, call=0, double p=0.0, Place place=None, /):
-        if seed is UNCHECKED[0]:
+        if seed is UNCHECKED:
             return
         if place is None:
             raise TypeError("place must be a Place")
@@ -276,7 +276,7 @@ cdef class Draw:
 
 cdef Draw undrawn(Place place):
     """Of a mask that is there."""
-    cdef Draw draw = Draw.__new__(Draw, *UNCHECKED)
+    cdef Draw draw = Draw.__new__(Draw, UNCHECKED)
     draw.place, draw.given = place, True
     return draw
 
@@ -367,7 +367,7 @@ cdef class CallCounter:
         """The Draw of the next call, which is thereby used up."""
         if place is None or not 0.0 <= p <= 1.0:
             raise ValueError(f"p must be in [0, 1], and place a Place, got {p!r}, {place!r}")
-        cdef Draw draw = Draw.__new__(Draw, *UNCHECKED)
+        cdef Draw draw = Draw.__new__(Draw, UNCHECKED)
         draw.p, draw.place = p, place
         with cython.critical_section(self):
             self._ready()
@@ -422,8 +422,21 @@ cdef class Saved:
         return 0.0 if self.draw is None else self.draw.p
 
 
+cdef extern from "Python.h":
+    ctypedef object (*newfunc)(PyObject *kind, tuple arguments, PyObject *keywords)
+    bint PyType_IsSubtype(PyObject *a, PyObject *b)
+    void *PyType_GetSlot(PyObject *kind, int slot)
+    int Py_tp_new
+
+
+cdef newfunc new_saved = <newfunc> PyType_GetSlot(<PyObject *> Saved, Py_tp_new)
+
+
 cpdef Saved saved(kind, tuple shape, Draw draw, double scale, held):
     """A context of this kind (a subclass of Saved), made without its checks."""
-    cdef Saved ctx = Saved.__new__(kind)
+    if not isinstance(kind, type) or not PyType_IsSubtype(<PyObject *> kind, <PyObject *> Saved):
+        raise TypeError(f"kind must be a subclass of Saved, got {kind!r}")
+    # Saved.__new__(kind) looks the method up and makes a tuple for it: 150 ns of a call.
+    cdef Saved ctx = new_saved(<PyObject *> kind, (), NULL)
     ctx.shape, ctx.draw, ctx.scale, ctx.held = shape, draw, scale, held
     return ctx
