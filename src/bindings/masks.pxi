@@ -94,6 +94,15 @@ cpdef tuple forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray b
     bits : bytes or None
         The packed mask for backward, if `save`; of RELU_DROPOUT which elements have a gradient.
     """
+    cdef fd_constants c
+    c.scale, c.shift, c.dropped = constants
+    return forward_of(op, x, residual, bias, out, draw, save, &c, given)
+
+
+cdef tuple forward_of(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray bias,
+                      cnp.ndarray out, Draw draw, bint save, const fd_constants *constants,
+                      bytes given):
+    """`forward`, whose arguments are as it says."""
     cdef fd_task task
     cdef fd_axis axis[64]
     cdef uint8_t *kept = NULL
@@ -114,8 +123,7 @@ cpdef tuple forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray b
     set_task(&task, op, x, out, 0)
     task.draw, task.start = draw.of(), place.start
     task.operands.residual, task.operands.bias = data(residual), data(bias)
-    cdef fd_constants *c = &task.operands.constants
-    c.scale, c.shift, c.dropped = constants
+    task.operands.constants = constants[0]
     if bias is not None:
         task.bias_length = cnp.PyArray_SIZE(bias) - FD_REPEAT_PAD
     if op == FD_RELU_DROPOUT:
@@ -194,7 +202,9 @@ cpdef cnp.ndarray backward(cnp.ndarray dy, cnp.ndarray out, Draw draw, bytes bit
     ndarray
         dx.
     """
-    return forward(FD_DROPOUT, dy, None, None, out, draw, False, (scale, 0.0, 0.0), bits)[0]
+    cdef fd_constants c
+    c.scale, c.shift, c.dropped = scale, 0.0, 0.0
+    return forward_of(FD_DROPOUT, dy, None, None, out, draw, False, &c, bits)[0]
 
 
 cdef bint writes_to(x, out) noexcept:
@@ -312,14 +322,18 @@ def common_call(fd_op op, x, p, tuple how, constants, kind, residual=None, bias=
         return None
     cdef Place place = whole((<object> x).shape, size)
     cdef CallCounter counter = <CallCounter> rng
-    cdef tuple numbers = (fd_scale(p), 0.0, 0.0) if constants is None else constants(p)
+    cdef fd_constants c
+    if constants is None:
+        c.scale, c.shift, c.dropped = fd_scale(p), 0.0, 0.0
+    else:
+        c.scale, c.shift, c.dropped = constants(p)
     cdef uint64_t before = deliveries
     cdef Draw draw = counter.drawn(p, place)
     cdef bint done = False
     try:
         longer = repeated(bias) if op == FD_BIAS_DROPOUT_ADD else None
-        y, bits = forward(op, x, residual, longer, out, draw, keep, numbers)
-        result = y, saved(kind, draw.place.of, draw, numbers[0], bits)
+        y, bits = forward_of(op, x, residual, longer, out, draw, keep, &c, None)
+        result = y, saved(kind, draw.place.of, draw, c.scale, bits)
         counter.spend(draw)
         done = True
     finally:
