@@ -9,6 +9,7 @@ chooses. "The kernel" is the call without its Python: gate, counter and context.
 import argparse
 import math
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from statistics import median
 
 import ml_dtypes
@@ -147,6 +148,46 @@ def fused(threads):
     }
     measured = ratio(functions, "dropout_add", ["np.add"])
     yield f"dropout_add, {threads} threads / np.add on 1, 64 Mi", 1.0, measured
+
+
+def against_their_parts(threads):
+    """Forward and backward of fused ops, in arrays that are there, over those of what they fuse."""
+    rng = fd.Rng(1)
+
+    def there_and_back(op, dy, dx, *operands, out):
+        _, ctx = op(*operands, 0.2, rng=rng, out=out)
+        return ctx.backward(dy, dx)
+
+    for count in sorted({1, threads}):
+        for shape in [(32, 64), (128, 256), (1024, 256), (1024, 1024), (4096, 768), (65536, 8)]:
+            n = math.prod(shape)
+            x, r, dy, dx, y = (a[:n].reshape(shape) for a in arrays(22, 5))
+            bias = x[0].copy()
+
+            def bias_parts(x=x, r=r, dy=dy, dx=dx, y=y, bias=bias):
+                np.add(x, bias, out=y)
+                there_and_back(fd.dropout_add, dy, dx, y, r, out=y)
+                dx.sum(0)
+
+            def relu_parts(x=x, dy=dy, dx=dx, y=y):
+                np.maximum(x, 0, out=y)
+                there_and_back(fd.dropout, dy, dx, y, out=y)
+                np.multiply(dx, y > 0, out=dx)
+
+            def add_parts(x=x, r=r, dy=dy, dx=dx, y=y):
+                _, ctx = fd.dropout(x, 0.2, rng=rng, out=y)
+                np.add(y, r, out=y)
+                ctx.backward(dy, dx)
+
+            for op, operands, parts in [
+                (fd.bias_dropout_add, (x, bias, r), bias_parts),
+                (fd.relu_dropout, (x,), relu_parts),
+                (fd.dropout_add, (x, r), add_parts),
+            ]:
+                own = partial(there_and_back, op, dy, dx, *operands, out=y)
+                functions = {"own": on(count, own), "parts": on(count, parts)}
+                name = f"{op.__name__} / its parts, {shape}, {count} threads"
+                yield name, 0.9, ratio(functions, "own", ["parts"])
 
 
 def dropconnect(threads):
@@ -308,6 +349,7 @@ def main():
         "peers": lambda: over_peers(threads),
         "calls": calls,
         "fused": lambda: fused(threads),
+        "parts": lambda: against_their_parts(threads),
         "dropconnect": lambda: dropconnect(threads),
         "variants": variants,
         "compositions": compositions,

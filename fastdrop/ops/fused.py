@@ -147,7 +147,9 @@ def dropout_add(
         x is on a GPU, where no kernel can run here.
     """
     how = rng, training, shared_axes, region, rows, out, save
-    return _fused(DROPOUT_ADD, AddContext, x, p, how, mask, residual)
+    if mask is None and (done := common_call(DROPOUT_ADD, x, p, how, None, AddContext, residual)):
+        return done
+    return _looked_at(DROPOUT_ADD, AddContext, x, p, how, mask, residual)
 
 
 def bias_dropout_add(
@@ -201,7 +203,10 @@ def bias_dropout_add(
     M. Shoeybi et al.: Megatron-LM. arXiv:1909.08053 (2019), section 5.1: the fused kernel.
     """
     how = rng, training, shared_axes, region, rows, out, save
-    return _fused(BIAS_DROPOUT_ADD, BiasAddContext, x, p, how, mask, residual, bias)
+    operation, kind = BIAS_DROPOUT_ADD, BiasAddContext
+    if mask is None and (done := common_call(operation, x, p, how, None, kind, residual, bias)):
+        return done
+    return _looked_at(operation, kind, x, p, how, mask, residual, bias)
 
 
 def relu_dropout(
@@ -244,28 +249,14 @@ def relu_dropout(
         x is on a GPU, where no kernel can run here.
     """
     how = rng, training, shared_axes, region, rows, out, "bits"
-    return _fused(RELU_DROPOUT, ReluContext, x, p, how, mask)
+    if mask is None and (done := common_call(RELU_DROPOUT, x, p, how, None, ReluContext)):
+        return done
+    return _looked_at(RELU_DROPOUT, ReluContext, x, p, how, mask)
 
 
 def _nothing(shape: tuple[int, ...]) -> Draw:
     """A draw that drops nothing: a fused op runs its kernel in evaluation, too."""
     return Draw(0, 0, 0.0, Place(shape))
-
-
-def _fused(
-    op: int,
-    kind: type[Context],
-    x: Any,
-    p: Any,
-    how: How,
-    mask: Any,
-    residual: Any = None,
-    bias: Any = None,
-) -> tuple[Any, Any]:
-    """The road of all fused ops."""
-    if mask is None and (done := common_call(op, x, p, how, None, kind, residual, bias)):
-        return done
-    return _looked_at(op, kind, x, p, how, mask, residual, bias)
 
 
 def _looked_at(
@@ -275,10 +266,10 @@ def _looked_at(
     p: Any,
     how: How,
     mask: Any,
-    residual: Any,
-    bias: Any,
+    residual: Any = None,
+    bias: Any = None,
 ) -> tuple[Any, Any]:
-    """What `_fused` does where the gate has to look."""
+    """The road of all fused ops where the gate has to look."""
     rng, training, shared_axes, region, rows, out, save = how
     keep = gate.keeps_bits(save)
     backend = of(x)
