@@ -138,33 +138,21 @@ static void *failed(const CallFrame *frame, int code, const char *message)
     return frame->api->error_create(&error);
 }
 
-/* The part of the mask array, and the axes of a walk over contiguous x and y. 1 if x's elements have
- * consecutive indices, 0 if they do not, -1 if the region does not contain x. */
-static int place_of(const Call *c, const uint32_t *draw, fd_place *place, fd_axis *axis)
+/* Where a draw says that y lies; 0 if the region does not contain x. */
+static int block_of(const Call *c, const uint32_t *draw, fd_block *block)
 {
-    int64_t stride = 1, bytes = (int64_t)fd_itemsize[c->dtype], bit = 1;
     const uint32_t *const shard = c->cut ? draw + START + 2 * c->axes : NULL;
-    int is_run = 1;
-    *place = (fd_place){.ndim = c->ndim};
-    for (int d = c->ndim - 1; d >= 0; d--) {
+    *block = (fd_block){.ndim = c->ndim};
+    for (int d = 0; d < c->ndim; d++) {
         const int a = d - (c->ndim - c->axes); /* x's own, or negative */
-        const int64_t n = c->dims[d];
-        const int shares = a < 0 || (c->shared >> a & 1);
-        if (a >= 0) {
-            const int64_t start = (int64_t)word64(draw + START + 2 * a);
-            if (start < 0 || start > c->whole[a] - c->of[a])
-                return -1;
-            if (!shares)
-                place->start += (uint64_t)((start + (shard ? shard[d] * n : 0)) * stride);
-        }
-        is_run &= n == 1 || (!shares && stride == bit);
-        axis[d] = (fd_axis){n, bytes, bytes, shares ? 0 : bit};
-        place->shape[d] = shares ? 1 : n, place->stride[d] = stride;
-        bytes *= n;
-        if (!shares)
-            stride *= c->whole[a], bit *= n;
+        const int64_t n = c->dims[d], start = a < 0 ? 0 : (int64_t)word64(draw + START + 2 * a);
+        if (a >= 0 && (start < 0 || start > c->whole[a] - c->of[a]))
+            return 0;
+        block->shared |= (uint64_t)(a < 0 || (c->shared >> a & 1)) << d;
+        block->shape[d] = n, block->whole[d] = a < 0 ? n : c->whole[a];
+        block->start[d] = start + (shard ? shard[d] * n : 0);
     }
-    return is_run;
+    return 1;
 }
 
 static fd_constants constants_of(int op, double p)
@@ -179,43 +167,43 @@ static fd_constants constants_of(int op, double p)
 }
 
 /* y of n elements with one draw; 0 if there is no memory. */
-static int drop(const Call *c, const fd_draw *draw, double p, const fd_place *place, const fd_axis *axis,
-                int is_run, const fd_operands *operands, size_t bias_length)
+static int drop(const Call *c, const fd_draw *draw, double p, const fd_block *block,
+                const fd_operands *operands, size_t bias_length)
 {
-    fd_task task = {.machine = fd_machine_now(), .draw = *draw, .start = place->start,
-                    .op = c->op == ALPHA_SLOPE ? FD_DROPOUT : (fd_op)c->op, .dtype = c->dtype,
-                    .operands = *operands, .bias_length = bias_length, .n = c->n};
-    const int relu = task.op == FD_RELU_DROPOUT, cut = task.op == FD_DROPOUT || task.op == FD_ALPHA_DROPOUT;
-    task.operands.constants = constants_of(c->op, p);
+    fd_task task = {.machine = fd_machine_now(), .draw = *draw, .dtype = c->dtype,
+                    .op = c->op == ALPHA_SLOPE ? FD_DROPOUT : (fd_op)c->op, .operands = *operands,
+                    .bias_length = bias_length, .n = c->n};
+    const int relu = task.op == FD_RELU_DROPOUT, run = fd_is_run(block);
+    const int cut = task.op == FD_DROPOUT || task.op == FD_ALPHA_DROPOUT;
     const uint64_t piece = (uint64_t)fd_current.piece, most = cut && piece < c->n ? piece : c->n;
     uint8_t *const active = relu ? malloc(FASTDROP_BITS_BYTES(c->n)) : NULL;
-    uint8_t *const bits = is_run ? NULL : malloc(FASTDROP_BITS_BYTES(most));
-    const int room = (active || !relu) && (bits || is_run);
+    uint8_t *const bits = run ? NULL : malloc(FASTDROP_BITS_BYTES(most));
+    const int room = (active || !relu) && (bits || run);
+    task.operands.constants = constants_of(c->op, p);
     task.operands.active = active;
-    if (room && is_run)
-        fd_forward(&task, NULL);
-    else if (room)
-        fd_forward_walk(&task, place, axis, most, bits);
+    if (room)
+        fd_forward_block(&task, block, most, bits);
     free(active);
     free(bits);
     return room;
 }
 
 /* What x is multiplied by, or what is added to it. 0 if there is no memory. */
-static int noise(const Call *c, const fd_draw *draw, double sigma, const fd_place *place, int is_run, char *y)
+static int noise(const Call *c, const fd_draw *draw, double sigma, const fd_block *block, char *y)
 {
-    const int adds = c->op == GAUSSIAN_NOISE;
+    const int adds = c->op == GAUSSIAN_NOISE, run = fd_is_run(block);
+    const fd_place place = fd_place_of(block);
     if (!adds)
         sigma = sqrt(sigma / (1.0 - sigma));
-    fd_noise_task task = {.machine = fd_machine_now(), .draw = *draw, .start = place->start,
+    fd_noise_task task = {.machine = fd_machine_now(), .draw = *draw, .start = place.start,
                           .kind = FD_NORMAL, .op = adds ? FD_NOISE_ADD : FD_NOISE_SCALE,
                           .dtype = c->dtype, .operands = {.x = y, .y = y}, .n = c->n};
     task.operands.constants.sigma = c->dtype == FD_FLOAT64 ? sigma : (double)(float)sigma;
-    float *const drawn = is_run ? NULL : malloc((c->n + FD_NOISE_PAD) * sizeof *drawn);
-    if (!is_run && !drawn)
+    float *const drawn = run ? NULL : malloc((c->n + FD_NOISE_PAD) * sizeof *drawn);
+    if (!run && !drawn)
         return 0;
     if (drawn)
-        fd_draw_noise(task.machine, draw, FD_NORMAL, place, drawn);
+        fd_draw_noise(task.machine, draw, FD_NORMAL, &place, drawn);
     task.operands.noise = drawn;
     for (size_t i = 0; i < c->n; i++)
         if (c->dtype == FD_FLOAT64)
@@ -275,9 +263,7 @@ void *fd_xla_dropout(void *call_frame)
         float term[3];
         memcpy(term, draw + RATE, sizeof term);
         const double p = (double)term[0] + term[1] + term[2];
-        fd_place place;
-        fd_axis axis[FD_MAX_DIMS];
-        const int is_run = place_of(&c, draw, &place, axis);
+        fd_block block;
         const char *wrong = NULL;
         if (draw[NEGATIVE])
             wrong = "fastdrop: call, and key if it is an int, must be in 0 ... 2**64 - 1, got a negative one";
@@ -285,7 +271,7 @@ void *fd_xla_dropout(void *call_frame)
             wrong = c.op == GAUSSIAN_NOISE ? "fastdrop: std must be in [0, inf)" : "fastdrop: p must be in [0, 1]";
         else if (c.op == GAUSSIAN_DROPOUT && p == 1.0)
             wrong = "fastdrop: p must be below 1: the noise would have infinite variance";
-        else if (is_run < 0)
+        else if (!block_of(&c, draw, &block))
             wrong = "fastdrop: region must contain x";
         if (wrong) {
             free(row);
@@ -297,7 +283,7 @@ void *fd_xla_dropout(void *call_frame)
         char *const to = (char *)y->data + skip;
         int done;
         if (noisy)
-            done = noise(&c, &of_draw, p, &place, is_run, to);
+            done = noise(&c, &of_draw, p, &block, to);
         else {
             if (bias && (!row || bias->rank > 1)) {
                 free(row);
@@ -305,7 +291,7 @@ void *fd_xla_dropout(void *call_frame)
             }
             const fd_operands o = {.x = (char *)arg[0]->data + skip, .y = to, .bias = row,
                                    .residual = operands > 1 ? (char *)arg[1]->data + skip : NULL};
-            done = (row || !bias) && drop(&c, &of_draw, p, &place, axis, is_run, &o, bias ? columns : 1);
+            done = (row || !bias) && drop(&c, &of_draw, p, &block, &o, bias ? columns : 1);
         }
         if (!done) {
             free(row);
