@@ -1,4 +1,4 @@
-"""Dropout for Keras 3 on its PyTorch and JAX backends, in place of Keras's own layers.
+"""Dropout for Keras 3 on PyTorch, JAX and TensorFlow, in place of Keras's own layers.
 
 Examples
 --------
@@ -89,7 +89,7 @@ class Layer:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         _backend()
         super().__init__(*args, **kwargs)
-        self.fastdrop_state = State(self)
+        _prepare(self)
 
     def call(self: Any, inputs: Any, training: bool = False) -> Any:
         amount = self.stddev if self.op == "gaussian_noise" else self.rate
@@ -212,13 +212,15 @@ def replace(model: Any) -> Any:
     Raises
     ------
     NotImplementedError
-        Another backend of Keras than PyTorch's and JAX's.
+        Another backend of Keras.
     """
     _backend()
     for layer in model._flatten_layers():
         if type(layer) in OURS:
             layer.__class__ = OURS[type(layer)]
-            layer.fastdrop_state = State(layer)
+            _prepare(layer)
+    if keras.backend.backend() == "tensorflow" and hasattr(model, "jit_compile"):
+        model.jit_compile = False
     return _traced_again(model)
 
 
@@ -238,8 +240,15 @@ def restore(model: Any) -> Any:
     for layer in model._flatten_layers():
         if type(layer) in THEIRS:
             layer.__class__ = THEIRS[type(layer)]
+            layer.supports_jit = True
             del layer.fastdrop_state
     return _traced_again(model)
+
+
+def _prepare(layer: Any) -> None:
+    """What a layer of ours has beside that of Keras."""
+    layer.supports_jit = keras.backend.backend() != "tensorflow"  # XLA knows no operation of ours
+    layer.fastdrop_state = State(layer)
 
 
 def _traced_again(model: Any) -> Any:
@@ -281,7 +290,13 @@ def _jax(op: str, x: Any, amount: float, state: Any, shared_axes: list[int]) -> 
     return getattr(jax, op)(x, amount, **how)
 
 
-BACKENDS = {"torch": _torch, "jax": _jax}
+def _tensorflow(*what: Any) -> Any:
+    from fastdrop.adapters.keras.tensorflow import drop
+
+    return drop(*what)
+
+
+BACKENDS = {"torch": _torch, "jax": _jax, "tensorflow": _tensorflow}
 
 
 def _backend() -> Any:
