@@ -3,10 +3,13 @@ other one.
 """
 
 import doctest
+import gzip
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,10 +45,12 @@ def normal(*shape):
 
 
 @pytest.mark.skipif("KERAS_OTHER" in os.environ, reason="is that process")
+@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("backend", [name for name in INSTALLED if name != BACKEND])
-def test_the_other_backend(backend):
+def test_the_other_backend(backend, slow):
     env = {**os.environ, "KERAS_BACKEND": backend, "KERAS_OTHER": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    command += ["-m", "slow or not slow"] if slow else []
     root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
     run = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
@@ -284,6 +289,34 @@ def test_without_a_compiler(monkeypatch, tmp_path):
     assert_same_bits(numpy(model(x)), numpy(stock()(x)))
     with pytest.raises(RuntimeError, match=r"there is no C.. compiler; install g"):
         Dropout(0.5)(x, training=True)
+
+
+def write_idx(path, array):
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+@pytest.mark.slow
+def test_mnist_program(tmp_path):
+    """docs/examples/keras_mnist.py, two passes over enlarged digits as MNIST's files."""
+    pytest.importorskip("matplotlib")
+    datasets = pytest.importorskip("sklearn.datasets")
+    images, labels = datasets.load_digits(return_X_y=True)
+    images = np.kron(images.reshape(-1, 8, 8), np.ones((1, 3, 3)))
+    images = np.pad(images * 15, [(0, 0), (2, 2), (2, 2)]).astype(np.uint8)
+    for name, part in (("train", slice(0, 1400)), ("t10k", slice(1400, None))):
+        write_idx(tmp_path / f"{name}-images-idx3-ubyte.gz", images[part])
+        write_idx(tmp_path / f"{name}-labels-idx1-ubyte.gz", labels[part].astype(np.uint8))
+    program = Path(__file__).parents[2] / "docs" / "examples" / "keras_mnist.py"
+    command = [sys.executable, str(program), "--data", str(tmp_path), "--epochs", "4"]
+    environment = {**os.environ, "KERAS_BACKEND": BACKEND}
+    command += ["--out", str(tmp_path / "curves.png")]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    accuracies = [float(n) for n in re.findall(r"dropout: (\d\.\d+)", run.stdout)]
+    assert len(accuracies) == 2
+    assert min(accuracies) > 0.8, run.stdout
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
 def test_example():
