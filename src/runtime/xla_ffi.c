@@ -248,6 +248,8 @@ void *fd_xla_dropout(void *call_frame)
               .shared = *(uint64_t *)((Scalar *)attribute[ATTRIBUTE_SHARED])->value,
               .ndim = (int)y->rank - leading, .axes = (int)of->size, .of = of->data, .whole = whole->data,
               .dims = y->dims + leading, .dtype = (fd_dtype)dtype_of(y->dtype), .n = 1};
+    if (c.ndim > FD_MAX_DIMS)
+        return failed(frame, XLA_INVALID_ARGUMENT, "fastdrop: x must have at most 64 axes, vmap's included");
     size_t parts = 1;
     for (int d = 0; d < leading; d++)
         parts *= (size_t)draws->dims[d];
