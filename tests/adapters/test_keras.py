@@ -319,6 +319,7 @@ def test_mnist_program(tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_example():
     failed, attempted = doctest.testmod(adapter)
     assert attempted > 5

@@ -103,6 +103,7 @@ def test_wrong_regions_and_axes():
             fn.dropout(x, 0.3, 4, 0, **more)
 
 
+@pytest.mark.slow  # compiles
 def test_example():
     failed, attempted = doctest.testmod(fn)
     assert attempted > 5
