@@ -30,8 +30,10 @@ those that one rank would learn, but for the order in which gradients are added.
 >>> bool(64 * comm.allreduce((error**2).sum()) < 0.1)
 True
 
-A layer whose units are split among ranks has ``mpi.region(h.shape, {1: comm})``, and one whose
-examples are split, too, ``{0: data, 1: tensor}`` with the communicators of a grid's two directions.
+A layer of `fastdrop.layers` takes its region when it is called, ``layer(h, region=region)``, and
+needs none to go back. A layer whose units are split among ranks has ``mpi.region(h.shape, {1:
+comm})``, and one whose examples are split, too, ``{0: data, 1: tensor}`` with the communicators of
+a grid's two directions.
 """
 
 from __future__ import annotations

@@ -26,6 +26,23 @@ thinc's own layers, with masks of fastdrop because of one line, learn handwritte
 True
 
 A model that is there already changes over with ``for node in model.walk(): node.ops = ops``.
+
+Notes
+-----
+spaCy trains with these masks if a file of code says so, ``spacy train config.cfg --code
+masks.py``::
+
+    import fastdrop.adapters.thinc
+    from thinc.api import get_ops, set_current_ops
+
+    set_current_ops(get_ops("fastdrop"))
+
+Its parser and entity recognizer compute a part of their steps with ops that they name themselves,
+and draw the masks of that part with NumPy; taggers, text classifiers and token vectors are all
+fastdrop's. In a config of thinc or spaCy the layer is ``@layers = "fastdrop.Dropout.v1"``.
+
+For CuPy the ops are ``class Ops(DropoutMixin, CupyOps)``, as masks are drawn where the array is;
+this has not been run on a GPU.
 """
 
 from collections.abc import Callable

@@ -17,7 +17,7 @@
 #include <stdint.h>
 
 /* Functions are only ever added, at the end, and then the version is one more. */
-#define FASTDROP_API_VERSION 1
+#define FASTDROP_API_VERSION 2
 
 enum { FASTDROP_FLOAT32, FASTDROP_FLOAT64, FASTDROP_FLOAT16, FASTDROP_BFLOAT16 };
 
@@ -41,6 +41,13 @@ typedef struct {
 
     /* The keep bits alone. */
     void (*draw)(uint8_t *bits, size_t n, uint64_t start, uint64_t seed, uint64_t call, double p);
+
+    /* `forward` of the block of this shape that begins at index `start` of an array of `global_shape`,
+     * at most 64 axes each; the block lies within. Bit d of `shared` says that axis d shares a draw. Both
+     * arrays have the block's elements in C order. 0, or -1 if there is no memory. Since version 2. */
+    int (*region)(int dtype, const void *x, void *y, int ndim, const int64_t *shape,
+                  const int64_t *start, const int64_t *global_shape, uint64_t shared, uint64_t seed,
+                  uint64_t call, double p);
 } fastdrop_api;
 
 #define FASTDROP_CAPSULE "fastdrop._core._C_API"

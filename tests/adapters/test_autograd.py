@@ -15,7 +15,7 @@ from autograd.core import make_vjp
 from autograd.test_util import check_grads
 
 from fastdrop.adapters import autograd as adapter
-from fastdrop.adapters.autograd import dropout
+from fastdrop.adapters.autograd import bias_dropout_add, dropout, dropout_add, relu_dropout
 
 x = np.random.default_rng(0).standard_normal((5, 7))
 
@@ -89,6 +89,47 @@ def test_checkpoint_draws_the_same_mask():
     del calls[:]
     np.testing.assert_array_equal(grad(lambda a: anp.sum(checkpoint(block)(a) ** 2))(x), expected)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("kind", ["Rng", "Generator", "None"])
+def test_checkpoint_refuses_another_mask(kind):
+    rng = {"Rng": fd.Rng(3), "Generator": np.random.default_rng(3), "None": None}[kind]
+    block = checkpoint(lambda a: dropout(anp.sin(a), 0.5, rng=rng))
+    block(x)
+    with pytest.raises(RuntimeError, match="with another mask: its rng has gone on"):
+        grad(lambda a: anp.sum(block(a)))(x)
+    inside = checkpoint(lambda a: dropout(anp.sin(a), 0.5, rng=fd.Rng(3, 2**40)))
+    expected = grad(lambda a: anp.sum(dropout(anp.sin(a), 0.5, rng=fd.Rng(3, 2**40))))(x)
+    np.testing.assert_array_equal(grad(lambda a: anp.sum(inside(a)))(x), expected)
+
+
+def sine_of(f):
+    return lambda a: anp.sin(f(a))
+
+
+FUSED = {
+    "relu": (relu_dropout, fd.relu_dropout, (x,)),
+    "add": (dropout_add, fd.dropout_add, (x, x[::-1])),
+    "bias": (bias_dropout_add, fd.bias_dropout_add, (x, x[0], x[::-1])),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("more", [{}, {"shared_axes": 1}, {"training": False}], ids=str)
+def test_fused_ops(name, more):
+    ours, theirs, given = FUSED[name]
+    y, ctx = theirs(*given, 0.3, rng=3, **more)
+    grads = ctx.backward(x + 1)
+    grads = grads if isinstance(grads, tuple) else (grads,)
+
+    def of(k):
+        return lambda a: ours(*given[:k], a, *given[k + 1 :], 0.3, rng=3, **more)
+
+    for k, expected in enumerate(grads):
+        vjp, ans = make_vjp(of(k), given[k])
+        assert_same_bits(ans, y)
+        np.testing.assert_allclose(vjp(x + 1), expected, rtol=1e-12)
+        check_grads(sine_of(of(k)), modes=["fwd", "rev"], order=2)(given[k])
 
 
 def test_evaluation_and_calls():

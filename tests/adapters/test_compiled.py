@@ -107,7 +107,7 @@ import example
 def test_an_older_library_is_refused(build):
     """One whose table may end before what the header knows."""
     run = subprocess.run([sys.executable, "-c", OLDER], cwd=build, capture_output=True, text=True)
-    words = "ImportError: compiled for version 1 of fastdrop's C API, this one has 0"
+    words = "ImportError: compiled for version 2 of fastdrop's C API, this one has 0"
     assert words in run.stderr
 
 

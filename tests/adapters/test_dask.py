@@ -73,6 +73,93 @@ def test_small_shapes(shape):
     assert_same_bits(y.compute(), fd.dropout(a, 0.5, rng=3)[0])
 
 
+columns = (20, (2, 3), 20)
+APPLIED = {
+    "relu": (fd.relu_dropout, [x], {"p": 0.3}),
+    "add": (fd.dropout_add, [x, x[::-1]], {"p": 0.3}),
+    "bias": (fd.bias_dropout_add, [x, x[0, 0], x[::-1]], {"p": 0.3}),
+    "alpha": (fd.alpha_dropout, [x], {"p": 0.3, "shared_axes": 1}),
+    "feature alpha": (fd.feature_alpha_dropout, [x], {"p": 0.3}),
+    "gaussian": (fd.gaussian_dropout, [x], {"p": 0.3}),
+    "noise": (fd.gaussian_noise, [x], {"std": 0.3}),
+    "spatial": (fd.spatial_dropout, [x], {"p": 0.3}),
+    "zoneout": (fd.zoneout, [x, x[::-1]], {"p": 0.3}),
+    "concrete": (fd.concrete_dropout, [x, np.float32(0.3)], {}),
+}
+
+
+@pytest.mark.parametrize("name", APPLIED)
+@pytest.mark.parametrize("chunks", [-1, columns], ids=["whole", "cut"])
+def test_every_op_that_takes_a_region(name, chunks):
+    op, given, more = APPLIED[name]
+    expected, ctx = op(*given, rng=fd.Rng(3, 7), **more)
+    first, *others = given
+    lazy = [da.from_array(first, chunks=chunks), *others]
+    rng = fd.Rng(3, 7)
+    y, lazy_ctx = adapter.apply(op, *lazy, rng=rng, **more)
+    assert rng.call == 8
+    assert y.chunks == lazy[0].chunks
+    assert_same_bits(y.compute(), expected)
+    found, wanted = lazy_ctx.backward(x + 1), ctx.backward(x + 1)
+    if not isinstance(wanted, tuple):
+        found, wanted = (found,), (wanted,)
+    for a, b in zip(found, wanted, strict=True):
+        if np.shape(b) == x.shape:
+            assert_same_bits(a.compute(), b)
+        else:
+            np.testing.assert_allclose(a.compute(), b, rtol=1e-4)
+
+
+def test_what_cannot_be_applied():
+    with pytest.raises(TypeError, match="op must take region= and rng="):
+        adapter.apply(fd.targeted_dropout, x, 0.5)
+    with pytest.raises(TypeError, match="op must be a function"):
+        adapter.apply("dropout", x)
+    with pytest.raises(ValueError, match=r"p must be in \[0, 1\]"):
+        adapter.apply(fd.relu_dropout, x, 1.5, rng=1)
+    with pytest.raises(ValueError, match="operands must have the shape of x's last axes"):
+        adapter.apply(fd.dropout_add, x, x[:, :3], 0.5, rng=1)
+    with pytest.raises(ValueError, match="dy must have shape"):
+        adapter.apply(fd.relu_dropout, x, 0.5, rng=1)[1].backward(x[:3])
+
+
+@pytest.mark.parametrize("shared_axes", [(), 1])
+def test_mask(shared_axes):
+    how = {"rng": fd.Rng(3, 7), "shared_axes": shared_axes}
+    _, ctx = dropout(da.from_array(x, chunks=20), 0.3, **how)
+    expected = fd.dropout(x, 0.3, rng=fd.Rng(3, 7), shared_axes=shared_axes)[1].mask()
+    for chunks in ("auto", (7, 2, 20)):
+        np.testing.assert_array_equal(ctx.mask(chunks), expected)
+    for nothing in (dropout(x, 0.0)[1], dropout(x, 0.3, training=False)[1]):
+        assert nothing.mask().compute().all()
+    assert ctx.mask().dtype == bool
+
+
+def test_xarray():
+    xarray = pytest.importorskip("xarray")
+    expected, ctx = fd.dropout(x, 0.3, rng=3)
+    for chunks in ({}, {"time": 7, "place": 20}):
+        named = xarray.DataArray(
+            x,
+            dims=("time", "kind", "place"),
+            coords={"kind": list("abcde")},
+            name="level",
+            attrs={"unit": "m"},
+        )
+        named = named.chunk(chunks) if chunks else named
+        y, lazy_ctx = dropout(named, 0.3, rng=3)
+        assert_same_bits(y.values, expected)
+        xarray.testing.assert_identical(y.copy(data=x), named.compute())
+        dx = lazy_ctx.backward(named)
+        assert_same_bits(dx.values, ctx.backward(x))
+        assert dx.dims == named.dims
+        same = xarray.apply_ufunc(lambda a: dropout(a, 0.3, rng=3)[0], named, dask="allowed")
+        assert_same_bits(same.values, expected)
+        z, again = adapter.apply(fd.relu_dropout, named, 0.3, rng=3)
+        assert_same_bits(z.values, fd.relu_dropout(x, 0.3, rng=3)[0])
+        assert again.backward(named).dims == named.dims
+
+
 def test_lazy():
     def fail(block):
         raise RuntimeError("computed")

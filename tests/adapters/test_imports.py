@@ -3,7 +3,19 @@
 import subprocess
 import sys
 
-ADAPTED = {"torch", "jax", "keras", "autograd", "thinc", "sklearn", "dask", "mpi4py", "numba"}
+ADAPTED = {
+    "torch",
+    "jax",
+    "flax",
+    "equinox",
+    "keras",
+    "autograd",
+    "thinc",
+    "sklearn",
+    "dask",
+    "mpi4py",
+    "numba",
+}
 
 
 def test_fastdrop_imports_none_of_them():

@@ -2,10 +2,14 @@
 other one.
 """
 
+import doctest
+import gzip
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,19 +17,23 @@ from helpers.bitwise import assert_same_bits
 
 import fastdrop as fd
 
+# TensorFlow is not installed beside the others: KERAS_BACKEND=tensorflow, in an environment of its
+# own.
 if not find_spec("keras"):
     pytest.skip("needs keras", allow_module_level=True)
-INSTALLED = [name for name in ("torch", "jax") if find_spec(name)]
+INSTALLED = [name for name in ("torch", "jax", "tensorflow") if find_spec(name)]
 if not INSTALLED:
-    pytest.skip("needs torch or jax", allow_module_level=True)
+    pytest.skip("needs torch, jax or tensorflow", allow_module_level=True)
 os.environ.setdefault("KERAS_BACKEND", INSTALLED[0])
 import keras  # noqa: E402
 
-from fastdrop.adapters.keras import Dropout  # noqa: E402
+from fastdrop.adapters import keras as adapter  # noqa: E402
+from fastdrop.adapters.keras import Dropout, replace, restore  # noqa: E402
 
 BACKEND = keras.backend.backend()
 # Keras's and its backends' own.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+ON_TENSORFLOW = {"GaussianDropout", "GaussianNoise"}  # are not there
 
 
 def numpy(x):
@@ -37,10 +45,12 @@ def normal(*shape):
 
 
 @pytest.mark.skipif("KERAS_OTHER" in os.environ, reason="is that process")
+@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("backend", [name for name in INSTALLED if name != BACKEND])
-def test_the_other_backend(backend):
+def test_the_other_backend(backend, slow):
     env = {**os.environ, "KERAS_BACKEND": backend, "KERAS_OTHER": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    command += ["-m", "slow or not slow"] if slow else []
     root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
     run = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
@@ -90,7 +100,7 @@ def test_wrong_arguments():
         Dropout(0.5, "abc")
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "openvino"])
+@pytest.mark.parametrize("backend", ["numpy", "openvino"])
 def test_other_backends_are_named(monkeypatch, backend):
     monkeypatch.setattr(keras.backend, "backend", lambda: backend)
     with pytest.raises(NotImplementedError, match=f"no layer for the {backend} backend"):
@@ -130,6 +140,7 @@ def data():
     return x, (x[:, :10].sum(1) > x[:, 10:].sum(1)).astype(int)
 
 
+@pytest.mark.slow
 def test_training():
     """A small network learns which of two halves of the input is the larger."""
     model = network()
@@ -147,6 +158,172 @@ def test_a_saved_model_goes_on_with_the_masks(tmp_path):
     again = keras.saving.load_model(tmp_path / "model.keras")
     assert type(again.layers[2]) is Dropout
     assert_same_bits(numpy(again(x, training=True)), numpy(model(x, training=True)))
+
+
+LAYERS = {
+    "Dropout": ((0.3,), (4, 300), fd.dropout, {}),
+    "SpatialDropout1D": ((0.3,), (4, 5, 60), fd.dropout, {"shared_axes": 1}),
+    "SpatialDropout2D": ((0.3,), (4, 5, 6, 60), fd.dropout, {"shared_axes": (1, 2)}),
+    "SpatialDropout3D": ((0.3,), (4, 5, 6, 3, 60), fd.dropout, {"shared_axes": (1, 2, 3)}),
+    "AlphaDropout": ((0.3,), (4, 300), fd.alpha_dropout, {}),
+    "GaussianDropout": ((0.3,), (4, 300), fd.gaussian_dropout, {}),
+    "GaussianNoise": ((0.3,), (4, 300), fd.gaussian_noise, {}),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer(name, tmp_path):
+    """Bits, configuration, inference, files."""
+    if BACKEND == "tensorflow" and name in ON_TENSORFLOW:
+        with pytest.raises(NotImplementedError, match=r"has no gaussian_.* use Keras's own layer"):
+            getattr(adapter, name)(0.3)(normal(4, 300), training=True)
+        return
+    args, shape, op, more = LAYERS[name]
+    kind, x = getattr(adapter, name), normal(*shape)
+    layer = kind(*args, seed=7)
+    for call in range(2):
+        expected, _ = op(x, *args, rng=fd.Rng(7, call), **more)
+        assert_same_bits(numpy(layer(x, training=True)), expected)
+    assert_same_bits(numpy(layer(x)), x)
+    assert_same_bits(numpy(kind(0.0)(x, training=True)), x)
+    again = kind.from_config(layer.get_config())
+    assert again.get_config() == layer.get_config()
+    model = keras.Sequential([keras.Input(shape[1:]), layer])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded.layers[0]) is kind
+    assert_same_bits(numpy(loaded(x, training=True)), numpy(model(x, training=True)))
+
+
+def stock(kinds=keras.layers):
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((20,)),
+            keras.layers.Dense(64, activation="relu"),
+            kinds.Dropout(0.3, seed=7),
+            keras.layers.Dense(64, activation="relu"),
+            kinds.AlphaDropout(0.3, seed=8),
+            keras.layers.Dense(2, activation="softmax"),
+        ]
+    )
+
+
+@pytest.mark.parametrize("file", ["model.weights.h5", "model.keras"])
+@pytest.mark.parametrize("kinds", [(keras.layers, adapter), (adapter, keras.layers)])
+def test_weights_are_interchangeable(file, kinds, tmp_path):
+    """From Keras's own layers to these, and back."""
+    saved, other = (stock(kind) for kind in kinds)
+    saved.layers[0].bias.assign(np.arange(64.0))
+    path = tmp_path / file
+    saved.save(path) if file.endswith("keras") else saved.save_weights(path)
+    other.load_weights(path)
+    for a, b in zip(saved.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    x = normal(4, 20)
+    assert_same_bits(numpy(saved(x)), numpy(other(x)))
+
+
+def test_weights_bring_the_state_of_masks(tmp_path):
+    model, other, x = stock(adapter), stock(adapter), normal(4, 20)
+    model(x, training=True)
+    model.save_weights(tmp_path / "model.weights.h5")
+    other.load_weights(tmp_path / "model.weights.h5")
+    assert_same_bits(numpy(model(x, training=True)), numpy(other(x, training=True)))
+
+
+def test_replace_and_restore():
+    model, (x, t) = stock(), data()
+    how = "adam", "sparse_categorical_crossentropy"
+    model.compile(*how)
+    model.train_on_batch(x, t)
+    names, weights = [layer.name for layer in model.layers], model.get_weights()
+    assert replace(model) is model
+    assert [type(layer) for layer in model.layers[1::2]] == [Dropout, adapter.AlphaDropout]
+    assert [layer.name for layer in model.layers] == names
+    for a, b in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    state = numpy(model.layers[1].seed_generator.state)
+    y = model.layers[1](np.ones((4, 64), np.float32), training=True)
+    expected, _ = fd.dropout(np.ones((4, 64), np.float32), 0.3, rng=fd.Rng(*map(int, state)))
+    assert_same_bits(numpy(y), expected)
+    before = int(numpy(model.layers[1].seed_generator.state)[1])
+    model.train_on_batch(x, t)  # with fastdrop's layers: the loss is that of a model made of them
+    assert numpy(model.layers[1].seed_generator.state)[1] > before
+    restore(model)
+    assert type(model.layers[1]) is keras.layers.Dropout
+    assert not hasattr(model.layers[1], "fastdrop_state")
+    assert np.isfinite(model.train_on_batch(x, t))
+    nested = keras.Sequential([keras.Input((20,)), stock(), keras.layers.Dropout(0.2)])
+    replace(nested)
+    assert type(nested.layers[0].layers[1]) is Dropout
+    assert type(nested.layers[1]) is Dropout
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_is_replaced_is_what_trains(compiled, monkeypatch):
+    model, (x, t) = stock(), data()
+    model.compile("adam", "sparse_categorical_crossentropy")
+    if compiled:
+        model.train_on_batch(x, t)
+    seen = []
+    drop = adapter.BACKENDS[BACKEND]
+    monkeypatch.setitem(adapter.BACKENDS, BACKEND, lambda *a: seen.append(a[0]) or drop(*a))
+    replace(model).train_on_batch(x, t)
+    assert set(seen) == {"dropout", "alpha_dropout"}
+    del seen[:]
+    restore(model).train_on_batch(x, t)
+    assert not seen
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="is compiled for TensorFlow")
+def test_without_a_compiler(monkeypatch, tmp_path):
+    """Making, loading and predicting work; training says what is missing."""
+    from fastdrop.adapters.keras import tensorflow
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(tensorflow, "_library", tensorflow._library.__wrapped__)
+    model, x = stock(adapter), normal(4, 20)
+    assert_same_bits(numpy(model(x)), numpy(stock()(x)))
+    with pytest.raises(RuntimeError, match=r"there is no C.. compiler; install g"):
+        Dropout(0.5)(x, training=True)
+
+
+def write_idx(path, array):
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+@pytest.mark.slow
+def test_mnist_program(tmp_path):
+    """docs/examples/keras_mnist.py, two passes over enlarged digits as MNIST's files."""
+    pytest.importorskip("matplotlib")
+    datasets = pytest.importorskip("sklearn.datasets")
+    images, labels = datasets.load_digits(return_X_y=True)
+    images = np.kron(images.reshape(-1, 8, 8), np.ones((1, 3, 3)))
+    images = np.pad(images * 15, [(0, 0), (2, 2), (2, 2)]).astype(np.uint8)
+    for name, part in (("train", slice(0, 1400)), ("t10k", slice(1400, None))):
+        write_idx(tmp_path / f"{name}-images-idx3-ubyte.gz", images[part])
+        write_idx(tmp_path / f"{name}-labels-idx1-ubyte.gz", labels[part].astype(np.uint8))
+    program = Path(__file__).parents[2] / "docs" / "examples" / "keras_mnist.py"
+    command = [sys.executable, str(program), "--data", str(tmp_path), "--epochs", "4"]
+    environment = {**os.environ, "KERAS_BACKEND": BACKEND}
+    command += ["--out", str(tmp_path / "curves.png")]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    accuracies = [float(n) for n in re.findall(r"dropout: (\d\.\d+)", run.stdout)]
+    assert len(accuracies) == 2
+    assert min(accuracies) > 0.8, run.stdout
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_example():
+    failed, attempted = doctest.testmod(adapter)
+    assert attempted > 5
+    assert not failed
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="JAX's fails by itself: it traces `training`")

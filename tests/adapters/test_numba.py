@@ -1,5 +1,6 @@
 """The kernels inside Numba's compiled code."""
 
+import doctest
 import subprocess
 import sys
 import threading
@@ -52,6 +53,61 @@ def test_parts_and_layouts():
     assert_same_bits(fn.dropout(x[::2, ::3], 0.3, 5, 0), fd.dropout(x[::2, ::3], 0.3, rng=5)[0])
     fn.forward(x, x, fn.draw(x.size, 0.3, 5, 0), 0.3, 5, 0)  # in place
     assert_same_bits(x, expected)
+
+
+BLOCKS = {
+    "shared": {"shared_axes": (1,)},
+    "two shared": {"shared_axes": (0, -1)},
+    "region": {"region": ((1, 2, 3), (9, 10, 12))},
+    "rows": {"region": ((1, 0, 0), (9, 7, 8))},
+    "both": {"region": ((1, 2, 3), (9, 10, 12)), "shared_axes": (1,)},
+}
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, np.float16])
+def test_regions_and_shared_axes(dtype):
+    x = np.random.default_rng(0).standard_normal((6, 7, 8)).astype(dtype)
+    given = x.view(np.uint16) if dtype is np.float16 else x  # as Numba has no float16
+    for more in [{}, *BLOCKS.values()]:
+        expected, _ = fd.dropout(x, 0.3, rng=fd.Rng(5, 6), **more)
+        assert_same_bits(fn.dropout(given, 0.3, 5, 6, **more).view(dtype), expected)
+
+
+@numba.njit
+def block(x, i, j):
+    return fn.dropout(x[i : i + 7, j : j + 9], 0.3, 4, 0, 0, ((i, j), x.shape), (1,))
+
+
+def test_a_region_inside_compiled_code():
+    x = np.random.default_rng(0).standard_normal((40, 60))
+    expected, _ = fd.dropout(x, 0.3, rng=4, shared_axes=1)
+    for i, j in ((0, 0), (5, 11), (33, 51)):
+        assert_same_bits(block(x, i, j), expected[i : i + 7, j : j + 9])
+
+
+def test_wrong_regions_and_axes():
+    x = np.ones((3, 4))
+    cases = [
+        ({"region": ((0, 0), (3, 3))}, ValueError, "region must contain x"),
+        ({"region": ((-1, 0), (3, 4))}, ValueError, "region must contain x"),
+        ({"region": ((0,), (3,))}, ValueError, "region must have as many axes as x has"),
+        ({"region": 5}, numba.TypingError, "region must be"),
+        ({"region": ((0.5, 0), (3, 4))}, numba.TypingError, "region must be"),
+        ({"shared_axes": (2,)}, ValueError, "shared_axes must be axes of x"),
+        ({"shared_axes": (0, -2)}, ValueError, "shared_axes must name each axis once"),
+        ({"shared_axes": (0.5,)}, numba.TypingError, "shared_axes must be a tuple of ints"),
+        ({"start": 3, "shared_axes": (1,)}, ValueError, "start must be 0"),
+    ]
+    for more, error, words in cases:
+        with pytest.raises(error, match=words):
+            fn.dropout(x, 0.3, 4, 0, **more)
+
+
+@pytest.mark.slow  # compiles
+def test_example():
+    failed, attempted = doctest.testmod(fn)
+    assert attempted > 5
+    assert not failed
 
 
 def test_in_threads_without_the_gil():
@@ -171,25 +227,3 @@ def test_cached_code_works_in_another_process(tmp_path):
         subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in "12"
     ]
     assert hits == ["0\n", "1\n"]
-
-
-@pytest.mark.slow
-def test_training():
-    """A network of two layers, trained in compiled code, learns a linear function."""
-
-    @numba.njit
-    def train(w, v, x, t, p, seed, steps, rate):
-        for number in range(steps):
-            h = np.maximum(x @ w, 0)
-            y = fn.dropout(h, p, seed, number)
-            dz = (y @ v - t) / len(x)
-            dh = fn.dropout(dz @ v.T, p, seed, number) * (h > 0)
-            v -= rate * (y.T @ dz)
-            w -= rate * (x.T @ dh)
-
-    generator = np.random.default_rng(0)
-    w, v = generator.standard_normal((10, 64)) / 3, generator.standard_normal((64, 1)) / 8
-    x = generator.standard_normal((256, 10))
-    t = x.sum(1, keepdims=True)
-    train(w, v, x, t, 0.2, 1, 1000, 0.03)
-    assert np.square(np.maximum(x @ w, 0) @ v - t).mean() < 0.1 * t.var()

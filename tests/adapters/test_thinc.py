@@ -2,6 +2,9 @@
 
 import copy
 import doctest
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -266,3 +269,50 @@ def test_layer_trains():
     fix_random_seed(0)
     make = lambda: chain(Linear(nO=64), Dropout(0.2), Linear(nO=1))  # noqa: E731
     assert train(make())[1] < train(make(), 0)[1] / 2
+
+
+MASKS = """
+import atexit
+import fastdrop.adapters.thinc as adapter
+from thinc.api import get_ops, set_current_ops
+
+set_current_ops(get_ops("fastdrop"))
+drawn, drop = [], adapter.door.drop
+adapter.door.drop = lambda *a, **more: drawn.append(a) or drop(*a, **more)
+atexit.register(lambda: print("masks", len(drawn)))
+"""
+EXAMPLES = """
+import random, spacy
+from spacy.tokens import Doc, DocBin
+
+words = {"a": "DET", "the": "DET", "fine": "ADJ", "sad": "ADJ", "film": "NOUN", "book": "NOUN"}
+nlp, random = spacy.blank("en"), random.Random(0)
+for name in ("train", "dev"):
+    docs = DocBin()
+    for _ in range(100):
+        text = random.choices(list(words), k=5)
+        docs.add(Doc(nlp.vocab, words=text, tags=[words[word] for word in text]))
+    docs.to_disk(f"{name}.spacy")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("spacy"), reason="needs spaCy, which wants a thinc of its own")
+def test_spacy_trains_with_these_masks(tmp_path):
+    """As the module says: a tagger, by spaCy's command line."""
+    (tmp_path / "masks.py").write_text(MASKS)
+
+    def python(*command):
+        command = [sys.executable, *command]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert run.returncode == 0, run.stdout + run.stderr
+        return run.stdout
+
+    python("-c", EXAMPLES)
+    python("-m", "spacy", "init", "config", "base.cfg", "--pipeline", "tagger")
+    how = "--paths.train train.spacy --paths.dev dev.spacy --training.max_steps 40 --code masks.py"
+    said = python(
+        "-m", "spacy", "train", "base.cfg", *how.split(), "--training.eval_frequency", "20"
+    )
+    assert int(said.split("masks ")[1].split()[0]) >= 40
+    assert float(said.split(" 40 ")[1].split()[2]) > 90, said

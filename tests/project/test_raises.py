@@ -454,7 +454,8 @@ def test_adapters(name, no_gpu):
     if name == "dask":
         del good["save"], good["region"]
     elif name == "jax":
-        good = {"x": X, "p": 0.5, "key": 1, "call": 2, "training": True, "shared_axes": (0,)}
+        good = {"x": X, "p": 0.5, "key": 1, "call": 2, "training": True}
+        good |= {"shared_axes": (0,), "region": None}
     assert good.keys() == inspect.signature(adapter.dropout).parameters.keys()
     adapter.dropout(**good)
     assert others(errors(adapter.dropout, good, HOSTILE), AXES) == {}
