@@ -7,6 +7,7 @@ module named as here, with ``_`` for ``-``, that has `FULL` and `QUICK`, two `st
 """
 
 STUDIES = {
+    "wrong-labels": "a fifth of the labels is wrong: learned by heart, unless dropout stops it",
     "mnist-mlp": "a perceptron with and without dropout",
     "rate-sweep": "dropout of the input, the hidden units, all layers, with rates from 0 to 0.8",
     "regularisers": "dropout against, and with, early stopping, weight decay, noise, max-norm, ...",
@@ -15,4 +16,5 @@ STUDIES = {
     "variants": "the same networks under every kind of dropout",
     "uncertainty": "how sure Monte Carlo dropout is, of digits and of what is none",
     "lstm": "four kinds of dropout in a recurrent network that learns a text by heart",
+    "transformer": "a small language model with and without dropout, and samples of its text",
 }
