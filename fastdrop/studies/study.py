@@ -328,7 +328,7 @@ class Session:
         lines = textwrap.wrap(sentence, int(width * 13))
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=9)
         png = BytesIO()
-        figure.savefig(png, format="png", dpi=120)
+        figure.savefig(png, format="png", dpi=120, metadata={"Description": sentence})
         write(self.out / name, png.getvalue())
         print(f"\n{self.out / name}: {sentence}", flush=True)
         self.pictures[name] = sentence

@@ -424,8 +424,10 @@ def picture_differences(session: Session) -> None:
         axis.axvline(0, color="0.5", lw=1)
         axis.set(xlabel=f"validation {what}, less that without dropout")
         axis.grid(alpha=0.3)
-        groups = (f"{verdict} for {', '.join(of) or 'none'}" for verdict, of in verdicts.items())
-        texts.append(f"That the validation {what} is {wanted} with it: {'; '.join(groups)}.")
+        groups = (
+            f"{verdict} for {len(of)} ({'; '.join(of)})" for verdict, of in verdicts.items() if of
+        )
+        texts.append(f"That the validation {what} is {wanted} with it is {', '.join(groups)}.")
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
     shown = ", ".join(map(str, session.seeds))
