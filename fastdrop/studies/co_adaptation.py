@@ -157,7 +157,7 @@ def picture_features(session: Session) -> None:
         f"Seed {session.seeds[-1]}: weights of the {FEATURES**2} units with the highest mean "
         "activation, times the deviation of their pixel, each unit on its own scale. "
         f"That features are more local with dropout, by the extent: "
-        f"{findings(session, ('extent',))} What a feature is for is not shown.",
+        f"{findings(session, ('extent',))}",
     )
 
 

@@ -430,7 +430,7 @@ class Difference:
     def _shown(self, *figures: float) -> str:
         half = (self.high - self.low) / 2
         digits = min(4, max(0, 1 - math.floor(math.log10(half)))) if half else 4
-        mean, low, high = (f"{v:.{digits}f}" for v in figures)
+        mean, low, high = (f"{v:z.{digits}f}" for v in figures)  # z: -0.00 is 0.00
         return f"{mean} [{low}, {high}]"
 
     def __str__(self) -> str:
