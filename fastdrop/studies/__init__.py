@@ -1,9 +1,9 @@
 """The studies: networks in plain NumPy, trained with fastdrop; ``python -m fastdrop train STUDY``.
 
 `nn` is the network library, `data` reads images, `study` is what all studies share; `checkpoint`
-and `files` are how it keeps a run and has a folder to itself. A study is a
-module named as here, with ``_`` for ``-``, that has `FULL` and `QUICK`, two `study.Defaults`, and
-``run(session)``; the first of `STUDIES` is the default. Beside them, `scale` draws the masks of 4,096 ranks.
+and `files` are how it keeps a run and has a folder to itself. A study is a module named as here,
+with ``_`` for ``-``, that has `FULL` and `QUICK`, two `study.Defaults`, and ``run(session)``; the
+first is the default. Beside them, `scale` draws the masks of 4,096 ranks.
 """
 
 STUDIES = {

@@ -9,8 +9,8 @@ import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from io import BytesIO
@@ -27,6 +27,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 import fastdrop as fd
+from fastdrop.base import watch
 from fastdrop.studies import checkpoint
 from fastdrop.studies.checkpoint import CheckpointError
 from fastdrop.studies.data import Data, DataError, Unreachable, load
@@ -222,7 +223,8 @@ class Session:
         self.data_name = data.name
         self.runs.append(run)
         if not run.complete:
-            self._train(path, settings, run, data, finish)
+            with _watched_alone():
+                self._train(path, settings, run, data, finish)
         if not keep:
             run.trainer = None
         return run
@@ -356,6 +358,17 @@ class Session:
         }
         text = json.dumps(_plain(record), indent=1, allow_nan=False, ensure_ascii=False)
         write(self.out / "record.json", f"{text}\n".encode())
+
+
+@contextmanager
+def _watched_alone() -> Iterator[None]:
+    """While `fastdrop.debug` is on: with a memory of its own.
+
+    Networks that are compared have one seed, so the same draws for other arrays.
+    """
+    on = watch.record is not None
+    with fd.debug(False), fd.debug(on):
+        yield
 
 
 KINDS = {

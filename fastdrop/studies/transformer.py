@@ -38,9 +38,9 @@ from fastdrop.studies.study import (
 
 Characters = npt.NDArray[np.int64]
 
-FULL = Defaults(epochs=24, data=None, threads=1)
+FULL = Defaults(epochs=20, data=None, threads=1)
 QUICK = Defaults(epochs=5, data=None, threads=1, seeds=(0,))
-LENGTH, STEPS, BATCH = 30_000, 64, 16
+LENGTH, STEPS, BATCH = 20_000, 64, 16
 UNITS, HEADS, BLOCKS = 64, 4, 2
 CASES = {"without dropout": 0.0, "dropout 0.2": 0.2}
 SAMPLE, BEGINNING, TEMPERATURE = 200, "The ", 0.7
@@ -261,10 +261,10 @@ class Text:
 
 
 def read(length: int = LENGTH) -> Text:
-    """The beginning of Python's language reference, and a third as much behind it."""
+    """The beginning of Python's language reference, and half as much behind it."""
     from pydoc_data.topics import topics
 
-    text = "\n".join(topics[name] for name in sorted(topics))[: length + length // 3]
+    text = "\n".join(topics[name] for name in sorted(topics))[: length + length // 2]
     alphabet, ids = np.unique(list(text), return_inverse=True)
     windows = []
     for part in (ids[:length], ids[length:]):
