@@ -110,7 +110,7 @@ def pictures(session: Session, data: Data) -> None:
             draw(axis, session.of(name), f"{split} loss", label=split)
         axis.set_yscale("log")
         label_axis(axis, "loss", name)
-    trained = f"{session.seeds_shown}, {len(data.t_train)} images of {data.name} to train"
+    trained = f"{session.seeds_shown}, {len(data.t_train)} images to train"
     gaps = paired(gap(b) - gap(a) for a, b in zip(without, dropped, strict=True))
     parted = claim("That they part less with dropout", gaps, "lower", "gap")
     session.picture(

@@ -294,8 +294,13 @@ def test_masks_that_are_shared_on_purpose_raise_no_alarm(text):
             recurrent(x + 1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", STUDIES)
+FAST = "co-adaptation", "lstm"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in STUDIES]
+)
 def test_a_study_raises_no_alarm(name, tmp_path):
+    """Though its networks have the same seed, so the same draws."""
     with fd.debug():
         main(["train", name, "--quick", "--epochs", "1", "--threads", "1", "--out", str(tmp_path)])
