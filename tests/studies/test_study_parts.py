@@ -294,11 +294,8 @@ def test_masks_that_are_shared_on_purpose_raise_no_alarm(text):
             recurrent(x + 1)
 
 
-FAST = "co-adaptation", "lstm"
-
-
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in STUDIES]
+    "name", [pytest.param(n, marks=() if n == "lstm" else pytest.mark.slow) for n in STUDIES]
 )
 def test_a_study_raises_no_alarm(name, tmp_path):
     """Though its networks have the same seed, so the same draws."""
