@@ -49,16 +49,13 @@ def info(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     """Train networks without and with dropout: a table, pictures and a record of every figure."""
     options = {k: v for k, v in vars(args).items() if k not in ("run", "study", "out", "argv")}
-    name = args.study or "mnist-mlp"
-    if args.study is None and args.data is None:
-        options["data"] = "digits"  # there at once
-        print(f"{name} on scikit-learn's digits, as neither a study nor --data was given")
     try:
         from fastdrop.studies import study
 
         again = [arg for arg in args.argv if arg != "--resume"] + ["--resume"]
         command = shlex.join(["python", "-m", "fastdrop", *again])
-        study.execute(name, args.out or Path("fastdrop-train") / name, again=command, **options)
+        out = args.out or Path("fastdrop-train") / args.study
+        study.execute(args.study, out, again=command, **options)
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
         sys.exit(f"train needs {missing}: pip install 'fastdrop[demo]'")
@@ -109,6 +106,7 @@ def _number(
 
 
 _rate = _number(float, lambda p: 0.0 < p < 1.0, "a number between 0 and 1")
+_fraction = _number(float, lambda p: 0.0 <= p < 1.0, "a number from 0 to below 1")
 _seconds = _number(float, lambda s: 0.0 < s < float("inf"), "a positive number")
 _count = _number(int, lambda n: n >= 1, "a whole number, at least 1")
 _seed = _number(int, lambda n: 0 <= n < 2**64, "a whole number from 0 to 2**64 - 1")
@@ -154,15 +152,23 @@ def commands() -> argparse.ArgumentParser:
         nargs="?",
         metavar="STUDY",
         choices=STUDIES,
-        help="one of those below; mnist-mlp on digits if omitted",
+        default=next(iter(STUDIES)),
+        help="one of those below; the first if omitted",
     )
     command.add_argument(
         "--data",
         metavar="DIR",
-        help="folder with MNIST's own files, or others in their format (IDX), gzipped or not; or "
-        "with CIFAR-10's batches, binary or pickled; or one of mnist (downloaded once), digits "
-        "(scikit-learn's), synthetic "
+        help="folder with MNIST's own files, or others in their format (IDX), such as those of "
+        "Debian's package dataset-fashion-mnist, gzipped or not; or with CIFAR-10's batches, "
+        "binary or pickled; or one of mnist (downloaded once), digits (scikit-learn's), synthetic "
         "(default: that of the study; digits if that is mnist and cannot be downloaded)",
+    )
+    command.add_argument(
+        "--label-noise",
+        type=_fraction,
+        metavar="FRACTION",
+        help="of the labels to train, replaced by another class at random; those to validate and "
+        "to test stay right (default: that of the study)",
     )
     command.add_argument("--epochs", type=_count, help="passes over the training set")
     command.add_argument(
@@ -172,7 +178,7 @@ def commands() -> argparse.ArgumentParser:
         action=_Different,
         dest="seeds",
         metavar="N",
-        help="each decides split, weights, order and masks of one more run (default: 0 1 2)",
+        help="each decides split, weights, order and masks of one more run (default: 0 1 2 3 4)",
     )
     command.add_argument("--threads", type=_threads, help="of BLAS and of fastdrop")
     command.add_argument("--quick", action="store_true", help="a minute or less, on little data")

@@ -157,7 +157,7 @@ def picture_features(session: Session) -> None:
         f"Seed {session.seeds[-1]}: weights of the {FEATURES**2} units with the highest mean "
         "activation, times the deviation of their pixel, each unit on its own scale. "
         f"That features are more local with dropout, by the extent: "
-        f"{findings(session, ('extent',))} What a feature is for is not shown.",
+        f"{findings(session, ('extent',))}",
     )
 
 
@@ -190,7 +190,7 @@ def picture_activations(session: Session) -> None:
         "right the mean of each unit over the images; the last bin has what is above, too. "
         f"That dropout makes them sparse: {findings(session, SPARSITY)}"
         f" That units rely less on each other: {findings(session, RELIANCE)} A loss of a half is "
-        "what dropout trains for; that it is the cause of better test figures is not shown.",
+        "what dropout trains for.",
     )
 
 
@@ -198,13 +198,8 @@ def findings(session: Session, measures: tuple[str, ...]) -> str:
     """What becomes of measures that dropout is said to make lower."""
     texts = []
     for network in NETWORKS:
-        runs = without, dropped = [session.of(label(network, rate)) for rate in RATES]
-        changes = []
+        without, dropped = (session.of(label(network, rate)) for rate in RATES)
         for measure in measures:
-            before, after = (spread(run.last(measure) for run in some) for some in runs)
-            changes.append(f"{measure} {before}, with dropout {after}")
-        lower = all(difference(dropped, without, m).startswith("lower") for m in measures)
-        verdict = "borne out" if lower else "not borne out"
-        verdict += " with one seed, which proves little" if len(session.seeds) == 1 else ""
-        texts.append(f"{network}, {', '.join(changes)}: {verdict}.")
-    return " ".join(texts)
+            found = difference(dropped, without, measure)
+            texts.append(f"{network}, {measure} {found}: {found.verdict('lower')}")
+    return "; ".join(texts) + "."

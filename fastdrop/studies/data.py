@@ -66,13 +66,14 @@ class Data:
     t_valid: Labels
     x_test: Images
     t_test: Labels
+    is_wrong: npt.NDArray[np.bool_] | None = None  # of t_train; None: no label was replaced
 
     @property
     def classes(self) -> int:
         """How many there are."""
         return 1 + max(int(t.max()) for t in (self.t_train, self.t_valid, self.t_test))
 
-    def part(self, train: int, valid: int) -> Data:
+    def part(self, train: int, valid: int | None) -> Data:
         """The same with fewer images to train and to validate; they are in random order."""
         return replace(
             self,
@@ -80,7 +81,22 @@ class Data:
             t_train=self.t_train[:train],
             x_valid=self.x_valid[:valid],
             t_valid=self.t_valid[:valid],
+            is_wrong=None if self.is_wrong is None else self.is_wrong[:train],
         )
+
+    def with_wrong_labels(self, fraction: float, seed: int) -> Data:
+        """The same, a fraction of the labels to train replaced by another class at random.
+
+        The images are in random order, so any evenly spaced ones are a random choice, of which a
+        `part` has its share.
+        """
+        count = np.floor(np.arange(len(self.t_train) + 1) * fraction)
+        is_wrong = np.diff(count) > 0
+        by = np.random.default_rng([seed, 5]).integers(1, self.classes, is_wrong.sum())
+        labels = self.t_train.copy()
+        labels[is_wrong] = (labels[is_wrong] + by) % self.classes
+        name = f"{self.name}, {100 * fraction:g} % of the labels to train wrong"
+        return replace(self, name=name, t_train=labels, is_wrong=is_wrong)
 
     def __str__(self) -> str:
         n, *shape = self.x_train.shape

@@ -19,7 +19,15 @@ from matplotlib.figure import Figure
 
 import fastdrop as fd
 from fastdrop.studies import nn
-from fastdrop.studies.study import Defaults, Session, difference, draw, label_axis, spread
+from fastdrop.studies.study import (
+    Defaults,
+    Session,
+    claim,
+    difference,
+    draw,
+    label_axis,
+    spread,
+)
 
 Characters = npt.NDArray[np.int64]
 
@@ -163,10 +171,10 @@ def run(session: Session) -> None:
             draw(axis, session.of(name), f"{split} loss", **shown)
     label_axis(axis, "loss, nats a character", "the next character")
     without, dropped = (session.of(name) for name in CASES)
-    verdict = difference(dropped, without, "validation loss")
+    found = difference(dropped, without, "validation loss")
+    text = "That dropout helps with text that was not learned"
     session.picture(
         "losses.png",
         figure,
-        f"{session.seeds_shown}: in the end, the validation loss with dropout is {verdict}. "
-        "What each of the four kinds contributes is not shown.",
+        f"{session.seeds_shown}. {claim(text, found, 'lower', 'validation loss')}",
     )

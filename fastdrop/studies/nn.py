@@ -240,7 +240,8 @@ class LSTM(Layer):
         contexts = []
         for t in range(time):
             again = {**how, "rng": fd.Rng(held.seed)}  # the same at each step: the same mask
-            heard[t], dropped = fd.dropout(h[t], recurrent, **again)
+            with fd.debug(False):  # which takes one mask for two arrays for a fault
+                heard[t], dropped = fd.dropout(h[t], recurrent, **again)
             a = gates[t]
             a += (heard[t] @ self.U).reshape(a.shape)
             a[:, :3] = sigmoid(a[:, :3])
@@ -269,7 +270,9 @@ class LSTM(Layer):
             da[t, :, 2] = dnew_h * tanh_c[t] * o * (1 - o)
             da[t, :, 3] = dnew_c * i * (1 - g**2)
             dc = dc_before + dnew_c * f
-            dh = dh_before + dropped.backward(da[t].reshape(len(dh), -1) @ self.U.T)
+            dheard = da[t].reshape(len(dh), -1) @ self.U.T
+            with fd.debug(False):
+                dh = dh_before + dropped.backward(dheard)
         da = da.reshape(*dy.shape[:2], -1)
         self.gradients = {
             "W": product(x, da),

@@ -1,11 +1,12 @@
 """Dropout of the images, of the hidden units, or of both, with rates from 0 to 0.8.
 
-The perceptron of `mnist_mlp`, with few images to learn from, as dropout shows best there. Never
-on the output: a class that is dropped cannot be the answer.
+The images, labels and network of `wrong_labels`, where dropout has something to prevent. Never on
+the output: a class that is dropped cannot be the answer.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,15 +16,16 @@ import fastdrop as fd
 from fastdrop.studies import nn
 from fastdrop.studies.data import Data
 from fastdrop.studies.mnist_mlp import SPLITS, perceptron
-from fastdrop.studies.study import Defaults, Session, spread
+from fastdrop.studies.study import Defaults, Difference, Session, difference, spread
+from fastdrop.studies.wrong_labels import BATCH, IMAGES, LABEL_NOISE
 
-FULL = Defaults(epochs=20, data="mnist")
-QUICK = Defaults(epochs=20, data="digits", seeds=(0,))
+FULL = Defaults(epochs=20, data="digits", label_noise=LABEL_NOISE, threads=1)
+QUICK = replace(FULL, seeds=(0,))
 RATES = 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8
 QUICK_RATES = 0.0, 0.2, 0.5, 0.8
 USEFUL = 0.2, 0.5  # as it is said
 PLACES = {"input": (True, False), "hidden": (False, True), "all layers": (True, True)}
-IMAGES, TO_VALIDATE = 4000, 2000
+BETTER = {"accuracy": "higher", "loss": "lower"}
 
 
 def start(data: Data, rate: float, place: str, seed: int) -> nn.Training:
@@ -31,7 +33,7 @@ def start(data: Data, rate: float, place: str, seed: int) -> nn.Training:
     at_input, at_hidden = (rate * there for there in PLACES[place])
     in_front = fd.layers.Dropout(at_input, rng=fd.Rng(seed).spawn(1)[0])
     net = perceptron(data, at_hidden, seed, in_front=[in_front] if at_input else [])
-    return nn.Training(net, nn.Adam(net.parameters), seed)
+    return nn.Training(net, nn.Adam(net.parameters), seed, BATCH)
 
 
 def run(session: Session) -> None:
@@ -39,7 +41,7 @@ def run(session: Session) -> None:
     rates = QUICK_RATES if session.quick else RATES
     cases = {label(rate, place): (rate, place) for rate in rates for place in PLACES}
     for seed in session.seeds:
-        data = session.data(seed).part(IMAGES, TO_VALIDATE)
+        data = session.data(seed).part(IMAGES, None)
         for name, (rate, place) in cases.items():
             begin = partial(start, data, rate, place, seed)
             session.fit(name, seed, begin, data, finish=nn.Training.test)
@@ -67,6 +69,18 @@ def table(session: Session, rates: tuple[float, ...]) -> None:
     rows = ([rate, *map(spread, row)] for rate, *row in zip(rates, *columns.values(), strict=True))
     title = f"After {session.epochs} epochs, mean ± deviation of the seeds; gap: train less test"
     session.table(title, ["rate", *columns], rows)
+    for what in BETTER:
+        rows = (
+            [p, *(against_none(session, p, k, what).figures for k in PLACES)] for p in rates[1:]
+        )
+        title = f"Test {what} against that without dropout, with the 95 % interval"
+        session.table(title, ["rate", *PLACES], rows)
+
+
+def against_none(session: Session, rate: float, place: str, what: str) -> Difference:
+    """Of the test images."""
+    runs, without = session.of(label(rate, place)), session.of(label(0.0, place))
+    return difference(runs, without, f"test {what}")
 
 
 def pictures(session: Session, rates: tuple[float, ...]) -> None:
@@ -89,29 +103,24 @@ def pictures(session: Session, rates: tuple[float, ...]) -> None:
             f"{what}.png",
             figure,
             f"{session.seeds_shown}, after {session.epochs} epochs; grey: the rates that are said "
-            f"to be useful. {findings(session, rates, what)} What high rates would give with more "
-            "epochs or units is not shown.",
+            f"to be useful. {findings(session, rates, what)}",
         )
 
 
 def findings(session: Session, rates: tuple[float, ...], what: str) -> str:
     """What the test images say on each place, and on what is said."""
-    texts, borne_out = [], []
-    useful = {rate for rate in rates if USEFUL[0] <= rate <= USEFUL[1]}
+    texts = []
+    useful = [rate for rate in rates if USEFUL[0] <= rate <= USEFUL[1]]
     for place in PLACES:
-        values = sweep(session, rates, place, f"test {what}")
-        gains = (values - values[0]) * (1 if what == "accuracy" else -1)
-        best = int(gains.mean(axis=1).argmax())
-        better = [rate for rate, gain in zip(rates, gains, strict=True) if gain.min() > 0]
+        found = {rate: against_none(session, rate, place, what) for rate in rates[1:]}
+        sign = 1 if BETTER[what] == "higher" else -1
+        best = max(found, key=lambda rate: sign * found[rate].mean)
+        verdicts = {rate: found[rate].verdict(BETTER[what]) for rate in useful}
+        each = ", ".join(f"{verdict} at {rate}" for rate, verdict in verdicts.items())
+        all_of_them = set(verdicts.values())
+        verdict = all_of_them.pop() if len(all_of_them) == 1 else f"not confirmed ({each})"
         texts.append(
-            f"Dropout of {place}: the test {what} is best at rate {rates[best]} "
-            f"({spread(values[best])}, without {spread(values[0])}) and better than without, with "
-            f"every seed, at {', '.join(map(str, better)) or 'no rate'}."
+            f"Dropout of {place}: the test {what} is best at rate {best}, {found[best]}, against "
+            f"that without; that all rates from {USEFUL[0]} to {USEFUL[1]} help: {verdict}."
         )
-        if useful <= set(better) and rates[best] in useful:
-            borne_out.append(place)
-    range_ = "{} to {}".format(*USEFUL)
-    where = f"for dropout of {', '.join(borne_out)} only" if borne_out else "nowhere"
-    where = "everywhere" if len(borne_out) == len(PLACES) else where
-    texts.append(f"That all rates from {range_} help, and the best is one of them, holds {where}.")
     return " ".join(texts)

@@ -9,8 +9,8 @@ import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from io import BytesIO
@@ -21,11 +21,13 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import t as student_t
 from tabulate import tabulate
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 import fastdrop as fd
+from fastdrop.base import watch
 from fastdrop.studies import checkpoint
 from fastdrop.studies.checkpoint import CheckpointError
 from fastdrop.studies.data import Data, DataError, Unreachable, load
@@ -45,8 +47,10 @@ class Defaults:
     """What a study takes where the command line does not say."""
 
     epochs: int
-    seeds: tuple[int, ...] = (0, 1, 2)
-    data: str | None = "mnist"  # of those of `data.load`; None: the study takes no --data
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    data: str | None = "mnist"  # of those of `data.load`; None: no --data and no --label-noise
+    label_noise: float = 0.0
+    threads: int | None = None  # None: all; small networks are faster with one
 
 
 class Trainer(Protocol):
@@ -99,15 +103,21 @@ class Session:
         out: Path,
         *,
         data: str | None = None,
+        label_noise: float | None = None,
         epochs: int | None = None,
         seeds: Sequence[int] | None = None,
         quick: bool = False,
         resume: bool = False,
     ) -> None:
-        if data is not None and defaults.data is None:
-            raise StudyError(f"{study} takes no --data: leave it out")
+        if defaults.data is None:
+            for option, given in (("--data", data), ("--label-noise", label_noise)):
+                if given is not None:
+                    raise StudyError(
+                        f"{study} takes no {option}, as it learns a text: leave it out"
+                    )
         self.study, self.out, self.quick, self.resume = study, out, quick, resume
         self.source, self.asked = defaults.data if data is None else data, data is not None
+        self.label_noise = defaults.label_noise if label_noise is None else label_noise
         self.epochs = epochs or defaults.epochs
         self.seeds = tuple(defaults.seeds if seeds is None else seeds)
         self.runs: list[Run] = []
@@ -146,7 +156,10 @@ class Session:
     def data(self, seed: int) -> Data:
         """The images, with the validation split of this seed."""
         if seed not in self._data:
-            self._data = {seed: self._load(seed)}  # one at a time: they may be large
+            data = self._load(seed)
+            if self.label_noise:
+                data = data.with_wrong_labels(self.label_noise, seed)
+            self._data = {seed: data}  # one at a time: they may be large
             print(self._data[seed], flush=True)
         return self._data[seed]
 
@@ -210,7 +223,8 @@ class Session:
         self.data_name = data.name
         self.runs.append(run)
         if not run.complete:
-            self._train(path, settings, run, data, finish)
+            with _watched_alone():
+                self._train(path, settings, run, data, finish)
         if not keep:
             run.trainer = None
         return run
@@ -316,7 +330,7 @@ class Session:
         lines = textwrap.wrap(sentence, int(width * 13))
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=9)
         png = BytesIO()
-        figure.savefig(png, format="png", dpi=120)
+        figure.savefig(png, format="png", dpi=120, metadata={"Description": sentence})
         write(self.out / name, png.getvalue())
         print(f"\n{self.out / name}: {sentence}", flush=True)
         self.pictures[name] = sentence
@@ -324,19 +338,37 @@ class Session:
 
     def record(self, finished: bool = False) -> None:
         """Write what there is so far to record.json."""
-        arguments = {"epochs": self.epochs, "seeds": self.seeds, "quick": self.quick}
+        arguments = {
+            "epochs": self.epochs,
+            "seeds": self.seeds,
+            "quick": self.quick,
+            "data": self.source and Path(self.source).resolve().name,  # a path is the machine's
+            "label noise": self.label_noise,
+            "threads": fd.get_num_threads(),
+        }
         record = {
             **description(),
             "study": self.study,
             "finished": finished,
             "data": self.data_name,
-            "arguments": {**arguments, "data": self.source, "threads": fd.get_num_threads()},
+            "arguments": arguments,
             "runs": self.runs,
             "tables": self.tables,
             "pictures": self.pictures,
         }
         text = json.dumps(_plain(record), indent=1, allow_nan=False, ensure_ascii=False)
         write(self.out / "record.json", f"{text}\n".encode())
+
+
+@contextmanager
+def _watched_alone() -> Iterator[None]:
+    """While `fastdrop.debug` is on: with a memory of its own.
+
+    Networks that are compared have one seed, so the same draws for other arrays.
+    """
+    on = watch.record is not None
+    with fd.debug(False), fd.debug(on):
+        yield
 
 
 KINDS = {
@@ -388,13 +420,71 @@ def spread(values: Iterable[float], digits: int = 4) -> str:
     return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
 
 
-def difference(runs: Sequence[Run], others: Sequence[Run], key: str) -> str:
-    """How much higher a measure of some runs is, seed by seed, in words that say if it is sure."""
-    by = np.array([a.last(key) - b.last(key) for a, b in zip(runs, others, strict=True)])
-    if np.all(by > 0) or np.all(by < 0):
-        seeds = "with every seed" if len(by) > 1 else "with one seed, which proves little"
-        return f"{'higher' if by[0] > 0 else 'lower'} by {spread(np.abs(by))} {seeds}"
-    return f"not clearly different (by {spread(by)})"
+@dataclass(frozen=True)
+class Difference:
+    """How much higher a measure of some runs is than that of others, compared seed by seed."""
+
+    mean: float
+    low: float  # of the 95 % interval; with one seed -inf
+    high: float
+
+    @property
+    def direction(self) -> str:
+        """ "higher" or "lower", if the interval says so, else ""."""
+        return "higher" if self.low > 0 else "lower" if self.high < 0 else ""
+
+    @property
+    def figures(self) -> str:
+        """As in "-0.047 [-0.059, -0.035]", to as many digits as the interval tells."""
+        if math.isinf(self.low):
+            return f"{self.mean:.4f}"
+        return self._shown(self.mean, self.low, self.high)
+
+    def _shown(self, *figures: float) -> str:
+        half = (self.high - self.low) / 2
+        digits = min(4, max(0, 1 - math.floor(math.log10(half)))) if half else 4
+        mean, low, high = (f"{v:z.{digits}f}" for v in figures)  # z: -0.00 is 0.00
+        return f"{mean} [{low}, {high}]"
+
+    def __str__(self) -> str:
+        """In words, as in "lower by 0.047 [0.035, 0.059]"."""
+        if math.isinf(self.low):
+            way = "higher" if self.mean > 0 else "lower"
+            return f"{way} by {abs(self.mean):.4f} with one seed, which has no interval"
+        if not self.direction:
+            return f"different by less than its uncertainty ({self.figures})"
+        low, high = sorted((abs(self.low), abs(self.high)))
+        return f"{self.direction} by {self._shown(abs(self.mean), low, high)}"
+
+    def verdict(self, claimed: str) -> str:
+        """What it makes of the claim that the measure is "higher", or "lower"."""
+        if not self.direction:
+            return "not confirmed"
+        return "confirmed" if self.direction == claimed else "contradicted"
+
+
+def difference(runs: Sequence[Run], others: Sequence[Run], key: str) -> Difference:
+    """Of `key`, run by run of the same seed, with Student's 95 % interval of the mean."""
+    return paired(a.last(key) - b.last(key) for a, b in zip(runs, others, strict=True))
+
+
+def paired(differences: Iterable[float]) -> Difference:
+    """Of what is a difference already, one value a seed."""
+    by = np.array(list(differences))
+    mean, half = float(by.mean()), math.inf
+    if len(by) > 1:
+        half = float(student_t.ppf(0.975, len(by) - 1) * by.std(ddof=1) / math.sqrt(len(by)))
+    return Difference(mean, mean - half, mean + half)
+
+
+def claim(text: str, found: Difference, claimed: str, measure: str) -> str:
+    """A sentence: what is claimed, what became of it, and the figure."""
+    return f"{text}: {found.verdict(claimed)}, as the {measure} is {found}."
+
+
+def epoch_seconds(runs: Iterable[Run], curve: str = "seconds") -> float:
+    """Median over all epochs of all seeds, as something else may have slowed some down."""
+    return float(np.median([seconds for run in runs for seconds in run.curves[curve]]))
 
 
 def draw(axis: Axes, runs: Sequence[Run], curve: str, **style: Any) -> None:
@@ -436,17 +526,18 @@ def execute(
         As on the command line; the others are those of `Session`.
     """
     module = import_module(f"fastdrop.studies.{study.replace('-', '_')}")
+    defaults = module.QUICK if quick else module.FULL
     before = fd.get_num_threads()
+    threads = threads or defaults.threads or before
     session = None
     try:
-        fd.set_num_threads(threads or before)
+        fd.set_num_threads(threads)
         with ExitStack() as stack:
             if threading.current_thread() is threading.main_thread():
                 stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
                 signal.signal(signal.SIGTERM, _interrupt)
-            stack.enter_context(threadpool_limits(threads or before, "blas"))
+            stack.enter_context(threadpool_limits(threads, "blas"))
             stack.enter_context(alone_in(out))
-            defaults = module.QUICK if quick else module.FULL
             session = Session(study, defaults, out, quick=quick, **options)
             try:
                 module.run(session)

@@ -335,3 +335,22 @@ def test_one_process_downloads_at_a_time(server, tmp_path):
     assert load("mnist", 0).name == "MNIST"
     with alone_in(folder):
         load("mnist", 0)  # all is there
+
+
+def test_wrong_labels():
+    digits = load("digits", 3)
+    noisy = digits.with_wrong_labels(0.2, 3)
+    changed = noisy.t_train != digits.t_train
+    np.testing.assert_array_equal(changed, noisy.is_wrong)
+    assert changed.sum() == len(changed) // 5
+    assert set(noisy.t_train) == set(range(10))
+    for kept in ("x_train", "x_valid", "t_valid", "x_test", "t_test"):
+        assert getattr(noisy, kept) is getattr(digits, kept)
+    part = noisy.part(100, 7)
+    assert (part.t_train != digits.t_train[:100]).sum() == part.is_wrong.sum() == 20
+    by = (noisy.t_train - digits.t_train)[changed] % 10
+    assert set(by) == set(range(1, 10))  # each other class, and never the right one
+    other = digits.with_wrong_labels(0.2, 4)
+    assert (other.t_train != noisy.t_train).any()
+    assert noisy.name == "scikit-learn's digits, 20 % of the labels to train wrong"
+    assert digits.with_wrong_labels(0.125, 0).name.endswith(" 12.5 % of the labels to train wrong")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from fastdrop.studies import (
     rate_sweep,
     regularisers,
     study,
+    transformer,
     uncertainty,
     variants,
 )
@@ -113,7 +115,11 @@ def test_all_that_is_shown_names_the_data(tmp_path, capsys, monkeypatch):
     ("name", "shape", "message"),
     [
         ("cifar-cnn", (4, 9), "small has images of 4 x 9, too small .* with 8 x 8 or more"),
-        ("variants", (9, 3), "small has images of 9 x 3, too small .* with 4 x 4 or more"),
+        (
+            "variants",
+            (9, 3),
+            "small, 20 % of .* has images of 9 x 3, too small .* with 4 x 4 or more",
+        ),
         ("uncertainty", (8, 500), "images of 8 x 500 x 1 have no like in the photographs"),
     ],
 )
@@ -138,10 +144,46 @@ def test_train_alone_repeats_with_its_seed(tmp_path, capsys):
     assert first == train(tmp_path, *one, 3)
     other = train(tmp_path, *one, 4)
     assert first["dropout 0.5", 3] != other["dropout 0.5", 4]
-    assert record(tmp_path)["study"] == "mnist-mlp"
-    assert record(tmp_path)["arguments"]["data"] == "digits"
-    shown = capsys.readouterr().out
-    assert "mnist-mlp on scikit-learn's digits, as neither a study nor --data was given" in shown
+    found = record(tmp_path)
+    assert found["study"] == "wrong-labels"
+    assert found["arguments"]["data"] == "digits"
+    assert found["arguments"]["label noise"] == 0.2
+    assert found["data"] == "scikit-learn's digits, 20 % of the labels to train wrong"
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_label_noise_is_an_option(tmp_path, capsys):
+    one = "mnist-mlp", "--quick", "--seed", 0, "--epochs", 1, "--threads", 1
+    right = train(tmp_path, *one)
+    some = train(tmp_path, *one, "--label-noise", 0.5)
+    assert record(tmp_path)["data"] == "scikit-learn's digits, 50 % of the labels to train wrong"
+    share = "share of the wrong labels that is learned"
+    for case, (curves, measures) in some.items():
+        assert curves["train accuracy"] < right[case][0]["train accuracy"]
+        assert 0 <= measures[share] < 0.5  # after one epoch it knows better than its labels
+        assert share not in right[case][1]
+    out = tmp_path / "none"
+    shown = says(capsys, "transformer", "--label-noise", 0.2, "--out", out)
+    assert shown == "transformer takes no --label-noise, as it learns a text: leave it out\n"
+    for wrong in (1, -0.1, "nan", "some"):
+        shown = refused(capsys, "--label-noise", wrong, "--out", out)
+        assert f"must be a number from 0 to below 1, got '{wrong}'" in shown
+    train(out, "--label-noise", 0, *ONE)
+    assert record(out)["data"] == "scikit-learn's digits"
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_path_is_not_put_on_record(tmp_path):
+    """Records are shown to others: they have the data's name."""
+    folder = tmp_path / "private" / "numbers"
+    folder.mkdir(parents=True)
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
+    for kind, array in ("images", images), ("labels", np.arange(60, dtype=np.uint8) % 3):
+        header = b"\0\0\x08" + bytes([array.ndim]) + np.array(array.shape, ">u4").tobytes()
+        (folder / f"train-{kind}").write_bytes(header + array.tobytes())
+    train(tmp_path / "out", "--data", folder, "--seed", 0, "--epochs", 1)
+    assert record(tmp_path / "out")["arguments"]["data"] == "numbers"
+    assert "private" not in (tmp_path / "out" / "record.json").read_text("utf-8")
 
 
 def pictures(folder):
@@ -160,11 +202,11 @@ def test_rate_sweep(tmp_path, monkeypatch):
     assert found.keys() == {("without dropout", 0), *dropped}
     accuracy = {name: measures["test accuracy"] for (name, _), (_, measures) in found.items()}
     assert accuracy["without dropout"] > accuracy["all layers 0.8"] + 0.2
-    (table,) = record(tmp_path)["tables"]
+    table, differences, _ = record(tmp_path)["tables"]
     assert table["rows"][2][1] == spread([accuracy["input 0.5"]])
-    sentences = pictures(tmp_path)
-    best = max(accuracy[f"hidden {p}"] if p else accuracy["without dropout"] for p in (0, 0.2, 0.5))
-    assert f"({spread([best])}, without" in sentences["accuracy.png"]
+    by = accuracy["input 0.5"] - accuracy["without dropout"]
+    assert differences["rows"][1][:2] == [0.5, f"{by:.4f}"]
+    assert "with one seed, which has no interval" in pictures(tmp_path)["accuracy.png"]
 
 
 def test_dropout_is_never_on_the_output():
@@ -182,17 +224,21 @@ def test_sweep_says_where_rates_help():
         return [Run(name, seed, measures={"test accuracy": v}) for seed, v in enumerate(values)]
 
     session = study.Session.__new__(study.Session)
-    session.runs = trained("without dropout", 0.5, 0.6)
-    for place in rate_sweep.PLACES:
-        helps = place != "input"
-        session.runs += trained(f"{place} 0.2", 0.6, 0.7 if helps else 0.6)
-        session.runs += trained(f"{place} 0.5", 0.7, 0.8 if helps else 0.5)
-        session.runs += trained(f"{place} 0.8", 0.4, 0.9)
+    session.runs = trained("without dropout", 0.5, 0.6, 0.7)
+    gains = {"input": (0.1, -0.05), "hidden": (0.1, 0.2), "all layers": (-0.1, -0.2)}
+    for place, (low, high) in gains.items():
+        session.runs += trained(f"{place} 0.2", 0.5 + low, 0.6 + low, 0.7 + low)
+        session.runs += trained(f"{place} 0.5", 0.5 + high, 0.61 + high, 0.69 + high)
+        session.runs += trained(f"{place} 0.8", 0.1, 0.9, 0.2)
     shown = rate_sweep.findings(session, rate_sweep.QUICK_RATES, "accuracy")
-    assert "Dropout of hidden: the test accuracy is best at rate 0.5 (0.7500 ± 0.0707" in shown
-    assert shown.count("with every seed, at 0.2, 0.5.") == 2
-    assert shown.count("with every seed, at no rate.") == 1
-    assert shown.endswith("holds for dropout of hidden, all layers only.")
+    each = "all rates from 0.2 to 0.5 help: not confirmed (confirmed at 0.2, contradicted at 0.5)"
+    best = "best at rate 0.2, higher by 0.1000 [0.1000, 0.1000], against that without"
+    assert f"of input: the test accuracy is {best}; that {each}." in shown
+    assert (
+        "of hidden: the test accuracy is best at rate 0.5, higher by 0.200 [0.175, 0.225]" in shown
+    )
+    assert shown.count("help: confirmed.") == 1
+    assert shown.endswith("help: contradicted.")
 
 
 def test_regularisers(tmp_path, monkeypatch):
@@ -204,8 +250,12 @@ def test_regularisers(tmp_path, monkeypatch):
     losses = {name: measures["test loss"] for (name, _), (_, measures) in found.items()}
     changed = [name for name in regularisers.MEANS if losses[name] != losses["nothing"]]
     assert changed == list(regularisers.MEANS)[2:]  # one epoch is too early to stop
-    (table,) = record(tmp_path)["tables"]
+    table, _, differences = record(tmp_path)["tables"]
     assert [row[2] for row in table["rows"]] == [spread([losses[n]]) for n in names[::2]]
+    dropout = losses["nothing, dropout"]
+    for (name, against, added), alone in zip(differences["rows"], names[::2], strict=True):
+        assert against == f"{dropout - losses[alone]:.4f}"
+        assert added == f"{losses[f'{name}, dropout'] - losses[alone]:.4f}"
     assert set(pictures(tmp_path)) == {"test.png", "losses.png"}
 
 
@@ -231,20 +281,28 @@ def test_max_norm_with_momentum(digits):
     training = regularisers.start(digits, means, 0.0, 0)
     training.epoch(digits, lambda part: None)
     assert isinstance(training.update, nn.SGD)
-    assert training.update.step == 2
+    assert training.update.step == 8
     weights = [p for p in training.net.parameters.values() if p.ndim == 2]
     norms = np.concatenate([np.linalg.norm(W, axis=0) for W in weights])
     assert norms.max() == pytest.approx(1, rel=1e-5)
 
 
-def test_differences_in_groups():
-    def trained(*values):
-        return [Run("r", seed, measures={"test accuracy": v}) for seed, v in enumerate(values)]
-
-    base = trained(0.5, 0.6)
-    pairs = {"a": trained(0.6, 0.7), "b": trained(0.4, 0.7), "c": trained(0.9, 0.8)}
-    shown = regularisers.grouped({name: (runs, base) for name, runs in pairs.items()})
-    assert shown == "higher: a, c; not clearly different: b"
+def test_regularisers_in_groups():
+    session = study.Session.__new__(study.Session)
+    session.runs = []
+    for k, name in enumerate(regularisers.MEANS):
+        for dropout, gain in (("", 0.1 * k - 0.25), (", dropout", 0.1 - 0.1 * k)):
+            for seed in range(3):
+                measures = {"test accuracy": gain + seed, "test loss": (-1) ** seed * gain}
+                session.runs.append(Run(f"{name}{dropout}", seed, measures=measures))
+    shown = regularisers.findings(session)
+    names = list(regularisers.MEANS)
+    alone = f"higher: {', '.join(names[:4])}; lower: {', '.join(names[4:])}."
+    added = f"higher: {', '.join(names[:2])}; lower: {', '.join(names[2:])}."
+    first, second, *_ = regularisers.AGAINST
+    assert f"Test accuracy of {first}: {alone} Test accuracy of {second}: {added}" in shown
+    assert f"Test loss of {first}: not clearly different: {', '.join(names)}." in shown
+    assert "That momentum and max-norm make dropout better: contradicted, as the test" in shown
 
 
 def test_co_adaptation(tmp_path, monkeypatch):
@@ -287,6 +345,19 @@ def test_lstm(tmp_path):
     for curves, _ in found.values():
         before, *_, after = curves["validation loss"]
         assert after < before < 4
+
+
+def test_transformer(tmp_path, monkeypatch):
+    monkeypatch.setattr(transformer, "SAMPLE", 20)
+    monkeypatch.setattr(transformer, "read", partial(transformer.read, 6000))
+    found = train(tmp_path, "transformer", "--quick", *EPOCHS)
+    assert found.keys() == {(name, 0) for name in transformer.CASES}
+    for curves, measures in found.values():
+        before, *_, after = curves["validation loss"]
+        assert after < before < 4
+        assert len(measures["sample"]) == len("The ") + 20
+        assert measures["sample"].startswith("The ")
+    assert_pictures(tmp_path, 1)
 
 
 def assert_pictures(folder, number):
@@ -479,7 +550,10 @@ def copied(finished, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "synthetic"], "was made with data scikit-learn's digits: "),
+        (
+            ["--data", "synthetic"],
+            "was made with data scikit-learn's digits, 20 % of the labels to train wrong: ",
+        ),
         (["--threads", 2], "was made with threads 1, now 2: give the same arguments"),
     ],
 )
@@ -741,10 +815,11 @@ def test_says_what_is_wrong(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "module", ["matplotlib.figure", "sklearn.datasets", "tabulate", "threadpoolctl", "tqdm"]
+    "module",
+    ["matplotlib.figure", "scipy.stats", "sklearn.datasets", "tabulate", "threadpoolctl", "tqdm"],
 )
 def test_names_what_is_missing(module, tmp_path, monkeypatch):
-    for ours in ("study", "data", "mnist_mlp"):
+    for ours in ("study", "data", "mnist_mlp", "wrong_labels"):
         monkeypatch.delitem(sys.modules, f"fastdrop.studies.{ours}", raising=False)
         monkeypatch.delattr(fastdrop.studies, ours, raising=False)
     monkeypatch.setitem(sys.modules, module, None)
@@ -765,12 +840,38 @@ def runs(*values):
 
 
 def test_differences_in_words():
+    """Against Student's table: t(0.975) is 2.776 for five seeds, 12.706 for two."""
     assert spread([0.5]) == "0.5000"
     assert spread([1, 2, 3], 1) == "2.0 ± 1.0"
-    higher = difference(runs(3, 4), runs(1, 1), "m")
-    assert higher == "higher by 2.5000 ± 0.7071 with every seed"
-    assert difference(runs(1), runs(3), "m").startswith("lower by 2.0000 with one seed")
-    assert difference(runs(1, 2), runs(2, 1), "m").startswith("not clearly different")
+    base, gains = np.array([5, 1, 4, 2, 3.0]), np.array([1, 2, 3, 2, 2])
+    higher = difference(runs(*(base + gains)), runs(*base), "m")
+    half = 2.77645 * np.sqrt(0.5 / 5)
+    assert (higher.mean, higher.low, higher.high) == pytest.approx(
+        (2, 2 - half, 2 + half), rel=1e-5
+    )
+    assert str(higher) == "higher by 2.00 [1.12, 2.88]"
+    lower = difference(runs(*base), runs(*(base + gains)), "m")
+    assert str(lower) == "lower by 2.00 [1.12, 2.88]"
+    assert lower.figures == "-2.00 [-2.88, -1.12]"
+    unsure = difference(runs(3, 4), runs(1, 1), "m")
+    assert unsure.high == pytest.approx(2.5 + 12.7062 * 0.5)
+    assert str(unsure) == "different by less than its uncertainty (2.5 [-3.9, 8.9])"
+    one = difference(runs(1), runs(3), "m")
+    assert str(one) == "lower by 2.0000 with one seed, which has no interval"
+    assert one.figures == "-2.0000"
+    verdicts = [found.verdict("lower") for found in (lower, higher, unsure, one)]
+    assert verdicts == ["confirmed", "contradicted", "not confirmed", "not confirmed"]
+    assert study.claim("It helps", lower, "lower", "loss") == (
+        "It helps: confirmed, as the loss is lower by 2.00 [1.12, 2.88]."
+    )
+    equal = difference(runs(1, 2), runs(1, 2), "m")
+    assert equal.figures == "0.0000 [0.0000, 0.0000]"
+    assert not equal.direction
+
+
+def test_one_slow_epoch_does_not_count():
+    slow = [Run("r", 0, {"seconds": [1.0, 9.0, 1.1]}), Run("r", 1, {"seconds": [1.2, 1.1, 7.0]})]
+    assert study.epoch_seconds(slow) == pytest.approx(1.15)
 
 
 def test_a_run_that_diverged_is_still_json(tmp_path):

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 import fastdrop as fd
+from fastdrop.__main__ import main
 from fastdrop.studies import (
+    STUDIES,
     checkpoint,
     cifar_cnn,
     co_adaptation,
     lstm,
     nn,
     regularisers,
+    transformer,
     uncertainty,
     variants,
 )
@@ -203,3 +206,98 @@ def test_monte_carlo_leaves_the_network_as_it_was():
     np.testing.assert_array_equal(
         uncertainty.evaluation(net, x).mean, nn.softmax(before).astype(np.float64)
     )
+
+
+@pytest.fixture
+def text(monkeypatch):
+    """A little of it, for a network that is small."""
+    for name, value in {"STEPS": 6, "UNITS": 8, "HEADS": 2}.items():
+        monkeypatch.setattr(transformer, name, value)
+    return transformer.read(300)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_gradients_of_a_transformer(text, rate):
+    """Of each parameter, along a line, with the same masks each time."""
+    training = transformer.start(text, rate, 0)
+    net, rng, direction = training.net, fd.Rng(5), np.random.default_rng(1)
+    drawing = [part for layer in net.layers for part in (layer, getattr(layer, "branch", None))]
+    drawing = [part for part in drawing if hasattr(part, "rng")]
+    assert len(drawing) == 1 + 3 * transformer.BLOCKS
+    owners = [(layer, name) for layer in net.layers for name in layer.learned]
+    for layer in net.layers:
+        for inside in (getattr(layer, "norm", None), getattr(layer, "branch", None)):
+            owners += [(inside, name) for name in getattr(inside, "learned", ())]
+    for owner, name in owners:
+        value = getattr(owner, name).astype(np.float64)
+        setattr(owner, name, value + 0.1 * direction.standard_normal(value.shape))
+
+    def learn():
+        rng.state = fd.Rng(5).state
+        for part in drawing:
+            part.rng = rng
+        return net.learn(text.x_train[:4], text.t_train[:4])
+
+    learn()
+    gradients = net.gradients
+    assert gradients.keys() == net.parameters.keys()
+    assert len(gradients) == len(owners)
+    for name, value in net.parameters.items():
+        along = direction.standard_normal(value.shape)
+        slope, kept, losses = np.sum(gradients[name] * along), value.copy(), []
+        for step in (1e-6, -1e-6):
+            value[...] = kept + step * along
+            losses.append(learn())
+        value[...] = kept
+        size = np.linalg.norm(gradients[name])
+        assert size > 0, name
+        assert abs((losses[0] - losses[1]) / 2e-6 - slope) < 1e-5 * size + 1e-8, name
+
+
+def test_a_transformer_goes_on_from_a_checkpoint(text):
+    goes_on(partial(transformer.start, text, 0.2, 0), text)
+
+
+def test_a_transformer_does_not_see_what_is_to_come(text):
+    net = transformer.start(text, 0.2, 0).net
+    ids = text.x_train[:1].copy()
+    before = net.predict(ids)
+    ids[0, 4] = (ids[0, 4] + 1) % len(text.alphabet)
+    after = net.predict(ids)
+    np.testing.assert_array_equal(before[:4], after[:4])
+    assert np.all(np.any(before[4:] != after[4:], axis=1))
+
+
+def test_a_transformer_has_a_text_to_learn_and_another_behind_it():
+    text = transformer.read(1000)
+    assert text.x_train.shape == (15, transformer.STEPS)
+    np.testing.assert_array_equal(text.x_train.ravel()[1:], text.t_train.ravel()[:-1])
+    whole = "".join(text.alphabet[np.concatenate([text.x_train.ravel(), text.t_train[-1, -1:]])])
+    assert 'The "assert" statement' in whole
+
+
+def test_masks_that_are_shared_on_purpose_raise_no_alarm(text):
+    """Others do, in the same networks."""
+    init = np.random.default_rng(0)
+    rates = {"recurrent": 0.3, "hidden": 0.2, "cell": 0.1}
+    recurrent = nn.LSTM(4, 8, init, **rates, rng=fd.Rng(1))
+    net = nn.Network(nn.Dense(4, 8, init), nn.ReLU(), nn.Dropout(0.5, rng=1), nn.Dense(8, 3, init))
+    x = init.standard_normal((5, 3, 4), np.float32)
+    with fd.debug():
+        for _ in range(2):
+            recurrent.backward(recurrent(x))
+        for images in x:
+            uncertainty.monte_carlo(net, images)
+        net.learn(x[0], np.arange(3))
+        recurrent.rng = fd.Rng(1)
+        with pytest.raises(RuntimeError, match="was used for another array"):
+            recurrent(x + 1)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "lstm" else pytest.mark.slow) for n in STUDIES]
+)
+def test_a_study_raises_no_alarm(name, tmp_path):
+    """Though its networks have the same seed, so the same draws."""
+    with fd.debug():
+        main(["train", name, "--quick", "--epochs", "1", "--threads", "1", "--out", str(tmp_path)])
