@@ -31,6 +31,16 @@ def test_simulator():
     assert "skipped" not in done.stdout
 
 
+@pytest.mark.slow
+def test_every_argument():
+    """Of every op, as in NumPy."""
+    cases = "tests/backends/cuda/argument_cases.py"
+    done = simulated("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", cases)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr
+    assert "passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
 def test_the_script_for_a_gpu():
     """Its few checks, then its table, with the simulator in place of a GPU."""
     chosen = ["--checks", "start or test_errors", "--exponents", "8", "--runs", "2", "--calls", "2"]
