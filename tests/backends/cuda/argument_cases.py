@@ -1,5 +1,5 @@
 """Every op with every argument that it has, on a device and in NumPy: the same bits, the same
-context and the same gradients, or the same kind of error about the same argument, with no call taken.
+context and gradients, or the same kind of error about the same argument, with no call taken.
 
 Values are tried one argument at a time, good ones and bad ones, and some together. Run as
 device_cases.py is.
@@ -213,7 +213,7 @@ def subject(error):
 def test_as_in_numpy(name, title):
     case = next(c for key, c in CASES.items() if key.split(",")[0] == name)
     operands = SMALL.get(name, {"x": X})
-    assert list(operands)[0] == list(case.operands)[0]
+    assert next(iter(operands)) == next(iter(case.operands))
     first = next(iter(operands.values()))
     with np.errstate(all="ignore"):
         chosen = dict(variants(name))[title]
