@@ -203,7 +203,7 @@ def main() -> None:
     known = {
         tuple(json.loads(line)[key] for key in ("dtype", "exponent", "name")) for line in lines
     }
-    now = timer()
+    now, count = timer(), 0
     for exponent in options.exponents:
         for name, (function, nbytes) in operations(2**exponent, options.dtype).items():
             if options.once:
