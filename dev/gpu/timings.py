@@ -173,15 +173,17 @@ def seconds(
     return median(measured)
 
 
-def host_seconds(function: Callable[[], object], now: Callable[[], float], runs: int) -> float:
+def host_seconds(
+    function: Callable[[], object], now: Callable[[], float], runs: int, calls: int
+) -> float:
     """What a call takes on the host's clock, which does not wait for the device: its launch."""
     measured = []
     for _ in range(runs):
         now()
         begin = perf_counter()
-        for _ in range(20):
+        for _ in range(calls):
             function()
-        measured.append((perf_counter() - begin) / 20)
+        measured.append((perf_counter() - begin) / calls)
     return median(measured)
 
 
@@ -216,7 +218,9 @@ def main() -> None:
                 taken = seconds(function, now, options.runs, options.calls)
                 row |= {"seconds": taken, "bytes": nbytes * 2**exponent}
                 if exponent == min(options.exponents):
-                    row["host_seconds"] = host_seconds(function, now, options.runs)
+                    row["host_seconds"] = host_seconds(
+                        function, now, options.runs, min(options.calls, 20)
+                    )
             except Exception as error:  # out of memory, for one: the others go on
                 row["error"] = f"{error!r:.200}"
             with options.out.open("a") as file:

@@ -7,11 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import pytest
-
 import goals
+import numpy as np
 import on_gpu
+import pytest
 from on_gpu import ROOT, STEPS, Step
 
 
