@@ -98,7 +98,7 @@ def operations(n: int, dtype: str) -> Functions:
         side = isqrt(n // 64)
         batch, weight = (cuda.to_device(host[: k * side].reshape(k, side)) for k in (64, side))
         found["dropconnect"] = (lambda: fd.dropconnect(batch, weight, p=P, rng=rng), 0.0)
-    for peer in (pytorch, cupy, by_hand):
+    for peer in (pytorch, adapter, cupy, by_hand):
         try:
             found |= peer(host)
         except Exception as error:  # whatever it is, the others are still worth timing
@@ -106,19 +106,40 @@ def operations(n: int, dtype: str) -> Functions:
     return found
 
 
+def tensor(host: np.ndarray) -> Any:
+    """In PyTorch, on the device; in a rehearsal, in the host's memory."""
+    import torch
+
+    is_bfloat16 = host.dtype.name == "bfloat16"
+    x = torch.from_numpy(host.view(np.int16) if is_bfloat16 else host)
+    x = x.to("cpu" if SIMULATED else "cuda")
+    return x.view(torch.bfloat16) if is_bfloat16 else x
+
+
 def pytorch(host: np.ndarray) -> Functions:
     import torch
 
-    device, size = "cpu" if SIMULATED else "cuda", host.itemsize
-    name = host.dtype.name
-    x = torch.from_numpy(host.view(np.int16) if name == "bfloat16" else host).to(device)
-    x = x.view(torch.bfloat16) if name == "bfloat16" else x
+    x, size = tensor(host), host.itemsize
     _, mask = torch.native_dropout(x, P, True)
     backward = torch.ops.aten.native_dropout_backward
     return {
         "PyTorch": (lambda: torch.native_dropout(x, P, True), 2 * size + 1),
         "PyTorch, backward": (lambda: backward(x, mask, 1 / (1 - P)), 2 * size + 1),
+        "PyTorch, its module": (torch_call(torch.nn.Dropout(P), x), 2 * size),
     }
+
+
+def adapter(host: np.ndarray) -> Functions:
+    """What a PyTorch program sees of fastdrop: the module, with all that is around the kernel."""
+    from fastdrop.adapters.torch import Dropout
+
+    return {
+        "adapter, its module": (torch_call(Dropout(P, seed=1), tensor(host)), 2 * host.itemsize)
+    }
+
+
+def torch_call(module: Any, x: Any) -> Callable[[], object]:
+    return lambda: module(x)
 
 
 def cupy(host: np.ndarray) -> Functions:
