@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from hashlib import sha256
-from importlib.metadata import files, version
+from importlib.metadata import PackageNotFoundError, files, version
 from multiprocessing import get_context
 from pathlib import Path
+from shutil import which
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
@@ -34,22 +35,35 @@ from fastdrop.backends.cuda import prebuilt as cuda_prebuilt
 CUBINS = {75: (7, 5), 80: (8, 0), 90: (8, 0), 100: (8, 0), 120: (8, 0)}  # and the PTX they are of
 PTX = 80  # what is there for later architectures
 
+# Wheels that bring them: of CUDA 12, as in the extra test-cuda, or of CUDA 13.
 COMPILERS = {
-    "numba-cuda": "numba-cuda",
-    "nvvm": "nvidia-cuda-nvcc-cu12",
-    "nvfatbin": "nvidia-nvfatbin-cu12",
+    "numba-cuda": ("numba-cuda",),
+    "nvvm": ("nvidia-cuda-nvcc-cu12", "nvidia-nvvm"),
+    "nvfatbin": ("nvidia-nvfatbin-cu12", "nvidia-nvfatbin"),
 }
+PTXAS = "nvidia-cuda-nvcc-cu12", "nvidia-cuda-nvcc"
 
 Variant = tuple[str, str, dict[str, Any]]
 
 
 @cache
 def ptxas() -> Path:
-    """NVIDIA's assembler, of the wheel that also brings NVVM."""
-    for file in files(COMPILERS["nvvm"]) or ():
-        if re.fullmatch(r"ptxas(\.exe)?", file.name):
-            return Path(str(file.locate()))
-    raise FileNotFoundError(f"{COMPILERS['nvvm']} has no ptxas")
+    """NVIDIA's assembler: of a wheel, or of the toolkit that is installed."""
+    for package in filter(installed, PTXAS):
+        for file in files(package) or ():
+            if re.fullmatch(r"ptxas(\.exe)?", file.name):
+                return Path(str(file.locate()))
+    if found := which("ptxas"):
+        return Path(found)
+    raise FileNotFoundError(f"neither a wheel ({', '.join(PTXAS)}) nor the PATH has ptxas")
+
+
+def installed(package: str) -> str | None:
+    """Its version; None if it is not there."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def assemble(ptx: str, arch: int) -> tuple[bytes, str]:
@@ -110,7 +124,10 @@ def manifest(entries: dict[str, str]) -> dict[str, Any]:
         "fastdrop": __version__,
         "stream": STREAM_VERSION,
         "code": [*(f"sm_{arch}" for arch in CUBINS), f"compute_{PTX}"],
-        "compilers": {name: version(package) for name, package in COMPILERS.items()},
+        "compilers": {
+            name: next(filter(None, map(installed, packages)), "of the system")
+            for name, packages in COMPILERS.items()
+        },
         "parts": PARTS,
         "sources": sources(),
         "kernels": entries,

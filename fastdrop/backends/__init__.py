@@ -34,3 +34,8 @@ def unwatched(x: Any) -> Backend:
 def fetched(x: Any) -> Any:
     """An array or a packed mask in the host's memory, for which this waits; else x itself."""
     return CUDA.fetched(x)
+
+
+def nbytes(x: Any) -> int:
+    """How much memory the elements of an array take, wherever it is."""
+    return x.nbytes if type(x) is np.ndarray or not on_device(x) else CUDA.nbytes(x)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdrop._core import CONCRETE, Draw
-from fastdrop.backends import of
+from fastdrop.backends import nbytes, of
 from fastdrop.base import gate
 from fastdrop.base.dtypes import compute_type
 from fastdrop.base.gate import Region
@@ -44,7 +44,7 @@ class ConcreteContext(context.Context):
     @property
     def nbytes(self) -> int:
         """What is held for the backward pass, in bytes: x itself, or nothing in evaluation."""
-        return self.x.nbytes if self.draw is not None else 0
+        return nbytes(self.x) if self.draw is not None else 0
 
     def backward(self, dy: npt.ArrayLike) -> Any:
         """(dx, dlogit): gradients with respect to x and, float64 and 0-d, the rate's logit.

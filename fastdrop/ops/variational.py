@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdrop._core import NOISE_SCALE, Draw, Place
-from fastdrop.backends import of
+from fastdrop.backends import nbytes, of
 from fastdrop.backends.cpu import normals
 from fastdrop.base import gate, watch
 from fastdrop.base.dtypes import compute_type
@@ -45,7 +45,7 @@ class VariationalContext(context.Context):
     @property
     def nbytes(self) -> int:
         """What is held for the backward pass, in bytes: x itself, or nothing in evaluation."""
-        return self.x.nbytes if self.draw is not None else 0
+        return nbytes(self.x) if self.draw is not None else 0
 
     def backward(self, dy: npt.ArrayLike) -> Any:
         """(dx, dlog_alpha): dx like dy, dlog_alpha like log_alpha and 0 where that was clipped.

@@ -32,7 +32,7 @@ class DeviceArray:
     source : object
         The array on whose stream it is used: the caller's that it was made for, or itself.
     address, shape, strides, dtype
-        strides are in bytes; dtype is a name.
+        strides are in bytes; dtype is a name, or what NumPy writes for another byte order.
     """
 
     __slots__ = ("address", "dtype", "held", "kind", "shape", "source", "strides", "writeable")
@@ -48,7 +48,9 @@ class DeviceArray:
         dtype = known.get("dtype")
         if dtype is None:
             dtype = getattr(getattr(array, "dtype", None), "name", None)
-            dtype = dtype if dtype == "bfloat16" else np.dtype(known["typestr"]).name
+            if dtype != "bfloat16":
+                found = np.dtype(known["typestr"])
+                dtype = found.name if found.isnative else found.str  # a name knows no byte order
         self.dtype = dtype
         strides = known.get("strides")
         if strides is None:
@@ -130,9 +132,11 @@ def array(x: Any, name: str = "x") -> DeviceArray:
         )
     view = seen(x, name)
     if view.dtype not in ITEMSIZE:
+        is_complex = view.dtype.startswith("complex")
+        remedy = "copy it to the host" if is_complex else "convert it with .astype"
         raise TypeError(
-            f"{name} must be float16, bfloat16, float32 or float64, got {view.dtype}; "
-            "convert it with .astype"
+            f"{name} must be float16, bfloat16, float32 or float64 on a GPU, got {view.dtype}; "
+            + remedy
         )
     return view
 
@@ -149,6 +153,12 @@ def fetched(x: Any) -> Any:
     if isinstance(x, DeviceBits):
         return x.fetch()
     return DeviceArray(x).kind.fetch(x) if on_device(x) else x
+
+
+def nbytes(x: Any) -> int:
+    """What an array's elements take, if its library does not say, too."""
+    view = DeviceArray(x)
+    return view.size * view.itemsize
 
 
 def output(out: Any, x: DeviceArray) -> DeviceArray:

@@ -38,6 +38,7 @@ class Cuda:
         launch.where()
 
     fetched = staticmethod(arrays.fetched)
+    nbytes = staticmethod(arrays.nbytes)
 
     array = staticmethod(arrays.array)
     floats = staticmethod(masks.floats)

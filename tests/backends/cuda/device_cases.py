@@ -564,6 +564,14 @@ def test_variational(dtype, per):
         same(ctx.backward(to_fake(dy)), ctx_cpu.backward(dy))
 
 
+def test_bytes_held_of_an_array_that_does_not_tell():
+    x = to_fake(np.ones((4, 5), np.float32))
+    assert not hasattr(x, "nbytes")
+    for ctx in (fd.concrete_dropout(x, -1.0)[1], fd.variational_dropout(x, -1.0)[1]):
+        assert ctx.nbytes == 80
+        assert "nbytes=80" in repr(ctx)
+
+
 def test_variational_of_nothing_and_errors():
     for shape in ((0, 3), (3, 0)):
         for own in (shape[1:], shape) if shape[0] else ((), shape[1:]):
@@ -715,6 +723,10 @@ def test_errors():
         fd.dropout(x, 0.3, out=FakeArray(frozen))
     with pytest.raises(TypeError, match=r"x must be float16, .* got int64"):
         fd.dropout(to_fake(np.ones(4, np.int64)), 0.3)
+    with pytest.raises(TypeError, match=r"x must be float16, .* got .f4; convert it with .astype"):
+        fd.dropout(FakeArray(np.ones(4, np.dtype(np.float32).newbyteorder())), 0.3)
+    with pytest.raises(TypeError, match=r"x must be .* got complex64; copy it to the host"):
+        fd.dropout(to_fake(np.ones(4, np.complex64)), 0.3)
     with pytest.raises(ValueError, match=r"p must be in \[0, 1\], got 1.5"):
         fd.dropout(x, 1.5)
     with pytest.raises(ValueError, match="save must be one of"):
