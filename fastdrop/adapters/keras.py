@@ -88,14 +88,14 @@ class Dropout(keras.layers.Dropout):
 def _torch(x: Any, rate: float, state: Any, shared_axes: list[int]) -> Any:
     import torch
 
-    from fastdrop.adapters.torch import dropout
+    from fastdrop.adapters.torch.kernels import dropout_op
 
     if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
             "a Dropout was computed again in a backward pass, for which Keras counts a further "
             "call, so it would have another mask; keep it out of keras.RematScope"
         )
-    return dropout(x, state, rate, shared_axes)
+    return dropout_op(x, state, rate, shared_axes)
 
 
 def _jax(x: Any, rate: float, state: Any, shared_axes: list[int]) -> Any:

@@ -14,6 +14,7 @@ from torch import nn  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 from fastdrop.adapters import torch as ft  # noqa: E402
+from fastdrop.adapters.torch import draws, kernels, modules  # noqa: E402
 
 # TorchScript's and the compiler's own, on import and first use.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -47,6 +48,17 @@ def normal(*shape, dtype=torch.float32):
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
+def nested():
+    return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+
+
+def assert_same(y, expected):
+    """Bit for bit, except that a dropped map of float32 or float64 is x times 0, which may be -0."""
+    y, expected = np.asarray(y), np.asarray(expected)
+    assert y.dtype == expected.dtype
+    assert_same_bits(np.where(y == 0, 0, y), np.where(expected == 0, 0, expected))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_same_bits_as_numpy(module, dtype):
     """Forward and backward, call after call."""
@@ -57,16 +69,17 @@ def test_the_same_bits_as_numpy(module, dtype):
         dy = normal(*shape, dtype=dtype) + 3
         y = layer(x)
         y.backward(dy)
-        expected, ctx = op(ft._array(x), 0.3, rng=rng, **more)
+        expected, ctx = op(kernels.array(x), 0.3, rng=rng, **more)
         assert y.dtype == dtype
-        assert_same_bits(ft._array(y), expected)
-        assert_same_bits(ft._array(x.grad), ctx.backward(ft._array(dy)))
+        same = assert_same if module.axis else assert_same_bits
+        same(kernels.array(y), expected)
+        same(kernels.array(x.grad), ctx.backward(kernels.array(dy)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_arrays_share_the_tensors_memory(dtype):
     x = torch.ones(3, 4, dtype=dtype).t()
-    view = ft._array(x)
+    view = kernels.array(x)
     view[1, 2] = 7
     assert x[1, 2] == 7
     assert view.strides == tuple(s * x.element_size() for s in x.stride())
@@ -96,7 +109,7 @@ def test_eval_is_the_input(module):
     layer = module(0.5, seed=1).eval()
     x = normal(*MODULES[module][1])
     assert layer(x) is x
-    assert layer.state.tolist() == [1, 0]
+    assert (layer.seed, layer.call) == (1, 0)
 
 
 @pytest.mark.parametrize("p", [0.0, 1.0])
@@ -151,10 +164,14 @@ def test_wrong_arguments():
         ft.Dropout(1.5)
     with pytest.raises(ValueError, match=r"seed must be in 0 ... 2\*\*64 - 1, got -1"):
         ft.Dropout(0.5, seed=-1)
-    with pytest.raises(ValueError, match=r"input must have 3 or 4 axes, got \(2,\)"):
-        ft.Dropout2d(0.5)(torch.ones(2))
-    with pytest.raises(TypeError, match="x must be float16, bfloat16, float32 or float64"):
-        ft.Dropout(0.5)(torch.ones(2, dtype=torch.int64))
+    with pytest.raises(TypeError, match="input must be a tensor of float16.*got int64"):
+        ft.Dropout(0.5, seed=1)(torch.ones(2, dtype=torch.int64))
+    with pytest.raises(TypeError, match="not nested, got nested"):
+        ft.Dropout(0.5, seed=1)(nested())
+    with pytest.raises(ValueError, match=r"p must be in \[0, 1\], got 1.5"):
+        ft.dropout(torch.ones(2), 1.5)
+    with pytest.raises(ValueError, match="module has no seed"):
+        ft.Dropout(0.5).reset()
 
 
 def test_dropped_infinities_are_zero():
@@ -201,16 +218,31 @@ def test_state_dict_goes_on_with_the_masks():
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     expected = model(x)
-    again = nn.Sequential(ft.Dropout(0.5, seed=3))
+    again = nn.Sequential(ft.Dropout(0.5, seed=2**64 - 1))
     again.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
     assert torch.equal(again(x), expected)
     assert repr(again[0]) == f"Dropout(p=0.5, inplace=False, seed={2**64 - 1})"
 
 
+def test_a_rank_keeps_its_seed():
+    """And takes the position from the state dict of another."""
+    first, second = (
+        ft.replace(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5)), seed=1000 + r) for r in (0, 1)
+    )
+    first(torch.ones(3, 8))
+    seed, x = second[1].seed, torch.ones(300)
+    state = first.state_dict()
+    for model in (first, second):
+        model.load_state_dict(state)
+        assert model[1].call == 1
+    assert second[1].seed == seed != first[1].seed
+    assert not torch.equal(first[1](x), second[1](x))
+
+
 def test_the_last_call_is_followed_by_none():
     """Counting on would begin again with the masks of call 0."""
     module = ft.Dropout(0.5, seed=7)
-    module.state.copy_(ft._state(7, 2**64 - 2))
+    module.reset(2**64 - 2)
     y = module(torch.ones(64)).numpy()
     assert_same_bits(y, fd.dropout(np.ones(64, np.float32), rng=fd.Rng(7, 2**64 - 2))[0])
     for _ in range(2):
@@ -218,14 +250,13 @@ def test_the_last_call_is_followed_by_none():
             module(torch.ones(64))
 
 
-def test_state_dicts_of_torchs_modules_load():
-    theirs = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
-    ours = nn.Sequential(nn.Linear(3, 3), ft.Dropout(0.5))
-    assert ours.state_dict().keys() == theirs.state_dict().keys()
-    for model in (ours, nn.Sequential(nn.Linear(3, 3), ft.Dropout(0.5, seed=1))):
-        model.load_state_dict(theirs.state_dict())
-    with pytest.raises(RuntimeError, match="Unexpected key"):
-        ours.load_state_dict(model.state_dict())
+def test_state_dicts_load_both_ways():
+    """Strictly, between PyTorch's modules, ours, and ours with a seed."""
+    drops = nn.Dropout(0.5), ft.Dropout(0.5), ft.Dropout(0.5, seed=1)
+    models_ = [nn.Sequential(nn.Linear(3, 3), drop) for drop in drops]
+    for source in models_:
+        for target in models_:
+            target.load_state_dict(source.state_dict())
 
 
 def test_copies_are_independent():
@@ -236,7 +267,7 @@ def test_copies_are_independent():
     assert len({y.numpy().tobytes() for y in [*ys, grandchild]}) == 5
     assert torch.equal(ys[0], first)
     assert torch.equal(ys[1], again)
-    assert [int(module.state[1]) for module in layers] == [1] * 7
+    assert [module.call for module in layers] == [1] * 7
     assert repr(layers[1]) == f"Dropout(p=0.5, inplace=False, seed={layers[1].seed})"
 
 
@@ -251,7 +282,7 @@ def test_layers_that_torch_copies():
 
 def test_module_goes_to_another_dtype():
     layer = nn.Sequential(ft.Dropout(0.5, seed=1)).to(torch.float16).to("meta")
-    assert layer[0].state.tolist() == [1, 0]
+    assert (layer[0].seed, layer[0].call) == (1, 0)
 
 
 @pytest.mark.parametrize("op", ["dropout", "alpha_dropout"])
@@ -262,7 +293,7 @@ def test_gradients(op, shared_axes):
     x = normal(6, 4, dtype=torch.float64).requires_grad_()
 
     def function(x):
-        return getattr(ft, op)(x, draw, 0.3, shared_axes) * x
+        return getattr(kernels, op + "_op")(x, draw, 0.3, shared_axes) * x
 
     assert torch.autograd.gradcheck(function, x, rtol=1e-6)
     assert torch.autograd.gradgradcheck(function, x, rtol=1e-6)
@@ -295,7 +326,9 @@ def test_forward_over_reverse(create_graph):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # the check's own
-@pytest.mark.parametrize("op", [ft.dropout, ft.alpha_dropout], ids=["dropout", "alpha"])
+@pytest.mark.parametrize(
+    "op", [kernels.dropout_op, kernels.alpha_dropout_op], ids=["dropout", "alpha"]
+)
 def test_opcheck(op):
     draw = torch.tensor([1, 2])
     torch.library.opcheck(op, (normal(4, 6).requires_grad_(), draw, 0.3, []))
@@ -303,7 +336,7 @@ def test_opcheck(op):
 
 
 def test_opcheck_of_the_counter():
-    torch.library.opcheck(ft.next_call, (torch.tensor([1, 2]), torch.tensor(3)))
+    torch.library.opcheck(draws.next_call, (torch.tensor([1, 2]), torch.tensor(3)))
 
 
 @pytest.mark.parametrize("seed", [None, 7])
@@ -319,7 +352,7 @@ def test_checkpoint_computes_the_same_mask_again(seed, use_reentrant):
     def gradients(run):
         torch.manual_seed(1)
         if seed:
-            layer.state[1] = 0
+            layer.reset()
         z = x.clone().requires_grad_()
         linear.zero_grad()
         run(block, run(block, z)).square().sum().backward()
@@ -331,7 +364,7 @@ def test_checkpoint_computes_the_same_mask_again(seed, use_reentrant):
     assert torch.equal(plain[0], again[0])
     torch.testing.assert_close(plain[1], again[1])  # sums, in another order
     if seed:
-        assert layer.state.tolist() == [7, 4]
+        assert (layer.seed, layer.call) == (7, 4)
 
 
 def test_checkpoint_that_forgets_the_random_state():
@@ -386,16 +419,16 @@ def test_tensors_on_a_gpu(monkeypatch):
 
     calls = []
 
-    def seen(x, p, draw, constants, *, op, shared_axes, out):
-        calls.append((op, p, draw, shared_axes, constants))
+    def seen(x, p, draw, constants, *, op, out, **more):
+        calls.append((op, p, draw, more["shared_axes"], constants))
         assert isinstance(x, OnDevice)
         assert isinstance(out, OnDevice)
         out.fill_(7)
 
-    monkeypatch.setattr(ft, "drop", seen)
+    monkeypatch.setattr(kernels, "drop", seen)
     x = torch.ones(3, 4).as_subclass(OnDevice)
-    y = ft._drop(ft.DROPOUT, x, torch.tensor([-1, 5]), 0.3, [1], (2.0, 0.0, 0.0))
-    assert calls == [(ft.DROPOUT, 0.3, (2**64 - 1, 5), (1,), (2.0, 0.0, 0.0))]
+    y = kernels.dropout_op._init_fn(x, torch.tensor([-1, 5]), 0.3, [1], 2.0)
+    assert calls == [(kernels.DROPOUT, 0.3, (2**64 - 1, 5), (1,), (2.0, 0.0, 0.0))]
     assert torch.equal(y.as_subclass(torch.Tensor), torch.full((3, 4), 7.0))
 
 
@@ -424,10 +457,10 @@ def test_replace():
     assert [type(m) for m in (encoder.dropout, encoder.dropout1, encoder.dropout2)] == (
         [ft.Dropout] * 3
     )
-    assert first is third
+    assert first is third is shared
     assert (type(first), first.p, first.inplace) == (ft.Dropout, 0.2, True)
     assert (type(maps), maps.training, type(alpha)) == (ft.Dropout2d, False, ft.AlphaDropout)
-    assert not any(type(m) in ft.REPLACED for m in model.modules())
+    assert not any(type(m) in modules.OURS for m in model.modules())
     assert isinstance(ft.replace(nn.Dropout(0.1)), ft.Dropout)
 
 
