@@ -26,11 +26,11 @@ def drop(
     p: float,
     draw: tuple[int, int],
     constants: Constants,
-    *,
     op: int = DROPOUT,
     shared_axes: Any = gate.NO_AXES,
     region: Region | None = None,
     rows: Any = None,
+    *,
     out: Any = None,
     given: Any = None,
 ) -> Any:
@@ -66,11 +66,11 @@ def drop_and_keep(
     p: float,
     draw: tuple[int, int],
     constants: Constants,
-    *,
     op: int = DROPOUT,
     shared_axes: Any = gate.NO_AXES,
     region: Region | None = None,
     rows: Any = None,
+    *,
     out: Any = None,
 ) -> tuple[Any, Any]:
     """`drop`, and its packed mask, which is the backend's own: (y, bits); bits is None at p = 0."""

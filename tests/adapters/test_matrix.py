@@ -72,6 +72,11 @@ def torch(place, monkeypatch):
     return torch
 
 
+def assert_same_but_zeros(y, expected):
+    """Of a map that is dropped, PyTorch's product with 0 may be -0."""
+    assert_same_bits(np.where(y == 0, np.float32(0), y), expected)
+
+
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("seed", [None, 7])
 def test_torch(torch, name, seed):
@@ -86,9 +91,9 @@ def test_torch(torch, name, seed):
     torch.manual_seed(3)
     tensor = torch.tensor(x, requires_grad=True)
     y = module(tensor)
-    assert_same_bits(y.detach().numpy(), expected)
+    assert_same_but_zeros(y.detach().numpy(), expected)
     y.backward(torch.tensor(x + 1))
-    assert_same_bits(tensor.grad.numpy(), ctx.backward(x + 1))
+    assert_same_but_zeros(tensor.grad.numpy(), ctx.backward(x + 1))
     tangent = torch.autograd.forward_ad
     torch.manual_seed(3)
     module = getattr(adapter, name)(seed=seed)

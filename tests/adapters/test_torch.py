@@ -2,6 +2,9 @@
 
 import copy
 import io
+import pickle
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -53,7 +56,7 @@ def nested():
 
 
 def assert_same(y, expected):
-    """Bit for bit, except that a dropped map of float32 or float64 is x times 0, which may be -0."""
+    """Bit for bit, except that a dropped map is x times 0, which may be -0."""
     y, expected = np.asarray(y), np.asarray(expected)
     assert y.dtype == expected.dtype
     assert_same_bits(np.where(y == 0, 0, y), np.where(expected == 0, 0, expected))
@@ -146,7 +149,9 @@ def test_without_a_batch(module):
 def test_maps_of_three_axes_are_channels():
     x = torch.ones(8, 40, 5)
     expected, _ = fd.dropout(x.numpy(), 0.5, rng=1, shared_axes=(2,))
-    assert_same_bits(ft.Dropout2d(0.5, seed=1)(x).numpy(), expected)
+    with pytest.warns(UserWarning, match="Received a 3D input"):
+        y = ft.Dropout2d(0.5, seed=1)(x)
+    assert_same_bits(y.numpy(), expected)
 
 
 def test_maps_of_one_element():
@@ -164,7 +169,7 @@ def test_wrong_arguments():
         ft.Dropout(1.5)
     with pytest.raises(ValueError, match=r"seed must be in 0 ... 2\*\*64 - 1, got -1"):
         ft.Dropout(0.5, seed=-1)
-    with pytest.raises(TypeError, match="input must be a tensor of float16.*got int64"):
+    with pytest.raises(TypeError, match=r"input must be a tensor of float16.*got int64"):
         ft.Dropout(0.5, seed=1)(torch.ones(2, dtype=torch.int64))
     with pytest.raises(TypeError, match="not nested, got nested"):
         ft.Dropout(0.5, seed=1)(nested())
@@ -419,8 +424,8 @@ def test_tensors_on_a_gpu(monkeypatch):
 
     calls = []
 
-    def seen(x, p, draw, constants, *, op, out, **more):
-        calls.append((op, p, draw, more["shared_axes"], constants))
+    def seen(x, p, draw, constants, op, shared_axes, region, rows, *, out, given):
+        calls.append((op, p, draw, shared_axes, constants))
         assert isinstance(x, OnDevice)
         assert isinstance(out, OnDevice)
         out.fill_(7)
@@ -500,6 +505,221 @@ def test_tensors_of_any_kind_go_to_the_host_and_back():
         host = kind.fetch(x)
         assert host.dtype.name == str(dtype).removeprefix("torch.")
         assert torch.equal(kind.send(x, host), x)
+
+
+@pytest.mark.parametrize("ndim", range(7))
+def test_ranks_are_those_of_torch(module, ndim):
+    """The same shape, error and warnings."""
+
+    def outcome(module):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                result = module(torch.ones([3] * ndim)).shape
+            except RuntimeError as error:
+                result = str(error)
+        return result, [str(warning.message) for warning in caught]
+
+    theirs = outcome(MODULES[module][0](0.5))
+    assert outcome(module(0.5)) == outcome(module(0.5, seed=1)) == theirs
+
+
+def test_nothing_is_drawn_for_nothing(module):
+    """At p = 0 and in eval mode y is x; a seed leaves PyTorch's generator alone."""
+    x = torch.ones(MODULES[module][1])
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    layer = module(0.0, seed=5)
+    assert layer(x) is x
+    assert layer.call == 0
+    assert module(0.0)(x) is module(0.5).eval()(x) is x
+    module(0.5, seed=1)(x)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_kinds_that_torchs_module_serves():
+    """Nested tensors and other dtypes go to PyTorch's own."""
+    y = ft.Dropout(0.5)(nested())
+    assert y.is_nested
+    assert set(y.values().tolist()) <= {0.0, 2.0}
+
+
+def test_transforms_of_functions(module):
+    """Gradients, and batches with one mask or with one each, are those of a single mask."""
+    _, shape, more = MODULES[module]
+    x, op = normal(3, *shape), op_of(module)
+
+    def gradient(x):
+        return torch.func.grad(lambda a: (module(0.3, seed=5)(a) ** 2).sum())(x)
+
+    z = x[0].clone().requires_grad_()
+    (module(0.3, seed=5)(z) ** 2).sum().backward()
+    torch.testing.assert_close(gradient(x[0]), z.grad)
+    per_example = torch.vmap(gradient, randomness="same")(x)
+    torch.testing.assert_close(per_example[0], z.grad)
+    y, back = torch.func.vjp(module(0.3, seed=5), x[0])
+    expected, ctx = op(x[0].numpy(), 0.3, rng=5, **more)
+    torch.testing.assert_close(y, torch.from_numpy(expected))
+    torch.testing.assert_close(
+        back(torch.ones_like(y))[0], torch.from_numpy(ctx.backward(np.ones_like(expected)))
+    )
+
+
+def test_vmap_with_masks_of_their_own():
+    """Examples are the first axis of one mask, nested or not, batched or not."""
+    x = torch.ones(3, 4, 50)
+    expected = torch.from_numpy(fd.dropout(x.numpy(), 0.3, rng=5)[0])
+    inner = torch.vmap(ft.Dropout(0.3, seed=5), randomness="different")
+    assert torch.equal(inner(x), expected)
+    layer = ft.Dropout(0.3, seed=5)
+    outer = torch.vmap(torch.vmap(layer, randomness="different"), randomness="different")
+    assert torch.equal(outer(x), expected)
+    assert layer.call == 1
+    layer = ft.Dropout(0.3, seed=5)
+    unbatched = torch.vmap(lambda a: layer(x[0]) * a, randomness="different")(torch.ones(3))
+    assert torch.equal(unbatched, expected)
+    with pytest.raises(RuntimeError, match="randomness error mode"):
+        torch.vmap(ft.Dropout(0.3))(x)
+
+
+def test_symbolic_trace():
+    """One node, which drops in train mode and not in eval mode."""
+    net = ft.replace(nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.5))).train()
+    graph, x = torch.fx.symbolic_trace(net), torch.ones(2, 64)
+    nodes = [node.op for node in graph.graph.nodes]
+    assert nodes == ["placeholder", "call_module", "call_module", "output"]
+    assert not torch.equal(graph(x), graph(x))
+    assert torch.equal(graph.eval()(x), net.eval()(x))
+
+
+def test_script():
+    """Of a model in eval mode; TorchScript has PyTorch's own module."""
+    net = ft.replace(nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)), seed=1).eval()
+    x = torch.ones(2, 3)
+    assert torch.equal(torch.jit.script(net)(x), net(x))
+
+
+def test_replaced_modules_stay_the_same_objects():
+    """What refers to them elsewhere, their hooks and attributes stay; `restore` takes all back."""
+    calls = []
+    model = nn.Sequential(Loud(0.5), Quiet(0.5), nn.Dropout(0.5))
+    before = list(model)
+    model[1].note = "mine"
+    model[1].register_forward_hook(lambda *_: calls.append("hook"))
+    kept = dict(vars(model[1]))
+    ft.replace(model, seed=3)
+    assert all(a is b for a, b in zip(model, before, strict=True))
+    assert [isinstance(m, ft.Dropout) for m in model] == [False, True, True]
+    assert isinstance(model[1], Quiet)
+    assert model[1].note == "mine"
+    x = torch.ones(300)
+    y = model[1](x)
+    assert calls == ["hook"]
+    assert_same_bits(y.numpy(), fd.dropout(x.numpy(), 0.5, rng=model[1].seed)[0])
+    del model[1]._forward_hooks[next(iter(model[1]._forward_hooks))]
+    again = pickle.loads(pickle.dumps(model[1]))
+    assert (type(again), again.seed, again.call) == (type(model[1]), model[1].seed, 1)
+    assert ft.restore(model) is model
+    assert [type(m) for m in model] == [Loud, Quiet, nn.Dropout]
+    assert vars(model[1]) == kept
+    assert type(ft.restore(again)) is Quiet
+
+
+class Loud(nn.Dropout):
+    def forward(self, input):
+        return super().forward(input) + 1
+
+
+class Quiet(nn.Dropout):
+    pass
+
+
+def test_replace_tells_what_it_leaves(capsys):
+    model = nn.Sequential(Loud(0.5), nn.Dropout(0.5), nn.LSTM(3, 3, 2, dropout=0.25), nn.ReLU())
+    ft.replace(model, verbose=True)
+    assert capsys.readouterr().out.splitlines() == [
+        "0 (Loud): left: it has a forward of its own",
+        "1 (Dropout): replaced",
+        "2 (LSTM): left: calls a function with its dropout of 0.25, which enable() reaches",
+    ]
+
+
+def test_a_hand_written_checkpoint_has_the_masks_of_its_module():
+    """Also if other modules with seeds drew after the same manual_seed."""
+
+    class Again(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, layer):
+            ctx.layer, ctx.state = layer, torch.get_rng_state()
+            ctx.save_for_backward(x)
+            return layer(x)
+
+        @staticmethod
+        def backward(ctx, dy):
+            torch.set_rng_state(ctx.state)
+            x = ctx.saved_tensors[0].detach().requires_grad_()
+            with torch.enable_grad():
+                y = ctx.layer(x)
+            return torch.autograd.grad(y, x, dy)[0], None
+
+    layers = [ft.Dropout(0.5, seed=seed) for seed in (1, 2, 1)]
+    x, ys = torch.ones(300, requires_grad=True), []
+    for layer in layers:
+        layer.reset(int(layer is layers[2]))  # the third has the seed of the first
+        torch.manual_seed(7)
+        ys.append(Again.apply(x, layer))
+    for y in ys:
+        (dx,) = torch.autograd.grad(y.sum(), x)
+        assert torch.equal(dx, y)
+
+
+def test_threads_never_share_a_call():
+    layer, x = ft.Dropout(0.5, seed=1), torch.ones(300)
+    with ThreadPoolExecutor(8) as pool:
+        ys = list(pool.map(lambda _: layer(x).numpy().tobytes(), range(400)))
+    assert len(set(ys)) == layer.call == 400
+
+
+def test_the_function():
+    x = normal(6, 40).requires_grad_()
+    expected, _ = fd.dropout(x.detach().numpy(), 0.3, rng=fd.Rng(5, 2))
+    y = ft.dropout(x, 0.3, draw=(5, 2))
+    assert_same_bits(y.detach().numpy(), expected)
+    assert ft.dropout(x, 0.3, training=False) is ft.dropout(x, 0.0) is x
+    whole = (6, 40)
+    part = ft.dropout(x[2:4, 10:], 0.3, draw=(5, 2), region=((2, 10), whole))
+    assert_same_bits(part.detach().numpy(), expected[2:4, 10:])
+    ids = torch.tensor([4, 0, 4])
+    for rows in (ids, ids.numpy()):
+        some = ft.dropout(x[ids], 0.3, draw=(5, 2), rows=rows)
+        assert_same_bits(some.detach().numpy(), expected[ids.numpy()])
+        assert torch.equal(ft.Dropout(0.3, seed=5)(x[ids], rows=rows) != 0, masks(5)[ids])
+    (dx,) = torch.autograd.grad(some.sum(), x)
+    assert torch.equal(dx != 0, (y != 0) & torch.tensor([1, 0, 0, 0, 1, 0]).bool()[:, None])
+    shared = ft.dropout(x, 0.3, draw=(5, 2), shared_axes=(-1,))
+    np.testing.assert_array_equal(
+        shared.detach().numpy(),
+        fd.dropout(x.detach().numpy(), 0.3, rng=fd.Rng(5, 2), shared_axes=(1,))[0],
+    )
+    z = torch.ones(5)
+    assert ft.dropout(z, 0.5, True, True) is z
+
+
+def masks(seed):
+    return torch.from_numpy(fd.keep_mask((6, 40), 0.3, rng=seed))
+
+
+def test_bfloat16_without_ml_dtypes(monkeypatch):
+    x = normal(50, 40, dtype=torch.bfloat16).requires_grad_()
+    y = ft.Dropout(0.3, seed=5)(x)
+    (dx,) = torch.autograd.grad(y.float().sum(), x)
+    monkeypatch.setattr(kernels, "HAS_BFLOAT16", False)
+    monkeypatch.delattr(kernels, "array")
+    monkeypatch.setattr(kernels, "array", lambda t: t.detach().numpy(), raising=False)
+    again = ft.Dropout(0.3, seed=5)(x)
+    assert torch.equal(again, y)
+    assert torch.equal(torch.autograd.grad(again.float().sum(), x)[0], dx)
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")

@@ -15,6 +15,9 @@ from fastdrop.rng import uint64
 
 def as_tensor(draw: Numbers) -> Tensor:
     """Two int64 of the same bits; on the CPU, wherever a module goes."""
+    if torch._C._are_functorch_transforms_active():  # in which it would be a value of the transform
+        with temporarily_clear_interpreter_stack():
+            return as_tensor(draw)
     signed = [(number ^ 1 << 63) - (1 << 63) for number in draw]
     return torch.tensor(signed, dtype=torch.int64, device="cpu")
 

@@ -11,6 +11,7 @@ All give the same numbers for the same draw.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
 
@@ -44,7 +45,12 @@ class How(NamedTuple):
 
     def constants(self) -> Constants:
         """The op's numbers."""
-        return inverted(self.p) if self.op == DROPOUT else affine(self.p)
+        return _constants(self.p, self.op)
+
+
+@lru_cache
+def _constants(p: float, op: int) -> Constants:
+    return inverted(p) if op == DROPOUT else affine(p)
 
 
 class Draws(Protocol):
@@ -129,35 +135,27 @@ def _run(
         y, bits = _run(x.float(), draw, how, constants, given, keep)
         return y.to(torch.bfloat16), bits
     y = torch.empty_like(x)
-    run = drop_and_keep if keep else drop
-    more = {} if given is None else {"given": given}
-    result = run(
-        array(x),
-        how.p,
-        draw,
-        constants,
-        op=how.op,
-        shared_axes=how.shared_axes,
-        region=how.region,
-        rows=how.rows,
-        out=array(y),
-        **more,
-    )
-    return y, result[1] if keep else None
+    p, op, *place = how
+    if keep:
+        return y, drop_and_keep(array(x), p, draw, constants, op, *place, out=array(y))[1]
+    drop(array(x), p, draw, constants, op, *place, out=array(y), given=given)
+    return y, None
 
 
 def _factors(x: Tensor, draw: Numbers, how: How) -> Tensor:
     """What x is multiplied by where a draw is shared: the mask array, scaled. A product of two
     tensors is in PyTorch's own hands, and faster than a mask per element, in every layout."""
-    shape = [1 if d in how.shared_axes else n for d, n in enumerate(x.shape)]
-    region = how.region
+    p, op, axes, region, rows = how
     if region is not None:
-        ends = zip(*region, strict=True)
-        each = ((0, 1) if d in how.shared_axes else ends_ for d, ends_ in enumerate(ends))
-        region = tuple(zip(*each, strict=True))
-    ones = torch.ones(shape, dtype=x.dtype, device=x.device)
-    how = how._replace(shared_axes=(), region=region)
-    return _run(ones, draw, how, how.constants())[0]
+        start, whole = (list(part) for part in region)
+        for axis in axes:
+            start[axis], whole[axis] = 0, 1
+        region = start, whole
+    shape = [1 if d in axes else n for d, n in enumerate(x.shape)]
+    factors = torch.ones(shape, dtype=x.dtype, device=x.device)
+    own = array(factors)
+    drop(own, p, draw, how.constants(), op, (), region, rows, out=own)
+    return factors
 
 
 class Lean(torch.autograd.Function):
@@ -170,15 +168,15 @@ class Lean(torch.autograd.Function):
         keep = ctx.needs_input_grad[0] and given is None
         y, bits = _run(x, draw, how, constants, given, keep)
         ctx.draw, ctx.bits = draw, bits if keep else given
-        ctx.how, ctx.scale = how, constants[0]
+        ctx.how, ctx.slope = how, (constants[0], 0.0, 0.0)
+        if how.op != DROPOUT:
+            ctx.how = how._replace(op=DROPOUT)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         """dy * scale where kept, which is dropout with the same mask."""
-        how, constants = ctx.how, (ctx.scale, 0.0, 0.0)
-        if how.op != DROPOUT:
-            how = how._replace(op=DROPOUT)
+        how, constants = ctx.how, ctx.slope
         if not is_plain(dy):
             dx = _composed(dy, ctx.draw, how, constants)
         elif torch.is_grad_enabled():

@@ -22,7 +22,7 @@ from fastdrop.adapters.torch.kernels import (
 )
 from fastdrop.adapters.torch.stored import dropped_entries
 from fastdrop.base import gate
-from fastdrop.ops.door import ALPHA_DROPOUT
+from fastdrop.ops.door import ALPHA_DROPOUT, DROPOUT
 from fastdrop.rng import copy_seed, uint64
 
 
@@ -119,11 +119,12 @@ class Seeded(_Base):
         of its own, which follows from this one.
     """
 
-    op: ClassVar[int | None] = None
-    """Of the kernels; None: dropout."""
+    op: ClassVar[int] = DROPOUT
+    """Of the kernels."""
 
     axis: ClassVar[dict[int, int]] = {}
-    """The axes from this one on share a draw; by the number of axes of the input."""
+    """The axes from this one on share a draw; by the number of axes of the input. If it is none of
+    these, PyTorch's function says what it thinks of that, and the first two axes do not share."""
 
     def __init__(self, p: float = 0.5, inplace: bool = False, seed: int | None = None) -> None:
         super().__init__(p, inplace)
@@ -174,16 +175,17 @@ class Seeded(_Base):
             return input.tracer.create_proxy("call_module", name, (input,), {})
         if not self.training or self.p == 0.0:
             return input
-        return self._drop(input, How(self.p))
+        return self._drop(input)
 
-    def _drop(self, x: Tensor, how: How) -> Tensor:
-        if self.seed is None and self._is_theirs(x):
-            return self._plain().forward(self, x)
-        _served(x)
-        how = how._replace(op=how.op if self.op is None else self.op)
-        if self.axis:
-            how = how._replace(shared_axes=self._shared_axes(x))
-        y = _any_kind(x, self.draws, how)
+    def _drop(self, x: Tensor, region: Any = None, rows: Any = None) -> Tensor:
+        plain = is_plain(x)
+        if not plain:
+            if self.seed is None and self._is_theirs(x):
+                return self._plain().forward(self, x)
+            _served(x)
+        axes = self._shared_axes(x) if self.axis else ()
+        how = How(self.p, self.op, axes, region, rows)
+        y = dropped_lean(x, self.draws, how) if plain else _any_kind(x, self.draws, how)
         return x.copy_(y) if self.inplace else y
 
     def _is_theirs(self, x: Tensor) -> bool:
@@ -195,8 +197,8 @@ class Seeded(_Base):
     def _shared_axes(self, x: Tensor) -> tuple[int, ...]:
         axis = self.axis.get(x.ndim)
         if axis is None:
-            F_of = getattr(F, _FUNCTIONS[self._plain()])
-            F_of(x, self.p, x.ndim < 2)  # warns or raises as PyTorch's does
+            function = getattr(F, _FUNCTIONS[self._plain()])
+            function(x, self.p, x.ndim < 2)  # warns or raises as PyTorch's does
             axis = 2
         return tuple(range(axis, x.ndim))
 
@@ -230,11 +232,6 @@ class Dropout(Seeded, nn.Dropout):
     """
 
     def forward(self, input: Tensor, region: Any = None, rows: Any = None) -> Tensor:
-        if is_plain(input) and region is None and rows is None and not self.inplace:
-            # What is below would do the same, in three times the time of a small tensor.
-            if not self.training or self.p == 0.0:
-                return input
-            return dropped_lean(input, self.draws, How(self.p))
         if isinstance(input, torch.fx.Proxy) or not self.training or self.p == 0.0:
             return super().forward(input)
         if input.layout in _SPARSE:
@@ -245,7 +242,7 @@ class Dropout(Seeded, nn.Dropout):
             return dropped_entries(input, self.draws.numbers(), self.p)
         if isinstance(rows, Tensor):
             rows = rows.cpu().numpy()
-        return self._drop(input, How(self.p, region=region, rows=rows))
+        return self._drop(input, region, rows)
 
 
 _SPARSE = frozenset(
@@ -262,7 +259,7 @@ class Dropout1d(Seeded, nn.Dropout1d):
 class Dropout2d(Seeded, nn.Dropout2d):
     """Whole maps of (N, C, H, W) or (N, C, L), as ``nn.Dropout2d``; takes ``seed=``, too."""
 
-    axis: ClassVar = {3: 2, 4: 2}
+    axis: ClassVar = {4: 2}
 
 
 class Dropout3d(Seeded, nn.Dropout3d):

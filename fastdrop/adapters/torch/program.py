@@ -17,7 +17,7 @@ from fastdrop.adapters.torch.kernels import How, dropped_lean, is_plain
 from fastdrop.ops.door import ALPHA_DROPOUT, DROPOUT
 
 LEAST = 4096
-"""Elements; a smaller tensor is dropped sooner by PyTorch's own kernels than by a call of Python."""
+"""Elements; PyTorch's own kernels are done with a smaller tensor sooner than a call of Python."""
 
 KEYS = "AutogradCPU", "CPU"  # the second one for inference_mode
 OPS = {"dropout": DROPOUT, "alpha_dropout": ALPHA_DROPOUT}
