@@ -1,4 +1,4 @@
-"""`enable`: dropout that goes through PyTorch's dispatcher is fastdrop's, and PyTorch's afterwards."""
+"""`enable`: dropout that goes through PyTorch's dispatcher is ours, and PyTorch's afterwards."""
 
 import pytest
 

@@ -4,9 +4,9 @@
 
     from fastdrop.adapters import torch as fastdrop_torch
 
-    fastdrop_torch.enable()  # every dropout of CPU tensors is fastdrop's, attention's and LSTM's too
+    fastdrop_torch.enable()  # every dropout of CPU tensors: attention's and LSTM's, too
 
-`replace` puts modules in place of a model's ``nn.Dropout`` and its kind, for ``torch.compile`` too::
+`replace` makes a model's dropout modules fastdrop's, which ``torch.compile`` takes, too::
 
     model = fastdrop_torch.replace(model)
 

@@ -1,4 +1,4 @@
-"""Which mask a call draws: seed and call number, from PyTorch's generator or from a module's own."""
+"""Which mask a call draws: seed and call, from PyTorch's generator or of a module's own."""
 
 from __future__ import annotations
 

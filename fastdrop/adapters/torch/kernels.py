@@ -258,7 +258,7 @@ def alpha_dropout_op(
     start: list[int] | None = None,
     whole: list[int] | None = None,
 ) -> Tensor:
-    """As `fastdrop.alpha_dropout`; arguments as in `dropout_op`, of which scale is for its gradient."""
+    """As `fastdrop.alpha_dropout`; arguments as in `dropout_op`. scale: of the gradient."""
     how = How(p, ALPHA_DROPOUT, tuple(shared_axes), _region(start, whole))
     return _run(x, as_numbers(draw), how, affine(p))[0]
 
@@ -273,13 +273,14 @@ def _traced(x: Tensor, draw: Tensor, how: How) -> Tensor:
     op = dropout_op if how.op == DROPOUT else alpha_dropout_op
     start, whole = (None, None) if how.region is None else how.region
     start, whole = (None if part is None else list(part) for part in (start, whole))
-    scale = how.constants()[0]
-    more = draw, how.p, list(how.shared_axes), scale, start, whole
+    more = draw, how.p, list(how.shared_axes), None, start, whole
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:
-        return op(x, *more)
+        y: Tensor = op(x, *more)
+        return y
     x, dx = forward_ad.unpack_dual(x)  # custom operators drop tangents silently
     y = op(x, *more)
-    return y if dx is None else forward_ad.make_dual(y, dropout_op(dx, *more))
+    slope = how.constants()[0]
+    return y if dx is None else forward_ad.make_dual(y, dropout_op(dx, *more[:3], slope, *more[4:]))
 
 
 def _differentiate(op: Any) -> None:

@@ -1,4 +1,4 @@
-"""Whole models: `replace` makes their dropout modules ours, `restore` makes them PyTorch's again."""
+"""Whole models: `replace` makes their dropout modules ours, `restore` PyTorch's again."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def replace(model: nn.Module, seed: int | None = None, verbose: bool = False) ->
         ours, why = _replacement(module)
         if ours is not None:
             module.__class__ = ours
-            module.adopt(None if rng is None else rng.spawn(1)[0].seed)  # type: ignore[operator]
+            module.adopt(None if rng is None else rng.spawn(1)[0].seed)
         if verbose and (ours is not None or why):
             done = f"left: {why}" if ours is None else "replaced"
             print(f"{name or 'the model'} ({type(module).__name__}): {done}")
@@ -65,14 +65,13 @@ def restore(model: nn.Module) -> nn.Module:
     """
     for module in model.modules():
         if isinstance(module, Seeded):
-            for name in ("draws", "copies"):
-                vars(module).pop(name)
+            del module.draws, module.copies
             module.__class__ = _theirs(type(module))
     return model
 
 
 def _replacement(module: nn.Module) -> tuple[type[Any] | None, str]:
-    """Our class for a module, or None and why there is none ("" if it has to do with no dropout)."""
+    """Our class for a module, or None and why there is none ("" if it drops nothing)."""
     kind = type(module)
     if isinstance(module, Seeded):
         return None, "it is fastdrop's already"
@@ -81,7 +80,7 @@ def _replacement(module: nn.Module) -> tuple[type[Any] | None, str]:
             return ours, ""
         if issubclass(kind, theirs):
             if kind.forward is theirs.forward and kind.__call__ is theirs.__call__:
-                return _joined(kind, ours), ""
+                return _joined((kind, ours)), ""
             return None, "it has a forward of its own"
     for attribute in ("dropout", "dropout_p", "attention_dropout"):
         rate = getattr(module, attribute, None)
@@ -101,12 +100,13 @@ class _Joined(Seeded):
 
 
 @cache
-def _joined(kind: type[nn.Module], ours: type[Seeded]) -> type[Any]:
+def _joined(both: tuple[Any, Any]) -> Any:
+    kind, ours = both
     return type(kind.__name__, (_Joined, ours, kind), {"of": kind, "_ours": ours})
 
 
 def _blank(kind: type[nn.Module], ours: type[Seeded]) -> Any:
-    joined = _joined(kind, ours)
+    joined = _joined((kind, ours))
     return joined.__new__(joined)
 
 

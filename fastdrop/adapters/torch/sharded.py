@@ -14,8 +14,8 @@ from fastdrop.adapters.torch.kernels import dropped as dropped_locally
 
 def is_sharded(x: Any) -> bool:
     """Whether x is a DTensor; where none has been made, nothing is imported for it."""
-    tensors = type(x) is not Tensor and sys.modules.get("torch.distributed.tensor")
-    return bool(tensors) and isinstance(x, tensors.DTensor)
+    tensors = None if type(x) is Tensor else sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and isinstance(x, tensors.DTensor)
 
 
 def dropped(x: Any, draws: Draws, how: How) -> Any:
