@@ -413,6 +413,21 @@ def test_compile(seed):
         np.testing.assert_array_equal(masks[2].numpy(), expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [0.5, 0.1])
+def test_compile_with_a_memory_budget(budget):
+    """What the backward pass computes again has the forward pass's mask."""
+    with torch._functorch.config.patch(activation_memory_budget=budget):
+        torch.compiler.reset()
+        layer, x = ft.Dropout(0.5), torch.rand(64, 64, requires_grad=True)
+        run = torch.compile(lambda t: layer((t * 2).sin().exp()).exp(), fullgraph=True)
+        for _ in range(2):
+            y = run(x)
+            (dx,) = torch.autograd.grad(y.sum(), x)
+            assert torch.equal(y != 1, dx != 0)
+            assert 0.4 < (y != 1).double().mean() < 0.6
+
+
 def test_tensors_on_a_gpu(monkeypatch):
     """They go through the door as they are, and y comes from there."""
 

@@ -26,6 +26,10 @@ a checkpoint may be at work: without gradients, or where hooks see what is saved
 Two checkpointed passes of a module with a seed, both begun from one ``torch.manual_seed`` and both
 before either goes back, cannot be told from each other: there leave ``seed=`` out.
 
+A module without a seed has the same mask in both passes of ``torch.compile`` with an
+``activation_memory_budget`` of 0.5 or 0.1; with 0.0 PyTorch's compiler draws again in the backward
+pass, as it does for ``nn.Dropout``, and gradients are wrong: do not use that.
+
 Tensors on the CPU are float16, bfloat16, float32 or float64, in any layout, and are not copied
 (bfloat16 is, without ml_dtypes); those on a GPU go to `fastdrop.cuda`. Other tensors are dropped by
 PyTorch's own modules, if there is no seed. For backward a bit per element is kept. In a CUDA graph

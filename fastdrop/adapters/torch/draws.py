@@ -8,6 +8,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.nn import functional as F
 
 from fastdrop.adapters.torch.kernels import U64, Numbers
 from fastdrop.rng import uint64
@@ -34,7 +35,10 @@ class FromGenerator:
 
     @staticmethod
     def tensor() -> Tensor:
-        return torch.randint(-(2**63), 2**63 - 1, (2,), device="cpu")
+        """Of PyTorch's own dropout, whose outcome a compiler with a memory budget saves for the
+        backward pass; it would draw other integers there a second time."""
+        bits = F.dropout(torch.ones((2, 63), device="cpu"), 0.5) != 0
+        return (bits * torch.pow(2, torch.arange(63, device="cpu"))).sum(1)
 
 
 def _token() -> Numbers:
