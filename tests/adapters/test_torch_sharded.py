@@ -14,8 +14,9 @@ import sys, torch, torch.distributed as dist
 import fastdrop as fd
 from fastdrop.adapters.torch import Dropout, Dropout1d
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=int(sys.argv[2]), world_size=4)
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+meeting = f"file://{sys.argv[1]}"
+dist.init_process_group("gloo", init_method=meeting, rank=int(sys.argv[2]), world_size=4)
 line = init_device_mesh("cpu", (4,))
 square = init_device_mesh("cpu", (2, 2))
 whole = torch.arange(1.0, 1 + 6 * 10 * 7).reshape(6, 10, 7)
