@@ -18,7 +18,7 @@ from fastdrop.base.gate import Region
 from fastdrop.ops.alpha import affine
 from fastdrop.ops.dropout import inverted
 
-__all__ = ["ALPHA_DROPOUT", "DROPOUT", "affine", "drop", "inverted"]
+__all__ = ["ALPHA_DROPOUT", "DROPOUT", "affine", "drop", "drop_and_keep", "inverted"]
 
 
 def drop(
@@ -26,12 +26,13 @@ def drop(
     p: float,
     draw: tuple[int, int],
     constants: Constants,
-    *,
     op: int = DROPOUT,
     shared_axes: Any = gate.NO_AXES,
     region: Region | None = None,
     rows: Any = None,
+    *,
     out: Any = None,
+    given: Any = None,
 ) -> Any:
     """y of an op that drops elements of one array.
 
@@ -49,16 +50,48 @@ def drop(
         DROPOUT or ALPHA_DROPOUT.
     shared_axes, region, rows, out
         As in `fastdrop.dropout`.
+    given : bits, optional
+        Of `drop_and_keep` with this place; nothing is drawn then.
 
     Returns
     -------
     array
         `out`, or a new array of x's kind, shape, dtype and memory order.
     """
+    return _drop(x, p, draw, constants, op, (shared_axes, region, rows), out, False, given)[0]
+
+
+def drop_and_keep(
+    x: Any,
+    p: float,
+    draw: tuple[int, int],
+    constants: Constants,
+    op: int = DROPOUT,
+    shared_axes: Any = gate.NO_AXES,
+    region: Region | None = None,
+    rows: Any = None,
+    *,
+    out: Any = None,
+) -> tuple[Any, Any]:
+    """`drop`, and its packed mask, which is the backend's own: (y, bits); bits is None at p = 0."""
+    return _drop(x, p, draw, constants, op, (shared_axes, region, rows), out, True, None)
+
+
+def _drop(
+    x: Any,
+    p: float,
+    draw: tuple[int, int],
+    constants: Constants,
+    op: int,
+    place: tuple[Any, Any, Any],
+    out: Any,
+    keep: bool,
+    given: Any,
+) -> tuple[Any, Any]:
     backend = unwatched(x)
     x = backend.array(x)
-    place = gate.place(x.shape, shared_axes, region, rows)
+    where = gate.place(x.shape, *place)
     out, x = backend.output(out, x)
     if p == 0.0:
-        return backend.copy(x, out)
-    return backend.forward(op, x, Draw(*draw, p, place), constants, out)[0]
+        return backend.copy(x, out), None
+    return backend.forward(op, x, Draw(*draw, p, where), constants, out, keep, given=given)

@@ -2,6 +2,9 @@
 
 import copy
 import io
+import pickle
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from torch import nn  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 from fastdrop.adapters import torch as ft  # noqa: E402
+from fastdrop.adapters.torch import draws, kernels, modules  # noqa: E402
 
 # TorchScript's and the compiler's own, on import and first use.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -47,6 +51,14 @@ def normal(*shape, dtype=torch.float32):
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
+def nested():
+    return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+
+
+def assert_same(y, expected):
+    assert_same_bits(np.asarray(y), np.asarray(expected))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_same_bits_as_numpy(module, dtype):
     """Forward and backward, call after call."""
@@ -57,16 +69,17 @@ def test_the_same_bits_as_numpy(module, dtype):
         dy = normal(*shape, dtype=dtype) + 3
         y = layer(x)
         y.backward(dy)
-        expected, ctx = op(ft._array(x), 0.3, rng=rng, **more)
+        expected, ctx = op(kernels.array(x), 0.3, rng=rng, **more)
         assert y.dtype == dtype
-        assert_same_bits(ft._array(y), expected)
-        assert_same_bits(ft._array(x.grad), ctx.backward(ft._array(dy)))
+        same = assert_same if module.axis else assert_same_bits
+        same(kernels.array(y), expected)
+        same(kernels.array(x.grad), ctx.backward(kernels.array(dy)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_arrays_share_the_tensors_memory(dtype):
     x = torch.ones(3, 4, dtype=dtype).t()
-    view = ft._array(x)
+    view = kernels.array(x)
     view[1, 2] = 7
     assert x[1, 2] == 7
     assert view.strides == tuple(s * x.element_size() for s in x.stride())
@@ -96,7 +109,7 @@ def test_eval_is_the_input(module):
     layer = module(0.5, seed=1).eval()
     x = normal(*MODULES[module][1])
     assert layer(x) is x
-    assert layer.state.tolist() == [1, 0]
+    assert (layer.seed, layer.call) == (1, 0)
 
 
 @pytest.mark.parametrize("p", [0.0, 1.0])
@@ -133,7 +146,9 @@ def test_without_a_batch(module):
 def test_maps_of_three_axes_are_channels():
     x = torch.ones(8, 40, 5)
     expected, _ = fd.dropout(x.numpy(), 0.5, rng=1, shared_axes=(2,))
-    assert_same_bits(ft.Dropout2d(0.5, seed=1)(x).numpy(), expected)
+    with pytest.warns(UserWarning, match="Received a 3D input"):
+        y = ft.Dropout2d(0.5, seed=1)(x)
+    assert_same_bits(y.numpy(), expected)
 
 
 def test_maps_of_one_element():
@@ -151,16 +166,21 @@ def test_wrong_arguments():
         ft.Dropout(1.5)
     with pytest.raises(ValueError, match=r"seed must be in 0 ... 2\*\*64 - 1, got -1"):
         ft.Dropout(0.5, seed=-1)
-    with pytest.raises(ValueError, match=r"input must have 3 or 4 axes, got \(2,\)"):
-        ft.Dropout2d(0.5)(torch.ones(2))
-    with pytest.raises(TypeError, match="x must be float16, bfloat16, float32 or float64"):
-        ft.Dropout(0.5)(torch.ones(2, dtype=torch.int64))
+    with pytest.raises(TypeError, match=r"input must be a tensor of float16.*got int64"):
+        ft.Dropout(0.5, seed=1)(torch.ones(2, dtype=torch.int64))
+    with pytest.raises(TypeError, match="not nested, got nested"):
+        ft.Dropout(0.5, seed=1)(nested())
+    with pytest.raises(ValueError, match=r"p must be in \[0, 1\], got 1.5"):
+        ft.dropout(torch.ones(2), 1.5)
+    with pytest.raises(ValueError, match="module has no seed"):
+        ft.Dropout(0.5).reset()
 
 
 def test_dropped_infinities_are_zero():
     x = torch.full((1000,), torch.inf, requires_grad=True)
-    y = ft.Dropout(0.5, seed=1)(x)
-    assert set(y.tolist()) == {0.0, torch.inf}
+    for layer in (ft.Dropout(0.5, seed=1), ft.Dropout1d(0.5, seed=1)):
+        y = layer(x.reshape(10, 10, 10))
+        assert set(y.flatten().tolist()) == {0.0, torch.inf}
 
 
 def test_in_place():
@@ -201,16 +221,31 @@ def test_state_dict_goes_on_with_the_masks():
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     expected = model(x)
-    again = nn.Sequential(ft.Dropout(0.5, seed=3))
+    again = nn.Sequential(ft.Dropout(0.5, seed=2**64 - 1))
     again.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
     assert torch.equal(again(x), expected)
     assert repr(again[0]) == f"Dropout(p=0.5, inplace=False, seed={2**64 - 1})"
 
 
+def test_a_rank_keeps_its_seed():
+    """And takes the position from the state dict of another."""
+    first, second = (
+        ft.replace(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5)), seed=1000 + r) for r in (0, 1)
+    )
+    first(torch.ones(3, 8))
+    seed, x = second[1].seed, torch.ones(300)
+    state = first.state_dict()
+    for model in (first, second):
+        model.load_state_dict(state)
+        assert model[1].call == 1
+    assert second[1].seed == seed != first[1].seed
+    assert not torch.equal(first[1](x), second[1](x))
+
+
 def test_the_last_call_is_followed_by_none():
     """Counting on would begin again with the masks of call 0."""
     module = ft.Dropout(0.5, seed=7)
-    module.state.copy_(ft._state(7, 2**64 - 2))
+    module.reset(2**64 - 2)
     y = module(torch.ones(64)).numpy()
     assert_same_bits(y, fd.dropout(np.ones(64, np.float32), rng=fd.Rng(7, 2**64 - 2))[0])
     for _ in range(2):
@@ -218,14 +253,13 @@ def test_the_last_call_is_followed_by_none():
             module(torch.ones(64))
 
 
-def test_state_dicts_of_torchs_modules_load():
-    theirs = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
-    ours = nn.Sequential(nn.Linear(3, 3), ft.Dropout(0.5))
-    assert ours.state_dict().keys() == theirs.state_dict().keys()
-    for model in (ours, nn.Sequential(nn.Linear(3, 3), ft.Dropout(0.5, seed=1))):
-        model.load_state_dict(theirs.state_dict())
-    with pytest.raises(RuntimeError, match="Unexpected key"):
-        ours.load_state_dict(model.state_dict())
+def test_state_dicts_load_both_ways():
+    """Strictly, between PyTorch's modules, ours, and ours with a seed."""
+    drops = nn.Dropout(0.5), ft.Dropout(0.5), ft.Dropout(0.5, seed=1)
+    models_ = [nn.Sequential(nn.Linear(3, 3), drop) for drop in drops]
+    for source in models_:
+        for target in models_:
+            target.load_state_dict(source.state_dict())
 
 
 def test_copies_are_independent():
@@ -236,7 +270,7 @@ def test_copies_are_independent():
     assert len({y.numpy().tobytes() for y in [*ys, grandchild]}) == 5
     assert torch.equal(ys[0], first)
     assert torch.equal(ys[1], again)
-    assert [int(module.state[1]) for module in layers] == [1] * 7
+    assert [module.call for module in layers] == [1] * 7
     assert repr(layers[1]) == f"Dropout(p=0.5, inplace=False, seed={layers[1].seed})"
 
 
@@ -251,7 +285,7 @@ def test_layers_that_torch_copies():
 
 def test_module_goes_to_another_dtype():
     layer = nn.Sequential(ft.Dropout(0.5, seed=1)).to(torch.float16).to("meta")
-    assert layer[0].state.tolist() == [1, 0]
+    assert (layer[0].seed, layer[0].call) == (1, 0)
 
 
 @pytest.mark.parametrize("op", ["dropout", "alpha_dropout"])
@@ -262,7 +296,7 @@ def test_gradients(op, shared_axes):
     x = normal(6, 4, dtype=torch.float64).requires_grad_()
 
     def function(x):
-        return getattr(ft, op)(x, draw, 0.3, shared_axes) * x
+        return getattr(kernels, op + "_op")(x, draw, 0.3, shared_axes) * x
 
     assert torch.autograd.gradcheck(function, x, rtol=1e-6)
     assert torch.autograd.gradgradcheck(function, x, rtol=1e-6)
@@ -295,7 +329,9 @@ def test_forward_over_reverse(create_graph):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # the check's own
-@pytest.mark.parametrize("op", [ft.dropout, ft.alpha_dropout], ids=["dropout", "alpha"])
+@pytest.mark.parametrize(
+    "op", [kernels.dropout_op, kernels.alpha_dropout_op], ids=["dropout", "alpha"]
+)
 def test_opcheck(op):
     draw = torch.tensor([1, 2])
     torch.library.opcheck(op, (normal(4, 6).requires_grad_(), draw, 0.3, []))
@@ -303,7 +339,7 @@ def test_opcheck(op):
 
 
 def test_opcheck_of_the_counter():
-    torch.library.opcheck(ft.next_call, (torch.tensor([1, 2]), torch.tensor(3)))
+    torch.library.opcheck(draws.next_call, (torch.tensor([1, 2]), torch.tensor(3)))
 
 
 @pytest.mark.parametrize("seed", [None, 7])
@@ -319,7 +355,7 @@ def test_checkpoint_computes_the_same_mask_again(seed, use_reentrant):
     def gradients(run):
         torch.manual_seed(1)
         if seed:
-            layer.state[1] = 0
+            layer.reset()
         z = x.clone().requires_grad_()
         linear.zero_grad()
         run(block, run(block, z)).square().sum().backward()
@@ -331,7 +367,7 @@ def test_checkpoint_computes_the_same_mask_again(seed, use_reentrant):
     assert torch.equal(plain[0], again[0])
     torch.testing.assert_close(plain[1], again[1])  # sums, in another order
     if seed:
-        assert layer.state.tolist() == [7, 4]
+        assert (layer.seed, layer.call) == (7, 4)
 
 
 def test_checkpoint_that_forgets_the_random_state():
@@ -375,6 +411,21 @@ def test_compile(seed):
         np.testing.assert_array_equal(masks[2].numpy(), expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [0.5, 0.1])
+def test_compile_with_a_memory_budget(budget):
+    """What the backward pass computes again has the forward pass's mask."""
+    with torch._functorch.config.patch(activation_memory_budget=budget):
+        torch.compiler.reset()
+        layer, x = ft.Dropout(0.5), torch.rand(64, 64, requires_grad=True)
+        run = torch.compile(lambda t: layer((t * 2).sin().exp()).exp(), fullgraph=True)
+        for _ in range(2):
+            y = run(x)
+            (dx,) = torch.autograd.grad(y.sum(), x)
+            assert torch.equal(y != 1, dx != 0)
+            assert 0.4 < (y != 1).double().mean() < 0.6
+
+
 def test_tensors_on_a_gpu(monkeypatch):
     """They go through the door as they are, and y comes from there."""
 
@@ -386,16 +437,16 @@ def test_tensors_on_a_gpu(monkeypatch):
 
     calls = []
 
-    def seen(x, p, draw, constants, *, op, shared_axes, out):
+    def seen(x, p, draw, constants, op, shared_axes, region, rows, *, out, given):
         calls.append((op, p, draw, shared_axes, constants))
         assert isinstance(x, OnDevice)
         assert isinstance(out, OnDevice)
         out.fill_(7)
 
-    monkeypatch.setattr(ft, "drop", seen)
+    monkeypatch.setattr(kernels, "drop", seen)
     x = torch.ones(3, 4).as_subclass(OnDevice)
-    y = ft._drop(ft.DROPOUT, x, torch.tensor([-1, 5]), 0.3, [1], (2.0, 0.0, 0.0))
-    assert calls == [(ft.DROPOUT, 0.3, (2**64 - 1, 5), (1,), (2.0, 0.0, 0.0))]
+    y = kernels.dropout_op._init_fn(x, torch.tensor([-1, 5]), 0.3, [1], 2.0)
+    assert calls == [(kernels.DROPOUT, 0.3, (2**64 - 1, 5), (1,), (2.0, 0.0, 0.0))]
     assert torch.equal(y.as_subclass(torch.Tensor), torch.full((3, 4), 7.0))
 
 
@@ -424,11 +475,13 @@ def test_replace():
     assert [type(m) for m in (encoder.dropout, encoder.dropout1, encoder.dropout2)] == (
         [ft.Dropout] * 3
     )
-    assert first is third
+    assert first is third is shared
     assert (type(first), first.p, first.inplace) == (ft.Dropout, 0.2, True)
-    assert (type(maps), maps.training, type(alpha)) == (ft.Dropout2d, False, ft.AlphaDropout)
-    assert not any(type(m) in ft.REPLACED for m in model.modules())
+    assert (type(maps), maps.training, type(alpha)) == (nn.Dropout2d, False, ft.AlphaDropout)
     assert isinstance(ft.replace(nn.Dropout(0.1)), ft.Dropout)
+    ft.replace(model, seed=1)  # what is left is ours where its masks are to be named
+    assert (type(model[1][1]), model[1][1].training) == (ft.Dropout2d, False)
+    assert not any(type(m) in modules.OURS for m in model.modules())
 
 
 def test_replace_with_a_seed():
@@ -467,6 +520,221 @@ def test_tensors_of_any_kind_go_to_the_host_and_back():
         host = kind.fetch(x)
         assert host.dtype.name == str(dtype).removeprefix("torch.")
         assert torch.equal(kind.send(x, host), x)
+
+
+@pytest.mark.parametrize("ndim", range(7))
+def test_ranks_are_those_of_torch(module, ndim):
+    """The same shape, error and warnings."""
+
+    def outcome(module):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                result = module(torch.ones([3] * ndim)).shape
+            except RuntimeError as error:
+                result = str(error)
+        return result, [str(warning.message) for warning in caught]
+
+    theirs = outcome(MODULES[module][0](0.5))
+    assert outcome(module(0.5)) == outcome(module(0.5, seed=1)) == theirs
+
+
+def test_nothing_is_drawn_for_nothing(module):
+    """At p = 0 and in eval mode y is x; a seed leaves PyTorch's generator alone."""
+    x = torch.ones(MODULES[module][1])
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    layer = module(0.0, seed=5)
+    assert layer(x) is x
+    assert layer.call == 0
+    assert module(0.0)(x) is module(0.5).eval()(x) is x
+    module(0.5, seed=1)(x)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_kinds_that_torchs_module_serves():
+    """Nested tensors and other dtypes go to PyTorch's own."""
+    y = ft.Dropout(0.5)(nested())
+    assert y.is_nested
+    assert set(y.values().tolist()) <= {0.0, 2.0}
+
+
+def test_transforms_of_functions(module):
+    """Gradients, and batches with one mask or with one each, are those of a single mask."""
+    _, shape, more = MODULES[module]
+    x, op = normal(3, *shape), op_of(module)
+
+    def gradient(x):
+        return torch.func.grad(lambda a: (module(0.3, seed=5)(a) ** 2).sum())(x)
+
+    z = x[0].clone().requires_grad_()
+    (module(0.3, seed=5)(z) ** 2).sum().backward()
+    torch.testing.assert_close(gradient(x[0]), z.grad)
+    per_example = torch.vmap(gradient, randomness="same")(x)
+    torch.testing.assert_close(per_example[0], z.grad)
+    y, back = torch.func.vjp(module(0.3, seed=5), x[0])
+    expected, ctx = op(x[0].numpy(), 0.3, rng=5, **more)
+    torch.testing.assert_close(y, torch.from_numpy(expected))
+    torch.testing.assert_close(
+        back(torch.ones_like(y))[0], torch.from_numpy(ctx.backward(np.ones_like(expected)))
+    )
+
+
+def test_vmap_with_masks_of_their_own():
+    """Examples are the first axis of one mask, nested or not, batched or not."""
+    x = torch.ones(3, 4, 50)
+    expected = torch.from_numpy(fd.dropout(x.numpy(), 0.3, rng=5)[0])
+    inner = torch.vmap(ft.Dropout(0.3, seed=5), randomness="different")
+    assert torch.equal(inner(x), expected)
+    layer = ft.Dropout(0.3, seed=5)
+    outer = torch.vmap(torch.vmap(layer, randomness="different"), randomness="different")
+    assert torch.equal(outer(x), expected)
+    assert layer.call == 1
+    layer = ft.Dropout(0.3, seed=5)
+    unbatched = torch.vmap(lambda a: layer(x[0]) * a, randomness="different")(torch.ones(3))
+    assert torch.equal(unbatched, expected)
+    with pytest.raises(RuntimeError, match="randomness error mode"):
+        torch.vmap(ft.Dropout(0.3))(x)
+
+
+def test_symbolic_trace():
+    """One node, which drops in train mode and not in eval mode."""
+    net = ft.replace(nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.5))).train()
+    graph, x = torch.fx.symbolic_trace(net), torch.ones(2, 64)
+    nodes = [node.op for node in graph.graph.nodes]
+    assert nodes == ["placeholder", "call_module", "call_module", "output"]
+    assert not torch.equal(graph(x), graph(x))
+    assert torch.equal(graph.eval()(x), net.eval()(x))
+
+
+def test_script():
+    """Of a model in eval mode; TorchScript has PyTorch's own module."""
+    net = ft.replace(nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)), seed=1).eval()
+    x = torch.ones(2, 3)
+    assert torch.equal(torch.jit.script(net)(x), net(x))
+
+
+def test_replaced_modules_stay_the_same_objects():
+    """What refers to them elsewhere, their hooks and attributes stay; `restore` takes all back."""
+    calls = []
+    model = nn.Sequential(Loud(0.5), Quiet(0.5), nn.Dropout(0.5))
+    before = list(model)
+    model[1].note = "mine"
+    model[1].register_forward_hook(lambda *_: calls.append("hook"))
+    kept = dict(vars(model[1]))
+    ft.replace(model, seed=3)
+    assert all(a is b for a, b in zip(model, before, strict=True))
+    assert [isinstance(m, ft.Dropout) for m in model] == [False, True, True]
+    assert isinstance(model[1], Quiet)
+    assert model[1].note == "mine"
+    x = torch.ones(300)
+    y = model[1](x)
+    assert calls == ["hook"]
+    assert_same_bits(y.numpy(), fd.dropout(x.numpy(), 0.5, rng=model[1].seed)[0])
+    del model[1]._forward_hooks[next(iter(model[1]._forward_hooks))]
+    again = pickle.loads(pickle.dumps(model[1]))
+    assert (type(again), again.seed, again.call) == (type(model[1]), model[1].seed, 1)
+    assert ft.restore(model) is model
+    assert [type(m) for m in model] == [Loud, Quiet, nn.Dropout]
+    assert vars(model[1]) == kept
+    assert type(ft.restore(again)) is Quiet
+
+
+class Loud(nn.Dropout):
+    def forward(self, input):
+        return super().forward(input) + 1
+
+
+class Quiet(nn.Dropout):
+    pass
+
+
+def test_replace_tells_what_it_leaves(capsys):
+    model = nn.Sequential(Loud(0.5), nn.Dropout(0.5), nn.LSTM(3, 3, 2, dropout=0.25), nn.ReLU())
+    ft.replace(model, verbose=True)
+    assert capsys.readouterr().out.splitlines() == [
+        "0 (Loud): left: it has a forward of its own",
+        "1 (Dropout): replaced",
+        "2 (LSTM): left: calls a function with its dropout of 0.25, which enable() reaches",
+    ]
+
+
+def test_a_hand_written_checkpoint_has_the_masks_of_its_module():
+    """Also if other modules with seeds drew after the same manual_seed."""
+
+    class Again(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, layer):
+            ctx.layer, ctx.state = layer, torch.get_rng_state()
+            ctx.save_for_backward(x)
+            return layer(x)
+
+        @staticmethod
+        def backward(ctx, dy):
+            torch.set_rng_state(ctx.state)
+            x = ctx.saved_tensors[0].detach().requires_grad_()
+            with torch.enable_grad():
+                y = ctx.layer(x)
+            return torch.autograd.grad(y, x, dy)[0], None
+
+    layers = [ft.Dropout(0.5, seed=seed) for seed in (1, 2, 1)]
+    x, ys = torch.ones(300, requires_grad=True), []
+    for layer in layers:
+        layer.reset(int(layer is layers[2]))  # the third has the seed of the first
+        torch.manual_seed(7)
+        ys.append(Again.apply(x, layer))
+    for y in ys:
+        (dx,) = torch.autograd.grad(y.sum(), x)
+        assert torch.equal(dx, y)
+
+
+def test_threads_never_share_a_call():
+    layer, x = ft.Dropout(0.5, seed=1), torch.ones(300)
+    with ThreadPoolExecutor(8) as pool:
+        ys = list(pool.map(lambda _: layer(x).numpy().tobytes(), range(400)))
+    assert len(set(ys)) == layer.call == 400
+
+
+def test_the_function():
+    x = normal(6, 40).requires_grad_()
+    expected, _ = fd.dropout(x.detach().numpy(), 0.3, rng=fd.Rng(5, 2))
+    y = ft.dropout(x, 0.3, draw=(5, 2))
+    assert_same_bits(y.detach().numpy(), expected)
+    assert ft.dropout(x, 0.3, training=False) is ft.dropout(x, 0.0) is x
+    whole = (6, 40)
+    part = ft.dropout(x[2:4, 10:], 0.3, draw=(5, 2), region=((2, 10), whole))
+    assert_same_bits(part.detach().numpy(), expected[2:4, 10:])
+    ids = torch.tensor([4, 0, 4])
+    for rows in (ids, ids.numpy()):
+        some = ft.dropout(x[ids], 0.3, draw=(5, 2), rows=rows)
+        assert_same_bits(some.detach().numpy(), expected[ids.numpy()])
+        assert torch.equal(ft.Dropout(0.3, seed=5)(x[ids], rows=rows) != 0, masks(5)[ids])
+    (dx,) = torch.autograd.grad(some.sum(), x)
+    assert torch.equal(dx != 0, (y != 0) & torch.tensor([1, 0, 0, 0, 1, 0]).bool()[:, None])
+    shared = ft.dropout(x, 0.3, draw=(5, 2), shared_axes=(-1,))
+    np.testing.assert_array_equal(
+        shared.detach().numpy(),
+        fd.dropout(x.detach().numpy(), 0.3, rng=fd.Rng(5, 2), shared_axes=(1,))[0],
+    )
+    z = torch.ones(5)
+    assert ft.dropout(z, 0.5, True, True) is z
+
+
+def masks(seed):
+    return torch.from_numpy(fd.keep_mask((6, 40), 0.3, rng=seed))
+
+
+def test_bfloat16_without_ml_dtypes(monkeypatch):
+    x = normal(50, 40, dtype=torch.bfloat16).requires_grad_()
+    y = ft.Dropout(0.3, seed=5)(x)
+    (dx,) = torch.autograd.grad(y.float().sum(), x)
+    monkeypatch.setattr(kernels, "HAS_BFLOAT16", False)
+    monkeypatch.delattr(kernels, "array")
+    monkeypatch.setattr(kernels, "array", lambda t: t.detach().numpy(), raising=False)
+    again = ft.Dropout(0.3, seed=5)(x)
+    assert torch.equal(again, y)
+    assert torch.equal(torch.autograd.grad(again.float().sum(), x)[0], dx)
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")

@@ -262,7 +262,7 @@ def _traced_again(model: Any) -> Any:
 def _torch(op: str, x: Any, amount: float, state: Any, shared_axes: list[int]) -> Any:
     import torch
 
-    from fastdrop.adapters.torch import alpha_dropout, dropout
+    from fastdrop.adapters.torch.kernels import alpha_dropout_op, dropout_op
 
     if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
@@ -270,9 +270,9 @@ def _torch(op: str, x: Any, amount: float, state: Any, shared_axes: list[int]) -
             "call, so it would have another mask; keep it out of keras.RematScope"
         )
     if op == "dropout":
-        return dropout(x, state, amount, shared_axes)
+        return dropout_op(x, state, amount, shared_axes)
     if op == "alpha_dropout":
-        return alpha_dropout(x, state, amount, shared_axes)
+        return alpha_dropout_op(x, state, amount, shared_axes)
     seed, call = state.tolist()
     wide = np.float64 if x.dtype is torch.float64 else np.float32
     rng, shape = fd.Rng(seed, call), tuple(x.shape)

@@ -1,0 +1,138 @@
+"""Which mask a call draws: seed and call, from PyTorch's generator or of a module's own."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from threading import Lock
+
+import torch
+from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.nn import functional as F
+
+from fastdrop.adapters.torch.kernels import U64, Numbers
+from fastdrop.rng import uint64
+
+
+def as_tensor(draw: Numbers) -> Tensor:
+    """Two int64 of the same bits; on the CPU, wherever a module goes."""
+    if torch._C._are_functorch_transforms_active():  # in which it would be a value of the transform
+        with temporarily_clear_interpreter_stack():
+            return as_tensor(draw)
+    signed = [(number ^ 1 << 63) - (1 << 63) for number in draw]
+    return torch.tensor(signed, dtype=torch.int64, device="cpu")
+
+
+_buffer = torch.empty(2, dtype=torch.int64, device="cpu")
+
+
+class FromGenerator:
+    """By PyTorch's CPU generator, so that ``torch.manual_seed`` repeats them."""
+
+    @staticmethod
+    def numbers() -> Numbers:
+        return _token()
+
+    @staticmethod
+    def tensor() -> Tensor:
+        """Of PyTorch's own dropout, whose outcome a compiler with a memory budget saves for the
+        backward pass; it would draw other integers there a second time."""
+        bits = F.dropout(torch.ones((2, 63), device="cpu"), 0.5) != 0
+        return (bits * torch.pow(2, torch.arange(63, device="cpu"))).sum(1)
+
+
+def _token() -> Numbers:
+    """63 random bits each; `random_` of new memory is the fastest way to them."""
+    if torch._C._are_functorch_transforms_active():
+        with temporarily_clear_interpreter_stack():
+            return _token()
+    first, second = _buffer.new_empty(2).random_().tolist()
+    return first, second
+
+
+FROM_GENERATOR = FromGenerator()
+
+MEMORY = 1 << 16  # calls that a checkpoint can go back
+_calls: OrderedDict[tuple[int, ...], list[int]] = OrderedDict()
+_lock = Lock()
+
+
+@torch.library.custom_op("fastdrop::next_call", mutates_args={"state"})
+def next_call(state: Tensor, token: Tensor) -> Tensor:
+    """Seed and number of the next call of a module that counts them; token: int64, of any shape."""
+    return torch.tensor(_next(state, tuple(token.flatten().tolist())), dtype=torch.int64)
+
+
+next_call.register_fake(lambda state, token: torch.empty_like(state))
+
+
+def _next(state: Tensor, token: tuple[int, ...]) -> list[int]:
+    """In a backward pass a forward call is one that a checkpoint computes again. The checkpoint has
+    set back PyTorch's generator, so the token tells which of the module's calls it was."""
+    with _lock:
+        draw: list[int] = state.tolist()
+        name = (state.data_ptr(), draw[0], *token)
+        if torch._C._current_graph_task_id() != -1:
+            if name not in _calls:
+                raise RuntimeError(
+                    "a Dropout with a seed was called in a backward pass, but not by a checkpoint "
+                    "that preserves the random state; use preserve_rng_state=True"
+                )
+            return _calls[name]
+        if draw[1] == -1:  # 2**64 - 1: behind it the state could only begin again
+            raise ValueError("a Dropout with a seed has given all its calls; take another seed")
+        if token:
+            _calls[name] = draw
+            if len(_calls) > MEMORY:
+                _calls.popitem(last=False)
+        state[1] += 1
+    return draw
+
+
+class Counted:
+    """By a seed; the calls are counted.
+
+    A checkpoint computes a call again with its mask. It can be at work in a backward pass, where
+    somebody sees what is saved for one, or where nothing is saved; only there PyTorch's generator
+    is asked for a number, by which the call is known again.
+    """
+
+    def __init__(self, seed: int, call: int = 0) -> None:
+        self.state = as_tensor((seed, call))  # no buffer, which would be the same on all ranks
+
+    def numbers(self) -> Numbers:
+        again = (
+            not torch.is_grad_enabled()
+            or torch._C._current_graph_task_id() != -1
+            or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        )
+        if torch._C._are_functorch_transforms_active():
+            with temporarily_clear_interpreter_stack():
+                seed, call = _next(self.state, ())
+        else:
+            seed, call = _next(self.state, _token() if again else ())
+        return seed & U64, call & U64
+
+    def tensor(self) -> Tensor:
+        return next_call(self.state, FROM_GENERATOR.tensor())
+
+    @property
+    def seed(self) -> int:
+        return int(self.state[0]) & U64
+
+    @property
+    def call(self) -> int:
+        return int(self.state[1]) & U64
+
+
+class Named:
+    """One mask, by the caller's numbers."""
+
+    def __init__(self, seed: int, call: int) -> None:
+        self.draw = uint64(seed, "seed"), uint64(call, "call")
+
+    def numbers(self) -> Numbers:
+        return self.draw
+
+    def tensor(self) -> Tensor:
+        return as_tensor(self.draw)

@@ -1,0 +1,286 @@
+"""Tensors and fastdrop's kernels: how a tensor gets there, and the three roads that lead there.
+
+- Eager: a lean ``autograd.Function`` that keeps a bit per element; 5 to 10 times less Python than
+  a custom operator.
+- Compiled, exported, or on tensors without numbers: custom operators, which a graph holds as one
+  node. Backward draws again.
+- All else (function transforms, dual numbers): the mask as a tensor, and PyTorch's own operations.
+
+All give the same numbers for the same draw.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from fastdrop.backends.interface import Constants
+from fastdrop.ops.door import ALPHA_DROPOUT, DROPOUT, affine, drop, drop_and_keep, inverted
+
+U64 = 2**64 - 1
+DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+HAS_BFLOAT16 = find_spec("ml_dtypes") is not None
+
+Numbers = tuple[int, int]  # seed and call, 0 to 2**64 - 1
+
+
+class How(NamedTuple):
+    """What is done to a tensor, apart from the draw's name."""
+
+    p: float
+    op: int = DROPOUT
+    shared_axes: tuple[int, ...] = ()
+    region: Any = None
+    rows: Any = None  # a NumPy array
+
+    def constants(self) -> Constants:
+        """The op's numbers."""
+        return _constants(self.p, self.op)
+
+
+@lru_cache
+def _constants(p: float, op: int) -> Constants:
+    return inverted(p) if op == DROPOUT else affine(p)
+
+
+class Draws(Protocol):
+    """Where seed and call of a tensor's mask come from; each gives the next."""
+
+    def numbers(self) -> Numbers: ...
+
+    def tensor(self) -> Tensor:
+        """Two int64, for graphs."""
+
+
+def dropped(x: Tensor, draws: Draws, how: How) -> Tensor:
+    """y of an op, by the road for this tensor."""
+    if is_plain(x):
+        return dropped_lean(x, draws, how)
+    if is_traced(x):
+        return _traced(x, draws.tensor(), how)
+    return _composed(x, draws.numbers(), how)
+
+
+def dropped_lean(x: Tensor, draws: Draws, how: How) -> Tensor:
+    """`dropped` of a tensor that `is_plain`."""
+    y: Tensor = Lean.apply(x, draws.numbers(), how, how.constants(), None)
+    return y
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether x is memory that kernels take, and nobody follows what is done to it but autograd."""
+    kind = type(x)
+    return (
+        not torch.compiler.is_compiling()
+        and (kind is Tensor or kind is Parameter)
+        and x.dtype in DTYPES
+        and x.layout is torch.strided
+        and (x.is_cpu or x.is_cuda)
+        and not x.is_nested
+        and not x.is_neg()
+        and forward_ad._current_level < 0
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
+    )
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether what happens to x becomes a graph, or x has no numbers."""
+    if torch.compiler.is_compiling():
+        return True
+    if torch._C._are_functorch_transforms_active():
+        return False
+    modes = torch._C._len_torch_dispatch_stack() > 0
+    fake = type(x) is not Tensor and isinstance(x, FakeTensor | FunctionalTensor)
+    return modes or fake or torch._C._get_tracing_state() is not None or x.is_meta
+
+
+def array(x: Tensor) -> Any:
+    """The same memory, as fastdrop takes it."""
+    if x.requires_grad:
+        x = x.detach()
+    if x.is_cuda:
+        return x
+    if x.dtype is torch.bfloat16:
+        from ml_dtypes import bfloat16
+
+        return x.view(torch.int16).numpy().view(bfloat16)
+    return x.numpy()
+
+
+def as_numbers(draw: Tensor) -> Numbers:
+    seed, call = draw.tolist()
+    return seed & U64, call & U64
+
+
+def _run(
+    x: Tensor, draw: Numbers, how: How, constants: Constants, given: Any = None, keep: bool = False
+) -> tuple[Tensor, Any]:
+    """y in x's memory order, and the bits if they are to be kept."""
+    if x.dtype is torch.bfloat16 and not HAS_BFLOAT16 and not x.is_cuda:
+        # float32 holds each bfloat16; the kernel, too, would compute in it and round.
+        y, bits = _run(x.float(), draw, how, constants, given, keep)
+        return y.to(torch.bfloat16), bits
+    y = torch.empty_like(x)
+    p, op, *place = how
+    if keep:
+        return y, drop_and_keep(array(x), p, draw, constants, op, *place, out=array(y))[1]
+    drop(array(x), p, draw, constants, op, *place, out=array(y), given=given)
+    return y, None
+
+
+class Lean(torch.autograd.Function):
+    """The eager road. Of the old style: one with ``setup_context`` costs twice as much Python."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, draw: Numbers, how: How, constants: Constants, given: Any
+    ) -> Tensor:
+        keep = ctx.needs_input_grad[0] and given is None
+        y, bits = _run(x, draw, how, constants, given, keep)
+        ctx.draw, ctx.bits = draw, bits if keep else given
+        ctx.how, ctx.slope = how, (constants[0], 0.0, 0.0)
+        if how.op != DROPOUT:
+            ctx.how = how._replace(op=DROPOUT)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        """dy * scale where kept, which is dropout with the same mask."""
+        how, constants = ctx.how, ctx.slope
+        if not is_plain(dy):
+            dx = _composed(dy, ctx.draw, how, constants)
+        elif torch.is_grad_enabled():
+            dx = Lean.apply(dy, ctx.draw, how, constants, ctx.bits)
+        else:
+            dx = _run(dy, ctx.draw, how, constants, ctx.bits)[0]
+        return dx, None, None, None, None
+
+
+def _composed(x: Tensor, draw: Numbers, how: How, constants: Constants | None = None) -> Tensor:
+    """As `Lean`, by PyTorch's own operations, for which it has all derivatives and batches."""
+    scale, shift, out = how.constants() if constants is None else constants
+    y = x * scale
+    if how.op == ALPHA_DROPOUT:
+        y = y + shift
+    return torch.where(_mask(x, draw, how), y, torch.full((), out, dtype=x.dtype, device=x.device))
+
+
+def _mask(x: Tensor, draw: Numbers, how: How) -> Tensor:
+    """True where kept, of x's shape. Under ``vmap`` with randomness="different", the examples are
+    further axes of one mask; with "same", they share it."""
+    levels, sizes = [], []
+    for interpreter in torch._C._functorch.get_interpreter_stack() or ():
+        if interpreter.key() != torch._C._functorch.TransformType.Vmap:
+            continue
+        vmap = torch._C._functorch.CVmapInterpreterPtr(interpreter)
+        if vmap.randomness() == torch._C._functorch.RandomnessType.Error:
+            raise RuntimeError(
+                "vmap: called random operation while in randomness error mode. Please either use "
+                "the 'same' or 'different' randomness flags on vmap or perform the randomness "
+                "operation out of vmap"
+            )
+        if vmap.randomness() == torch._C._functorch.RandomnessType.Different:
+            levels.append(interpreter.level())
+            sizes.append(int(vmap.batchSize()))
+    shape, more = tuple(x.shape), len(sizes)
+    if more and (how.region is not None or how.rows is not None):
+        raise ValueError(
+            "region and rows name one mask, which vmap with randomness='different' has not; use "
+            "randomness='same'"
+        )
+    axes = tuple(axis + more for axis in how.shared_axes)
+    how = how._replace(op=DROPOUT, shared_axes=axes)
+    with temporarily_clear_interpreter_stack(), torch.no_grad():
+        device = x.device if x.is_cuda else "cpu"
+        ones = torch.ones((*sizes, *shape), dtype=torch.float32, device=device)
+        mask = _run(ones, draw, how, (1.0, 0.0, 0.0))[0] != 0
+    for level in levels:
+        mask = torch._C._functorch._add_batch_dim(mask, 0, level)
+    return mask
+
+
+# Traced.
+
+
+@torch.library.custom_op("fastdrop::dropout", mutates_args=())
+def dropout_op(
+    x: Tensor,
+    draw: Tensor,
+    p: float,
+    shared_axes: list[int],
+    scale: float | None = None,
+    start: list[int] | None = None,
+    whole: list[int] | None = None,
+) -> Tensor:
+    """x * scale where kept, else 0. draw: seed and call, int64. scale: 1 / (1 - p) if None."""
+    how = How(p, DROPOUT, tuple(shared_axes), _region(start, whole))
+    constants = inverted(p) if scale is None else (scale, 0.0, 0.0)
+    return _run(x, as_numbers(draw), how, constants)[0]
+
+
+@torch.library.custom_op("fastdrop::alpha_dropout", mutates_args=())
+def alpha_dropout_op(
+    x: Tensor,
+    draw: Tensor,
+    p: float,
+    shared_axes: list[int],
+    scale: float | None = None,
+    start: list[int] | None = None,
+    whole: list[int] | None = None,
+) -> Tensor:
+    """As `fastdrop.alpha_dropout`; arguments as in `dropout_op`. scale: of the gradient."""
+    how = How(p, ALPHA_DROPOUT, tuple(shared_axes), _region(start, whole))
+    return _run(x, as_numbers(draw), how, affine(p))[0]
+
+
+def _region(start: list[int] | None, whole: list[int] | None) -> Any:
+    return None if start is None or whole is None else (tuple(start), tuple(whole))
+
+
+def _traced(x: Tensor, draw: Tensor, how: How) -> Tensor:
+    if how.rows is not None:
+        raise NotImplementedError("rows cannot be traced or compiled; use region")
+    op = dropout_op if how.op == DROPOUT else alpha_dropout_op
+    start, whole = (None, None) if how.region is None else how.region
+    start, whole = (None if part is None else list(part) for part in (start, whole))
+    more = draw, how.p, list(how.shared_axes), None, start, whole
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        y: Tensor = op(x, *more)
+        return y
+    x, dx = forward_ad.unpack_dual(x)  # custom operators drop tangents silently
+    y = op(x, *more)
+    slope = how.constants()[0]
+    return y if dx is None else forward_ad.make_dual(y, dropout_op(dx, *more[:3], slope, *more[4:]))
+
+
+def _differentiate(op: Any) -> None:
+    """The gradient of either op is `dropout_op` with the same mask."""
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, draw, ctx.p, ctx.shared_axes, ctx.scale, ctx.start, ctx.whole = inputs
+        if ctx.scale is None and op is alpha_dropout_op:
+            ctx.scale = affine(ctx.p)[0]
+        ctx.save_for_backward(draw)
+
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        (draw,) = ctx.saved_tensors
+        dx = dropout_op(dy, draw, ctx.p, ctx.shared_axes, ctx.scale, ctx.start, ctx.whole)
+        return (dx, *(None for _ in ctx.needs_input_grad[1:]))
+
+    op.register_fake(lambda x, *_: torch.empty_like(x))
+    op.register_autograd(backward, setup_context=setup)
+
+
+_differentiate(dropout_op)
+_differentiate(alpha_dropout_op)

@@ -1,0 +1,294 @@
+"""Modules in place of those of ``torch.nn``, and the function that they call."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastdrop.adapters.torch import sharded
+from fastdrop.adapters.torch.draws import FROM_GENERATOR, Counted, Named
+from fastdrop.adapters.torch.kernels import (
+    DTYPES,
+    Draws,
+    How,
+    dropped,
+    dropped_lean,
+    is_plain,
+    is_traced,
+)
+from fastdrop.adapters.torch.stored import dropped_entries
+from fastdrop.base import gate
+from fastdrop.ops.door import ALPHA_DROPOUT, DROPOUT
+from fastdrop.rng import copy_seed, uint64
+
+
+def dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    draw: tuple[int, int] | None = None,
+    shared_axes: tuple[int, ...] = (),
+    region: Any = None,
+    rows: Any = None,
+) -> Tensor:
+    """`fastdrop.dropout` of a tensor, in place of ``torch.nn.functional.dropout``.
+
+    Parameters
+    ----------
+    input : Tensor
+        float16, bfloat16, float32 or float64, of any shape and layout. The mask of a DTensor is
+        the part of the whole tensor's that each process holds.
+    p : float
+        Drop rate in [0, 1].
+    training : bool
+        False: the input is returned.
+    inplace : bool
+        Whether the input gets the result, too. Saves no memory.
+    draw : (seed, call), optional
+        Names the mask, which is that of ``fastdrop.Rng(seed, call)``. Else PyTorch's CPU generator
+        gives both.
+    shared_axes : tuple of int
+        Axes along which one draw is shared.
+    region : (start, global_shape), optional
+        The input is the block that begins at `start` of a larger tensor, and gets that part of
+        its mask. See `fastdrop.dropout`.
+    rows : array or Tensor of int, shape (input.shape[0],), optional
+        Row i of the input is row ``rows[i]`` of the larger tensor. Not where it is compiled.
+
+    Returns
+    -------
+    Tensor
+        The input itself if nothing can be dropped.
+
+    Raises
+    ------
+    ValueError
+        p, draw, region or rows that cannot be.
+    TypeError
+        A tensor of another kind.
+    """
+    p = gate.rate(p)
+    if not training or p == 0.0:
+        return input
+    _served(input)
+    draws = FROM_GENERATOR if draw is None else Named(*draw)
+    if isinstance(rows, Tensor):
+        rows = rows.cpu().numpy()
+    axes = tuple(axis % input.ndim for axis in shared_axes) if shared_axes else ()
+    y = _any_kind(input, draws, How(p, shared_axes=axes, region=region, rows=rows))
+    return input.copy_(y) if inplace else y
+
+
+def _served(x: Tensor) -> None:
+    if x.dtype not in DTYPES or x.is_nested:
+        kind = "nested" if x.is_nested else str(x.dtype).removeprefix("torch.")
+        raise TypeError(
+            "input must be a tensor of float16, bfloat16, float32 or float64 that is not nested, "
+            f"got {kind}"
+        )
+
+
+def _any_kind(x: Tensor, draws: Draws, how: How) -> Tensor:
+    return sharded.dropped(x, draws, how) if sharded.is_sharded(x) else dropped(x, draws, how)
+
+
+if TYPE_CHECKING:
+    from torch.nn import Module as _Base  # what comes behind, in all subclasses
+else:
+    _Base = object
+
+
+class Seeded(_Base):
+    """What the modules share; comes before one of ``torch.nn``, which checks p.
+
+    Parameters
+    ----------
+    p : float
+        Drop rate in [0, 1]; can be assigned between calls.
+    inplace : bool
+        Whether the input gets the result, too. Saves no memory.
+    seed : int, optional
+        0 to 2**64 - 1. If given, the masks do not depend on PyTorch's random state. A copy
+        (``copy.deepcopy``, as in ``nn.TransformerEncoder``) runs beside the module: it gets a seed
+        of its own, which follows from this one.
+    """
+
+    op: ClassVar[int] = DROPOUT
+    """Of the kernels."""
+
+    axis: ClassVar[dict[int, int]] = {}
+    """The axes from this one on share a draw; by the number of axes of the input. If it is none of
+    these, PyTorch's function says what it thinks of that, and the first two axes do not share."""
+
+    def __init__(self, p: float = 0.5, inplace: bool = False, seed: int | None = None) -> None:
+        super().__init__(p, inplace)
+        self.adopt(seed)
+
+    def adopt(self, seed: int | None) -> None:
+        """Sets what ``torch.nn``'s module has not."""
+        self.draws = FROM_GENERATOR if seed is None else Counted(uint64(seed, "seed"))
+        self.copies = 0
+
+    @property
+    def seed(self) -> int | None:
+        """Of the masks; None: PyTorch's generator gives them."""
+        return self.draws.seed if isinstance(self.draws, Counted) else None
+
+    @property
+    def call(self) -> int | None:
+        """Number of the next call, if the module has a seed."""
+        return self.draws.call if isinstance(self.draws, Counted) else None
+
+    def reset(self, call: int = 0) -> None:
+        """The next call draws the mask of this number; for modules with a seed."""
+        if self.seed is None:
+            raise ValueError("the module has no seed whose calls are counted; use manual_seed")
+        self.draws = Counted(self.seed, uint64(call, "call"))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        other = memo[id(self)] = type(self).__new__(type(self))
+        state = {name: value for name, value in vars(self).items() if name != "draws"}
+        other.__setstate__({"draws": FROM_GENERATOR, **deepcopy(state, memo)})
+        if self.seed is not None:
+            other.adopt(copy_seed(self.seed, self.copies))
+            self.copies += 1
+        return other
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """TorchScript has no custom operators written in Python: it gets PyTorch's own module."""
+        return self._plain()(self.p, self.inplace).train(self.training)
+
+    @classmethod
+    def _plain(cls) -> Any:
+        """Which class of ``torch.nn`` stands behind this one."""
+        return next(kind for kind in cls.__mro__ if kind.__module__.startswith("torch.nn"))
+
+    def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, torch.fx.Proxy):  # one node, which asks for the mode when it runs
+            name = input.tracer.path_of_module(self)
+            return input.tracer.create_proxy("call_module", name, (input,), {})
+        if not self.training or self.p == 0.0:
+            return input
+        return self._drop(input)
+
+    def _drop(self, x: Tensor, region: Any = None, rows: Any = None) -> Tensor:
+        plain = is_plain(x)
+        if not plain:
+            if self.seed is None and self._is_theirs(x):
+                return self._plain().forward(self, x)
+            _served(x)
+        axes = self._shared_axes(x) if self.axis else ()
+        how = How(self.p, self.op, axes, region, rows)
+        y = dropped_lean(x, self.draws, how) if plain else _any_kind(x, self.draws, how)
+        return x.copy_(y) if self.inplace else y
+
+    def _is_theirs(self, x: Tensor) -> bool:
+        """Whether PyTorch's own module has to do it."""
+        if is_traced(x):
+            return torch.onnx.is_in_onnx_export()
+        return x.dtype not in DTYPES or x.is_nested
+
+    def _shared_axes(self, x: Tensor) -> tuple[int, ...]:
+        axis = self.axis.get(x.ndim)
+        if axis is None:
+            function = getattr(F, _FUNCTIONS[self._plain()])
+            function(x, self.p, x.ndim < 2)  # warns or raises as PyTorch's does
+            axis = 2
+        return tuple(range(axis, x.ndim))
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        """The call number goes to the metadata: no key, that others would not expect."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", None)
+        if self.seed is not None and metadata is not None:
+            metadata[prefix[:-1]]["fastdrop_call"] = self.call
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], *others: Any
+    ) -> None:
+        """The seed stays: it is this rank's, and the state dict may be another's."""
+        super()._load_from_state_dict(state_dict, prefix, metadata, *others)
+        call = metadata.get("fastdrop_call")
+        if call is not None and self.seed is not None:
+            self.reset(call)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.seed is None else f", seed={self.seed}")
+
+
+class Dropout(Seeded, nn.Dropout):
+    """`fastdrop.dropout` in place of ``nn.Dropout``; takes ``seed=``, too.
+
+    A call takes ``region=`` and ``rows=``, as `dropout` does. The stored entries of a sparse tensor
+    (COO or CSR) get the dense tensor's mask.
+    """
+
+    def forward(self, input: Tensor, region: Any = None, rows: Any = None) -> Tensor:
+        if isinstance(input, torch.fx.Proxy) or not self.training or self.p == 0.0:
+            return super().forward(input)
+        if input.layout in _SPARSE:
+            if self.inplace:
+                raise ValueError(
+                    "inplace must be False for sparse tensors, of which y is a new one"
+                )
+            return dropped_entries(input, self.draws.numbers(), self.p)
+        if isinstance(rows, Tensor):
+            rows = rows.cpu().numpy()
+        return self._drop(input, region, rows)
+
+
+_SPARSE = frozenset(
+    {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
+)
+
+
+class Dropout1d(Seeded, nn.Dropout1d):
+    """Whole channels of (N, C, L) or (C, L), as ``nn.Dropout1d``; takes ``seed=``, too."""
+
+    axis: ClassVar = {2: 1, 3: 2}
+
+
+class Dropout2d(Seeded, nn.Dropout2d):
+    """Whole maps of (N, C, H, W) or (N, C, L), as ``nn.Dropout2d``; takes ``seed=``, too."""
+
+    axis: ClassVar = {4: 2}
+
+
+class Dropout3d(Seeded, nn.Dropout3d):
+    """Whole maps of (N, C, D, H, W) or (C, D, H, W), as ``nn.Dropout3d``; takes ``seed=``, too."""
+
+    axis: ClassVar = {4: 1, 5: 2}
+
+
+class AlphaDropout(Seeded, nn.AlphaDropout):
+    """`fastdrop.alpha_dropout` in place of ``nn.AlphaDropout``; takes ``seed=``, too."""
+
+    op = ALPHA_DROPOUT
+
+
+class FeatureAlphaDropout(Seeded, nn.FeatureAlphaDropout):
+    """Whole maps of (N, C, ...), as ``nn.FeatureAlphaDropout``; takes ``seed=``, too."""
+
+    op = ALPHA_DROPOUT
+    axis: ClassVar = {2: 2, 3: 2, 4: 2, 5: 2}
+
+
+OURS: dict[type[nn.Module], type[Seeded]] = {
+    getattr(nn, ours.__name__): ours
+    for ours in (Dropout, Dropout1d, Dropout2d, Dropout3d, AlphaDropout, FeatureAlphaDropout)
+}
+
+_FUNCTIONS = {
+    nn.Dropout1d: "dropout1d",
+    nn.Dropout2d: "dropout2d",
+    nn.Dropout3d: "dropout3d",
+    nn.FeatureAlphaDropout: "feature_alpha_dropout",
+}
