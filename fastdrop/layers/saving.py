@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,8 @@ from fastdrop.rng import LayerRng, Rng
 VERSION = 1
 Layers = Layer | Sequence[Layer] | Mapping[str, Layer]
 Arrays = dict[str, npt.NDArray[Any]]
-Numbers = Rng | np.random.Generator | np.random.BitGenerator
+if TYPE_CHECKING:  # what loads np.random takes longer than the rest
+    Numbers = Rng | np.random.Generator | np.random.BitGenerator
 
 
 def state(layers: Layers) -> tuple[dict[str, Any], Arrays]:
