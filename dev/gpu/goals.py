@@ -194,7 +194,11 @@ def main() -> None:
         "goals": goals(times, lines),
         "steps": lines,
         "missing": [name for name in names if name not in lines],
-        "to_prove": {n: line["to_prove"] for n, line in lines.items() if "to_prove" in line},
+        "to_prove": {
+            step.name: lines[step.name].get("to_prove") if step.name in lines else [step.proves]
+            for step in STEPS
+            if step.name not in lines or "to_prove" in lines[step.name]
+        },
         "timings": whole_lines(out / "timings.jsonl"),
         "bandwidth": profiled(out / "bandwidth.txt"),
     }

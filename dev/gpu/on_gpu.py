@@ -249,7 +249,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu", help="build/gpu")
+    words = "folder of the report (default: build/gpu)"
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu", help=words)
     parser.add_argument("--only", nargs="+", choices=names, metavar="STEP", help=", ".join(names))
     parser.add_argument("--rehearse", action="store_true", help="without a GPU")
     options = parser.parse_args()

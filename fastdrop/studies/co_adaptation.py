@@ -112,7 +112,7 @@ def histogram(values: nn.Array, kind: str) -> nn.Array:
 def run(session: Session) -> None:
     """Train both networks, without and with dropout, with every seed."""
     for seed in session.seeds:
-        data = session.data(seed).part(IMAGES, TO_VALIDATE)
+        data = session.data(seed, IMAGES, TO_VALIDATE)
         for network in NETWORKS:
             for rate in RATES:
                 name, begin = label(network, rate), partial(start, data, network, rate, seed)
@@ -143,7 +143,7 @@ def table(session: Session) -> None:
 
 def picture_features(session: Session) -> None:
     """The features of the most active units as images, of the last seed."""
-    data = session.data(session.seeds[-1]).part(IMAGES, TO_VALIDATE)
+    data = session.data(session.seeds[-1], IMAGES, TO_VALIDATE)
     figure = Figure(figsize=(9, 9), layout="constrained")
     axes = figure.subplots(len(NETWORKS), len(RATES))
     for axis, name in zip(axes.flat, session.names, strict=True):

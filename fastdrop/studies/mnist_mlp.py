@@ -67,8 +67,7 @@ def measure(training: nn.Training, data: Data) -> dict[str, float]:
 def run(session: Session, images: int | None = None, batch: int = 128) -> None:
     """Train both with every seed, on all images or some."""
     for seed in session.seeds:
-        data = session.data(seed)
-        data = data if images is None else data.part(images, None)
+        data = session.data(seed, images)
         for name, rate in CASES.items():
             begin = partial(start, data, rate, seed, batch)
             session.fit(name, seed, begin, data, finish=measure)

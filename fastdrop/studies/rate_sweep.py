@@ -41,7 +41,7 @@ def run(session: Session) -> None:
     rates = QUICK_RATES if session.quick else RATES
     cases = {label(rate, place): (rate, place) for rate in rates for place in PLACES}
     for seed in session.seeds:
-        data = session.data(seed).part(IMAGES, None)
+        data = session.data(seed, IMAGES)
         for name, (rate, place) in cases.items():
             begin = partial(start, data, rate, place, seed)
             session.fit(name, seed, begin, data, finish=nn.Training.test)

@@ -113,7 +113,7 @@ def start(data: Data, means: Means, rate: float, seed: int) -> nn.Training:
 def run(session: Session) -> None:
     """Train with each means, alone and with dropout, with every seed."""
     for seed in session.seeds:
-        data = session.data(seed).part(IMAGES, None)
+        data = session.data(seed, IMAGES)
         for name, means in MEANS.items():
             for rate in (0.0, RATE):
                 begin = partial(start, data, means, rate, seed)

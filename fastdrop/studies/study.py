@@ -131,6 +131,8 @@ class Session:
                 f"{out / 'runs'} has pickles, the checkpoints of an earlier fastdrop, which are "
                 "not read, as a pickle can run code: remove them or give another --out"
             )
+        if resume and not self._checkpoints():
+            print(f"{out} has no run to go on with: all begin anew", file=sys.stderr)
         if not resume and self._checkpoints() and not self._is_finished():
             raise StudyError(
                 f"{out} holds a study that was stopped: --resume goes on with it; to begin anew, "
@@ -153,12 +155,16 @@ class Session:
                 "give another --out"
             ) from None
 
-    def data(self, seed: int) -> Data:
-        """The images, with the validation split of this seed."""
+    def data(self, seed: int, train: int | None = None, valid: int | None = None) -> Data:
+        """The images, with the validation split of this seed: all, or so many to train and to
+        validate.
+        """
         if seed not in self._data:
             data = self._load(seed)
             if self.label_noise:
                 data = data.with_wrong_labels(self.label_noise, seed)
+            if train is not None:
+                data = data.part(train, valid)
             self._data = {seed: data}  # one at a time: they may be large
             print(self._data[seed], flush=True)
         return self._data[seed]

@@ -189,7 +189,7 @@ def told_apart(answer: fd.mc.Classification, known: fd.mc.Classification) -> dic
 def run(session: Session) -> None:
     """Train both with every seed, and ask them."""
     for seed in session.seeds:
-        data = session.data(seed).part(5000, 2000)
+        data = session.data(seed, 5000, 2000)
         for name, rate in RATES.items():
             begin = partial(mnist_mlp.start, data, rate, seed)
             session.fit(name, seed, begin, data, finish=partial(ask, seed=seed))

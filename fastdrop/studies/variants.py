@@ -308,7 +308,7 @@ def prune(trainer: Training, data: Data) -> dict[str, list[float]]:
 def run(session: Session) -> None:
     """Train all with every seed."""
     for seed in session.seeds:
-        data = session.data(seed).part(IMAGES, None)
+        data = session.data(seed, IMAGES)
         for name in CASES:
             begin = partial(start, name, data, seed, session.epochs)
             finish = prune if name in TO_PRUNE else None

@@ -153,9 +153,9 @@ def repeated(cnp.ndarray x not None, /):
     repeats in one piece.
     """
     cdef cnp.npy_intp n = cnp.PyArray_SIZE(x), length = n + FD_REPEAT_PAD, done, m
+    cdef cnp.ndarray found = np.zeros(length, (<object> x).dtype)
     if not n:
-        refused("x", "have elements")
-    cdef cnp.ndarray found = np.empty(length, (<object> x).dtype)
+        return found
     found[:n] = x.reshape(-1)
     cdef size_t size = <size_t> cnp.PyArray_ITEMSIZE(x)
     cdef char *to = data(found)

@@ -273,3 +273,13 @@ def test_sparse_kl_of_16_bits():
     for actual, expected in zip((dweight, dlog_variance), wide[1:], strict=True):
         assert actual.dtype == np.float16
         np.testing.assert_allclose(actual, expected, rtol=2e-3, atol=1e-3)
+
+
+def test_of_nothing(dtype):
+    for shape in ((0, 3), (3, 0)):
+        for own in ((), shape[1:], shape):
+            x = np.zeros(shape, dtype)
+            y, ctx = fd.variational_dropout(x, np.zeros(own), rng=1)
+            dx, dlog_alpha = ctx.backward(x)
+            assert (y.shape, dx.shape, dlog_alpha.shape) == (shape, shape, own)
+            assert not np.any(dlog_alpha)

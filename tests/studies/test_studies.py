@@ -775,6 +775,7 @@ def test_one_study_at_a_time(tmp_path, capsys):
     assert "--resume goes on with it" in says(capsys, *COMMAND, "--out", tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_many_at_once_end_as_one(tmp_path, undisturbed):
     """Of six that begin together one gets the folder, and its files are whole."""
