@@ -423,20 +423,22 @@ cdef class Saved:
 
 
 cdef extern from "Python.h":
-    ctypedef object (*newfunc)(PyObject *kind, tuple arguments, PyObject *keywords)
-    bint PyType_IsSubtype(PyObject *a, PyObject *b)
-    void *PyType_GetSlot(PyObject *kind, int slot)
+    ctypedef object (*newfunc)(PyTypeObject *kind, tuple arguments, PyObject *keywords)
+    bint PyType_IsSubtype(PyTypeObject *a, PyTypeObject *b)
+    void *PyType_GetSlot(PyTypeObject *kind, int slot)
     int Py_tp_new
 
 
-cdef newfunc new_saved = <newfunc> PyType_GetSlot(<PyObject *> Saved, Py_tp_new)
+cdef newfunc new_saved = <newfunc> PyType_GetSlot(<PyTypeObject *> Saved, Py_tp_new)
 
 
 cpdef Saved saved(kind, tuple shape, Draw draw, double scale, held):
     """A context of this kind (a subclass of Saved), made without its checks."""
-    if not isinstance(kind, type) or not PyType_IsSubtype(<PyObject *> kind, <PyObject *> Saved):
+    if not isinstance(kind, type) or not PyType_IsSubtype(
+        <PyTypeObject *> kind, <PyTypeObject *> Saved
+    ):
         raise TypeError(f"kind must be a subclass of Saved, got {kind!r}")
     # Saved.__new__(kind) looks the method up and makes a tuple for it: 150 ns of a call.
-    cdef Saved ctx = new_saved(<PyObject *> kind, (), NULL)
+    cdef Saved ctx = new_saved(<PyTypeObject *> kind, (), NULL)
     ctx.shape, ctx.draw, ctx.scale, ctx.held = shape, draw, scale, held
     return ctx
