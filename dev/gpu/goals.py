@@ -197,7 +197,7 @@ def main() -> None:
         "to_prove": {
             step.name: lines[step.name].get("to_prove") if step.name in lines else [step.proves]
             for step in STEPS
-            if step.name not in lines or "to_prove" in lines[step.name]
+            if step.name in names and (step.name not in lines or "to_prove" in lines[step.name])
         },
         "timings": whole_lines(out / "timings.jsonl"),
         "bandwidth": profiled(out / "bandwidth.txt"),
