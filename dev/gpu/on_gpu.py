@@ -54,6 +54,7 @@ class Step:
 def cases(name: str, limit: int, files: str, chosen: str, proves: str, few: str = "") -> Step:
     """Tests in one process. few: those of a rehearsal."""
     command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={{out}}/{name}.xml")
+    command += ("-W", "default")  # what that machine's libraries warn of is not what is asked here
     selected = ("-k", chosen) if chosen else ()
     shorter = ("-k", few) if few else ()
     paths = (f"{CASES}/{file}" for file in files.split())
@@ -150,7 +151,8 @@ STEPS = (
 def environment(step: Step, out: Path, rehearsed: bool) -> dict[str, str]:
     """The package that was built, or else the checkout's; and where arrays are."""
     built = out / "built"
-    path = map(str, (built if built.exists() else ROOT, ROOT / "dev" / "gpu", ROOT / "tests"))
+    path = [str(built if built.exists() else ROOT), str(ROOT / "dev" / "gpu"), str(ROOT / "tests")]
+    path += filter(None, [os.environ.get("PYTHONPATH")])  # where that machine has libraries
     chosen = {
         "PYTHONPATH": os.pathsep.join(path),
         "PYTHONSAFEPATH": "1",  # if it was built, nothing of it comes from the checkout

@@ -77,16 +77,22 @@ class Function:
         follow, reconverge = [], {}
         for k, (c, guard) in enumerate(zip(code, guards, strict=True)):
             name = re.match(r"\w+", c)[0]
-            after = {labels[m] for m in re.findall(r"^BRA\b.*`\((\.L_\w+)\)", c)}
+            # BRA.DIV goes where threads of a warp that are not together do an exchange one by one.
+            after = {labels[m] for m in re.findall(r"^BRA\b(?!\.DIV).*`\((\.L_\w+)\)", c)}
             if m := re.match(r"BSSY\S* (B\d+), `\((\.L_\w+)\)", c):
                 reconverge[m[1]] = labels[m[2]]
             elif name == "BSYNC":
                 after.add(reconverge[c.split()[1]])
-            always = guard is None and not re.match(r"BRA\S* !?U?P\d", c)
+            always = guard is None and not re.match(r"BRA(\.DIV|\S* !?U?P\d)", c)
             if not (always and name in ("BRA", "EXIT", "RET", "BSYNC")) and k + 1 < len(code):
                 after.add(k + 1)
             follow.append(after)
-        return cls(code, follow)
+        reached, to_do = {0}, [0]
+        while to_do:
+            new = follow[to_do.pop()] - reached
+            reached |= new
+            to_do += new
+        return cls(code, [after if k in reached else set() for k, after in enumerate(follow)])
 
     def loops(self) -> list[list[int]]:
         """Of each jump back, the instructions from which it can be reached within the loop."""

@@ -320,19 +320,21 @@ def split(dy: DeviceArray, draw: Draw, bits: Any) -> tuple[DeviceArray, DeviceAr
 
 def zeros_like(x: DeviceArray, dtype: Any = None, shape: Any = None) -> DeviceArray:
     """Zeros on x's device."""
-    made = x.new(dtype, shape)
-    return scaled(made, 0.0, made)
+    return cleared(x.new(dtype, shape))
+
+
+def cleared(y: DeviceArray) -> DeviceArray:
+    """y, an array in C order, full of zeros; what was there is not read."""
+    _without_a_draw("zero", y, y)
+    return y
 
 
 def weighted(x: DeviceArray, weight: float) -> DeviceArray:
     """weight * x; zeros without a weight."""
-    return scaled(contiguous(x), weight)
-
-
-def scaled(x: DeviceArray, weight: float, y: DeviceArray | None = None) -> DeviceArray:
-    """y = weight * x for arrays in C order; zeros without a weight."""
-    y = y or x.new()
-    _without_a_draw("dropout", x, y, t=ALL if weight else NONE, scale=weight)
+    if not weight:
+        return zeros_like(x)
+    x, y = contiguous(x), x.new()
+    _without_a_draw("dropout", x, y, t=ALL, scale=weight)
     return y
 
 

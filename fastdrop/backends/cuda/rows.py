@@ -8,7 +8,7 @@ from typing import Any
 from fastdrop._core import Draw
 from fastdrop.backends.cuda.arrays import DeviceArray, collapsed, seen, sent
 from fastdrop.backends.cuda.launch import launch
-from fastdrop.backends.cuda.masks import U64, contiguous, draw_bits, scaled
+from fastdrop.backends.cuda.masks import U64, cleared, contiguous, draw_bits
 from fastdrop.base import gate
 from fastdrop.base.devices import on_device
 
@@ -70,8 +70,7 @@ def add_rows(
 ) -> DeviceArray:
     """The table's gradient."""
     dy, ids = contiguous(dy), sent(ids, dy)
-    dweight = dy.new(shape=shape)
-    scaled(dweight, 0.0, dweight)
+    dweight = cleared(dy.new(shape=shape))
     if dy.size:
         launch(
             "add_rows",

@@ -116,7 +116,7 @@ _DRAWN = ("bytes", "bits")
 _SOURCES = (*_DRAWN, "given", "same", "rows", "examples")
 _OF_RUNS = ("scales", "slope")  # noise ops that take no region
 _CHOICES: dict[str, dict[str, Sequence[Any]]] = {
-    "dropout": {"op": (*operations.OPS, "mean"), "source": _SOURCES},
+    "dropout": {"op": (*operations.OPS, *operations.OTHERS), "source": _SOURCES},
     "draw": {"source": _DRAWN},
     "noise": {"op": ("scale", "add", "concrete", "gradient", *_OF_RUNS)},
     "sums": {"by": ("rows", "tiles")},
@@ -161,8 +161,8 @@ def is_launched(name: str, options: dict[str, Any]) -> bool:
     op, source = options["op"], options["source"]
     if options["shifted"] and source not in _DRAWN:
         return False
-    if source == "same" or op == "mean":
-        return source == "same" and op in ("mean", "dropout")
+    if source == "same" or op in operations.OTHERS:
+        return source == "same" and op in ("dropout", *operations.OTHERS)
     return source not in ("rows", "examples") or op == "dropout"
 
 

@@ -589,6 +589,49 @@ def test_threads_that_diverge_each_go_their_way():
     assert kernel.unexecuted() == []
 
 
+EXCHANGE = """
+    add.u32 %r4, %r7, 1;
+    and.b32 %r4, %r4, 31;
+    shfl.sync.idx.b32 %r3|%p3, %r3, %r4, 31, -1;
+    st.global.u32 [%d1], %r3;
+"""
+
+
+def exchanging(old="", new=""):
+    body = COLLATZ.replace("st.global.u32 [%d1], %r3;", EXCHANGE).replace(old, new)
+    memory = Memory(1 << 20)
+    y = memory.put(np.zeros(96, np.uint32))
+    return Kernel(module(body, "y")), memory, y
+
+
+def test_an_exchange_waits_for_all_of_the_warp():
+    """They come to it after loops of different lengths."""
+    memory = Memory(1 << 20)
+    alone = memory.put(np.zeros(96, np.uint32))
+    Kernel(module(COLLATZ, "y")).launch(memory, 3, 32, alone)
+    for grid, block in ((3, 32), (1, 96)):
+        kernel, other, y = exchanging()
+        kernel.launch(other, grid, block, y)
+        expected = np.roll(memory.get(alone).reshape(3, 32), -1, axis=1)
+        assert_same_bits(other.get(y).reshape(3, 32), expected)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "block", "says"),
+    [
+        ("$end:", "$end: setp.eq.u32 %p3, %r3, 16; @%p3 ret;", 32, "never comes to"),
+        ("%r4, 31, -1", "%r4, 31, 0xFFFF", 32, "less than all lanes"),
+        ("%r4, 31, -1", "%r4, 15, -1", 32, "lanes of less than a warp"),
+        ("    shfl", "@%p2 shfl", 32, "not all lanes"),
+        ("", "", 20, "a lane that there is not"),
+    ],
+)
+def test_an_exchange_without_some_of_the_warp_fails(old, new, block, says):
+    kernel, memory, y = exchanging(old, new) if old else exchanging()
+    with pytest.raises(Fault, match=says):
+        kernel.launch(memory, 1, block, y)
+
+
 def test_what_was_not_executed_is_known():
     memory = Memory(1 << 20)
     kernel = Kernel(module(COLLATZ, "y"))

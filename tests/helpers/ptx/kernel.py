@@ -13,6 +13,7 @@ from helpers.ptx.memory import Fault, Memory, Owners
 from helpers.ptx.values import TYPES, VALUES, unsigned, wide
 
 Size = int | tuple[int, ...]  # up to three axes
+WARP = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,9 @@ class Kernel:
             raise Fault(f"parameters: {heads[0][0]}")
         self.parse(heads[0][1])
         after = {pc + 1 for pc, i in enumerate(self.code) if i.run in Launch.CONTROL}
-        self.leaders = np.array(sorted({*self.labels.values(), *after, len(self.code)}))
+        meetings = {pc for pc, i in enumerate(self.code) if i.run is Launch.exchange}
+        leaders = {*self.labels.values(), *after, *meetings, len(self.code)}
+        self.leaders = np.array(sorted(leaders))
 
     def parse(self, text: str) -> None:
         """Statements up to the closing brace; registers of inner braces get names of their own."""
@@ -147,7 +150,12 @@ class Launch:
             self.special[f"%ctaid.{axis}"] = thread // np.uint32(across) % np.uint32(grid[k])
             self.special[f"%ntid.{axis}"] = np.array([block[k]], np.uint32)
             self.special[f"%nctaid.{axis}"] = np.array([grid[k]], np.uint32)
+        of_block = prod(block)
+        warps = -(-of_block // WARP)  # of a block; the last one may have less threads
+        self.warp = thread // of_block * warps + thread % of_block // WARP
+        self.lane = thread % of_block % WARP
         self.registers: dict[str, np.ndarray] = {}
+        self.waiting = np.zeros(size, bool)  # for the others of the warp
         self.pc = np.zeros(size, np.int64)
         self.alive = np.ones(size, bool)
         self.lanes: np.ndarray | slice = slice(None)  # the threads that execute
@@ -156,8 +164,13 @@ class Launch:
         code, leaders = self.kernel.code, self.kernel.leaders
         steps = 0
         while self.alive.any():
-            start = self.pc[self.alive].min()
+            ready = self.alive & ~self.waiting
+            if not ready.any():
+                raise Fault("an exchange that a thread of the warp never comes to")
+            start = self.pc[ready].min()
             mine = self.alive & (self.pc == start)
+            if code[start].run is Launch.exchange and not (mine := self.met(mine)).any():
+                continue
             self.lanes = slice(None) if mine.all() else np.flatnonzero(mine)
             after = np.searchsorted(leaders, start, "right")
             if after == len(leaders):
@@ -170,6 +183,14 @@ class Launch:
                 raise Fault("does not end")
             for i in code[start:end]:
                 self.step(i)
+
+    def met(self, here: np.ndarray) -> np.ndarray:
+        """Those of these threads whose whole warp is here; the others wait."""
+        missing = np.unique(self.warp[~here])
+        together = here & ~np.isin(self.warp, missing)
+        self.waiting[here] = True
+        self.waiting[together] = False
+        return together
 
     def step(self, i: Instruction) -> None:
         everybody = self.lanes
@@ -279,6 +300,30 @@ class Launch:
     def move(self, i: Instruction) -> None:
         self.write(i.operands[0], self.read(i.operands[1], TYPES[i.match["t"]]))
 
+    def exchange(self, i: Instruction) -> None:
+        """What another lane of the warp has; `met` saw to it that all of them are here."""
+        names, value, lane, limits, everyone = i.operands
+        u32 = TYPES["u32"]
+        if i.guard is not None:
+            raise Fault(f"not all lanes: {i.text}")
+        if not (self.read(limits, u32) == WARP - 1).all():
+            raise Fault(f"lanes of less than a warp: {i.text}")
+        if not (self.read(everyone, u32) == 2**WARP - 1).all():
+            raise Fault(f"less than all lanes: {i.text}")
+        held, of = (
+            np.broadcast_to(self.read(o, u32), self.me[self.lanes].size) for o in (value, lane)
+        )
+        at = np.zeros((self.warp.max() + 1, WARP), np.uint32)
+        warp = self.warp[self.lanes]
+        at[warp, self.lane[self.lanes]] = held
+        there = np.bincount(self.warp)[warp] > of % WARP
+        if not there.all():
+            raise Fault(f"a lane that there is not: {i.text}")
+        name, _, found = names.partition("|")
+        self.write(name, at[warp, of % WARP])
+        if found:
+            self.write(found, of < WARP)
+
     # Control
 
     def branch(self, i: Instruction) -> None:
@@ -316,6 +361,7 @@ Launch.TABLE = [
         (rf"st{SPACE}{CACHE}{TYPE}", Launch.store),
         (r"mov\.(?P<t>[busf](?:16|32|64)|pred)", Launch.move),
         (r"cvta(\.to)?\.global\.(?P<t>u64)", Launch.move),
+        (r"shfl\.sync\.idx\.b32", Launch.exchange),
         (r"bra(\.uni)?", Launch.branch),
         (r"ret|exit", Launch.leave),
     ]

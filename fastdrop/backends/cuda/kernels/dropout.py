@@ -7,7 +7,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from fastdrop.backends.cuda.kernels.chunks import chunks
+from fastdrop.backends.cuda.kernels.chunks import chunks, share
 from fastdrop.backends.cuda.kernels.elements import elements
 from fastdrop.backends.cuda.kernels.masks import packed
 from fastdrop.backends.cuda.kernels.operations import RESIDUAL, operation
@@ -49,7 +49,10 @@ def dropout_kernel(
     first, step, clz, store_u16 = p.first, p.step, p.clz, p.store_u16
     item, active_bits, has_bias = e.item, op == "relu_dropout", op == "bias_dropout_add"
     of_rows = source in ("rows", "examples")
-    whole, ones = chunks(where, dtype, op), p.ones
+    lanes = 1 if of_rows else p.LANES  # of a row's elements each group has its own address
+    among, mine, ones = U64(lanes - 1), share(where, dtype, lanes), p.ones
+    taken, given_back, position = mine.taken, mine.given_back, mine.position
+    whole = chunks(where, dtype, op, lanes)
     keep16, own_of = _keep16(where, source, shifted), _own_of(where, dtype, source)
     single = _single(where, dtype, op, source)
 
@@ -70,39 +73,50 @@ def dropout_kernel(
         n, start = run
         scale, shift, dropped = constants
         group = first()
+        lane = U32(group & among)
         aligned = aligned_of(arrays, row)
+        apart = position(U32(0), lane)
+        group -= U64(lane)  # the first of those that share their elements, who all go on as long
         column = columns = U32(0)
         if has_bias:
-            column = U32((group << 4) % row)  # in bias, of element i, if aligned
+            column = U32(((group << 4) + apart) % row)  # in bias, of element i
             columns = U32((step() << 4) % row)
         while group << 4 < n:
-            i = group << 4
-            left = n - i
-            k = keep16(group, given, start, draw)
-            place, k, s, known = own_of(i, x, given, rows, k, scale)
-            if aligned and known and left >= U64(16):
-                at = i * item
-                b = bias + U64(column) * item if has_bias else bias
-                missing, active = whole((place, residual + at, b, y + at), k, (s, shift, dropped))
-            else:
-                missing, active = ALL, U32(0)
+            own = group + U64(lane)
+            k = U32(0)
+            if own << 4 < n:
+                k = keep16(own, given, start, draw)
+                left = n - (own << 4)
                 if left < U64(16):
-                    missing = ones(left)
-                    k = U32(k & missing)
+                    k = U32(k & ones(left))
+            i = (group << 4) + apart
+            place, k, s, known = own_of(i, x, given, rows, k, scale)
+            keep = taken(k, lane)
+            missing, active = ALL, U32(0)
+            if aligned and known and i < n:
+                at = i * item
+                part = (n - i) * item, column, U32(row)
+                these = place, residual + at, bias, y + at
+                missing, active = whole(these, part, keep, (s, shift, dropped))
             while missing != U32(0):
                 j = U32(U32(31) - clz(missing))
                 bit = U32(U32(1) << j)
                 missing = U32(missing ^ bit)
-                a = single(i + U64(j), arrays, given, rows, U32(k & bit), constants)
-                active = U32(U32(active & ~bit) | U32(a << j))
-            if saved != U64(0):
-                store_u16(saved + (group << 1), active if active_bits else k)
+                at = (group << 4) + position(j, lane)
+                if at < n:
+                    a = single(at, arrays, given, rows, U32(keep & bit), constants)
+                    active = U32(active & ~bit | a << j)
+            if active_bits:
+                active = given_back(active, lane)
+            if saved != U64(0) and own << 4 < n:
+                store_u16(saved + (own << 1), active if active_bits else k)
             group += step()
             if has_bias:
                 column = U32(column + columns)
                 column = U32(column - row) if column >= U32(row) else column
 
-    return p.kernel(dropout)
+    # With 40 registers, this one would spill.
+    return p.kernel(dropout, 48) if has_bias and dtype == "float64" else p.kernel(dropout)
 
 
 def _keep16(where: str, source: str, shifted: bool) -> Any:

@@ -14,6 +14,7 @@ from fastdrop.backends.cuda.kernels.elements import elements
 from fastdrop.backends.cuda.kernels.targets import U32, target
 
 OPS = ("dropout", "dropout_add", "bias_dropout_add", "relu_dropout", "alpha_dropout", "zoneout")
+OTHERS = "mean", "zero"  # which draw nothing
 RESIDUAL = ("dropout_add", "bias_dropout_add", "zoneout", "mean")  # the ops that read it
 
 
@@ -21,7 +22,7 @@ RESIDUAL = ("dropout_add", "bias_dropout_add", "zoneout", "mean")  # the ops tha
 def operation(where: str, dtype: str, op: str, careful: bool) -> Any:
     """``f(operands, keep, constants)`` to (y, active).
 
-    op: one of `OPS`, or "mean": x * scale + residual * shift. active: 1 where `relu_dropout` lets a
+    op: one of `OPS`, "mean": x * scale + residual * shift, or "zero". active: 1 where `relu_dropout` lets a
     gradient through. Not careful: of a NaN in y nothing counts but that it is one.
     """
     device = target(where).device
@@ -72,5 +73,9 @@ def operation(where: str, dtype: str, op: str, careful: bool) -> Any:
         scale, shift, _ = constants
         return add(mul(residual, shift), mul(x, scale)), no
 
-    known = dropout, dropout_add, bias_dropout_add, relu_dropout, alpha_dropout, zoneout, mean
-    return dict(zip((*OPS, "mean"), known, strict=True))[op]
+    @device
+    def zeros(operands, keep, constants):
+        return zero, no
+
+    known = dropout, dropout_add, bias_dropout_add, relu_dropout, alpha_dropout, zoneout
+    return dict(zip((*OPS, *OTHERS), (*known, mean, zeros), strict=True))[op]

@@ -26,6 +26,8 @@ def target(name: str) -> SimpleNamespace:
     Threads
         ``kernel(f, registers)``, ``device(f)``: decorators; the first may be told how many
         registers a thread may have. ``first()``, ``step()``: this thread, and how many there are.
+        ``LANES``: the threads of a warp, whose first one is at a multiple of that;
+        ``from_lane(w, lane)``: the word w of another one, for which all of a warp have to call it.
     Memory
         ``load16``, ``store16``: a tuple of four words; ``load16d``, ``store16d``: of two uint64;
         ``load_u8`` ... ``store_u64``: one integer.

@@ -13,6 +13,7 @@ from numba import types
 from fastdrop.backends.cuda.kernels.targets.words import U64
 
 REGISTERS = 40  # of a thread at most: 48 warps of a multiprocessor's 64 have room then
+WARP = 32
 
 u32, u64, f32, f64 = types.uint32, types.uint64, types.float32, types.float64
 
@@ -47,7 +48,7 @@ def primitives(gpu: bool, packs: bool) -> dict[str, Any]:
         return made
 
     return {
-        **(_threads_of_a_gpu() if gpu else _one_thread()),
+        **(_threads_of_a_gpu(writes) if gpu else _one_thread()),
         **_memory(writes, space=1 if gpu else 0),
         **_conversions(writes),
         **_packs(writes, packs),
@@ -56,7 +57,7 @@ def primitives(gpu: bool, packs: bool) -> dict[str, Any]:
     }
 
 
-def _threads_of_a_gpu() -> dict[str, Any]:
+def _threads_of_a_gpu(writes: Any) -> dict[str, Any]:
     from numba import cuda
 
     device = cuda.jit(device=True, forceinline=True)
@@ -69,10 +70,19 @@ def _threads_of_a_gpu() -> dict[str, Any]:
     def step():
         return U64(cuda.gridsize(1))
 
+    @writes(u32, u32, u32)
+    def from_lane(builder, word, lane):
+        everyone, by_index, last = (ir.Constant(i32, v) for v in (2**32 - 1, 0, WARP - 1))
+        exchange = "llvm.nvvm.shfl.sync.i32"
+        both = ir.LiteralStructType((i32, ir.IntType(1)))  # and whether there is such a lane
+        found = _called(builder, exchange, both, everyone, by_index, word, lane, last)
+        return builder.extract_value(found, 0)
+
     def kernel(f: Any, registers: int | None = REGISTERS) -> Any:
         return cuda.jit(max_registers=registers)(f)
 
-    return {"device": device, "kernel": kernel, "first": first, "step": step}
+    threads = {"first": first, "step": step, "LANES": WARP, "from_lane": from_lane}
+    return {"device": device, "kernel": kernel, **threads}
 
 
 def _one_thread() -> dict[str, Any]:
@@ -89,10 +99,15 @@ def _one_thread() -> dict[str, Any]:
     def step():
         return U64(1)
 
+    @device
+    def from_lane(word, lane):
+        return word
+
     def kernel(f: Any, registers: int | None = None) -> Any:
         return njit(nogil=True, no_cfunc_wrapper=True)(f)
 
-    return {"device": device, "kernel": kernel, "first": first, "step": step}
+    threads = {"first": first, "step": step, "LANES": 1, "from_lane": from_lane}
+    return {"device": device, "kernel": kernel, **threads}
 
 
 def _memory(writes: Any, space: int) -> dict[str, Any]:

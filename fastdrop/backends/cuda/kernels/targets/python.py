@@ -18,6 +18,8 @@ def primitives() -> dict[str, Any]:
         "kernel": _kernel,
         "first": lambda: U64(cuda.grid(1)),
         "step": lambda: U64(cuda.gridsize(1)),
+        "LANES": 1,
+        "from_lane": lambda word, lane: word,
         **_memory(),
         **_floats(),
         **_bits(),
