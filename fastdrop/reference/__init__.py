@@ -1,8 +1,8 @@
 """The slow, plain NumPy model of every kernel: what the compiled code must reproduce.
 
 Nothing here is tuned; each function is its definition, written down. One module a family, named as
-the family's module in `fastdrop.ops` is, except that `dropout` has `ops.fused`, too, and `noise` is
-what others draw. This package offers all of their functions.
+the family's module in `fastdrop.ops` is, except that `dropout` has `ops.fused`, too, `noise` is
+what others draw, and `gelu` what one of the fused ones computes. This package offers all of their functions.
 """
 
 from fastdrop.reference.adversarial import *  # noqa: F403
@@ -12,6 +12,7 @@ from fastdrop.reference.dropblock import *  # noqa: F403
 from fastdrop.reference.dropconnect import *  # noqa: F403
 from fastdrop.reference.dropout import *  # noqa: F403
 from fastdrop.reference.gaussian import *  # noqa: F403
+from fastdrop.reference.gelu import *  # noqa: F403
 from fastdrop.reference.noise import *  # noqa: F403
 from fastdrop.reference.shared import *  # noqa: F403
 from fastdrop.reference.targeted import *  # noqa: F403

@@ -13,6 +13,11 @@ cdef extern from "kernels/table.h" nogil:
     ctypedef enum fd_op:
         FD_DROPOUT, FD_DROPOUT_ADD, FD_BIAS_DROPOUT_ADD, FD_RELU_DROPOUT
         FD_ALPHA_DROPOUT, FD_ZONEOUT
+        FD_BIAS_RELU_DROPOUT, FD_BIAS_GELU_DROPOUT
+        FD_DRAWN_OPS, FD_BIAS_GELU_BACKWARD, FD_OPS
+    bint fd_reads_residual(fd_op)
+    bint fd_reads_bias(fd_op)
+    bint fd_is_relu(fd_op)
     ctypedef struct fd_constants:
         double scale, shift, dropped
     ctypedef struct fd_operands:

@@ -48,7 +48,7 @@ static void forward_pieces(const void *job, uint64_t first, uint64_t last, int s
     (void)seat;
     const Flat *f = job;
     const fd_task *t = &f->task;
-    const size_t most = t->op == FD_BIAS_DROPOUT_ADD ? FD_TILE : PIECE;
+    const size_t most = fd_reads_bias(t->op) ? FD_TILE : PIECE;
     const uint64_t stop = min_size(t->n, last * FD_TILE);
     uint8_t unwanted[PIECE / 8 + FD_BITS_PAD];
     uint64_t piece[PIECE / FD_ALIGN + FD_PIECE_PAD];
@@ -70,7 +70,7 @@ static void forward_tiles(const void *job, uint64_t first, uint64_t last, int se
     const fd_task *t = &f->task;
     const size_t size = fd_itemsize[t->dtype];
     const uint64_t begin = first * FD_TILE, stop = min_size(t->n, last * FD_TILE);
-    const size_t off = t->op == FD_RELU_DROPOUT ? 0 : to_line(t->operands.y) / size;
+    const size_t off = fd_is_relu(t->op) ? 0 : to_line(t->operands.y) / size;
     const size_t lag = off ? 64 - off : 0;
     uint8_t buffer[2][8 + FD_BITS_BYTES], *before = buffer[0], *bits = buffer[1];
     uint64_t piece[FD_TILE / FD_ALIGN + FD_PIECE_PAD];
