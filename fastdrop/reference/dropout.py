@@ -10,7 +10,7 @@ import numpy.typing as npt
 from numpy.lib.array_utils import normalize_axis_tuple
 
 from fastdrop import rng
-from fastdrop.reference.gelu import gelu, gelu_slope
+from fastdrop.reference.activation import gelu, gelu_slope
 
 __all__ = [
     "apply",

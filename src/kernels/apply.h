@@ -14,16 +14,17 @@
 ALWAYS_INLINE VEC NAME(vector, SUFFIX)(fd_op op, const fd_operands *o, size_t at, BITS b, int j,
                                        VEC scale, uint32_t *lanes)
 {
-    VEC v = op == FD_ZONEOUT ? LOAD(o->x + at) : LOAD_KEPT(o->x + at, b, j);
-    if (fd_reads_bias(op) && op != FD_BIAS_GELU_BACKWARD)
-        v = ADD(v, LOAD_KEPT(o->bias + at, b, j));
+    const int with_bias = fd_reads_bias(op) && op != FD_BIAS_GELU_BACKWARD;
+    VEC v = op == FD_ZONEOUT || with_bias ? LOAD(o->x + at) : LOAD_KEPT(o->x + at, b, j);
+    if (with_bias) /* and drops the sum, which is one step less than dropping both */
+        v = CHOOSE(ADD(v, LOAD(o->bias + at)), SET(0), b, j);
     if (op == FD_BIAS_GELU_DROPOUT)
         v = NAME(gelu, SUFFIX)(v);
     if (op != FD_ZONEOUT)
         v = MUL(v, scale);
     if (op == FD_BIAS_GELU_BACKWARD)
-        v = MUL(v, NAME(gelu_slope, SUFFIX)(ADD(LOAD_KEPT(o->residual + at, b, j),
-                                                LOAD_KEPT(o->bias + at, b, j))));
+        v = MUL(v, NAME(gelu_slope, SUFFIX)(CHOOSE(ADD(LOAD(o->residual + at), LOAD(o->bias + at)),
+                                                   SET(0), b, j)));
     if (op == FD_ALPHA_DROPOUT)
         v = CHOOSE(ADD(v, SET(o->constants.shift)), SET(o->constants.dropped), b, j);
     if (op == FD_ZONEOUT)

@@ -2,7 +2,7 @@
  * a = -2 sqrt(2 / pi) (u + 0.044715 u^3), gelu(u) = u (1 + tanh(-a / 2)) / 2 = u / (1 + e^a).
  *
  * Beyond the limits e^a is infinite and 0, as 2^n is, and nothing changes any more. Of MAX and MIN the second
- * operand comes out where it is a NaN. fastdrop/reference/gelu.py has the same, and what the errors are. */
+ * operand comes out where it is a NaN. fastdrop/reference/activation.py has the same, and what the errors are. */
 #define GELU_LEAST SET(SIZE == 8 ? -21.16015625 : -10.0625)
 #define GELU_MOST SET(SIZE == 8 ? 21.15234375 : 10.03125)
 #define GELU_LINEAR (-1.5957691216057308)

@@ -10,7 +10,7 @@ from typing import Any
 from fastdrop.backends.cuda.kernels.chunks import chunks
 from fastdrop.backends.cuda.kernels.elements import elements
 from fastdrop.backends.cuda.kernels.masks import packed
-from fastdrop.backends.cuda.kernels.operations import RESIDUAL, operation
+from fastdrop.backends.cuda.kernels.operations import BIAS, RELU, RESIDUAL, operation
 from fastdrop.backends.cuda.kernels.philox import keep_bits
 from fastdrop.backends.cuda.kernels.targets import U32, U64, target
 
@@ -36,7 +36,7 @@ def dropout_kernel(
         Whether `start`, the index of element 0, may be no multiple of 16.
 
     Of the kernel's parameters, those are ignored that op and source have no use for; addresses are
-    0 then. Keep bits (for relu_dropout: those of active elements) go to `saved` if it is not 0.
+    0 then. Keep bits (of ops with ReLU: those of active elements) go to `saved` if it is not 0.
     Packed bits begin at multiples of 2 bytes and have an even number of them. bias repeats after
     `row` elements; with `given`, t is what its bits are XORed with, 16 at a time. With "rows" and
     "examples" such a one has `row` elements, and `own` their numbers in x, uint64, or their scales,
@@ -47,7 +47,7 @@ def dropout_kernel(
     """
     p, e = target(where), elements(where, dtype)
     first, step, clz, store_u16 = p.first, p.step, p.clz, p.store_u16
-    item, active_bits, has_bias = e.item, op == "relu_dropout", op == "bias_dropout_add"
+    item, active_bits, has_bias = e.item, op in RELU, op in BIAS
     of_rows = source in ("rows", "examples")
     whole, ones = chunks(where, dtype, op), p.ones
     keep16, own_of = _keep16(where, source, shifted), _own_of(where, dtype, source)
@@ -182,7 +182,7 @@ def _single(where: str, dtype: str, op: str, source: str) -> Any:
     e = elements(where, dtype)
     load, store, decode, encode, item = e.load, e.store, e.decode, e.encode, e.item
     zero, nan, careful = e.zero, e.nan, operation(where, dtype, op, True)
-    has_bias, has_residual, rows_of = op == "bias_dropout_add", op in RESIDUAL, source == "rows"
+    has_bias, has_residual, rows_of = op in BIAS, op in RESIDUAL, source == "rows"
     own_of = _own_of(where, dtype, source)
 
     @target(where).device
