@@ -10,7 +10,7 @@ from typing import Any
 from fastdrop.backends.cuda.kernels.chunks import chunks
 from fastdrop.backends.cuda.kernels.elements import elements
 from fastdrop.backends.cuda.kernels.masks import packed
-from fastdrop.backends.cuda.kernels.operations import BIAS, RELU, RESIDUAL, operation
+from fastdrop.backends.cuda.kernels.operations import BIAS, GELU, RELU, RESIDUAL, operation
 from fastdrop.backends.cuda.kernels.philox import keep_bits
 from fastdrop.backends.cuda.kernels.targets import U32, U64, target
 
@@ -102,7 +102,7 @@ def dropout_kernel(
                 column = U32(column + columns)
                 column = U32(column - row) if column >= U32(row) else column
 
-    return p.kernel(dropout)
+    return p.kernel(dropout, 64) if op in GELU else p.kernel(dropout)
 
 
 def _keep16(where: str, source: str, shifted: bool) -> Any:

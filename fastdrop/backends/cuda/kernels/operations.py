@@ -18,10 +18,11 @@ OPS = (
     *("dropout", "dropout_add", "bias_dropout_add", "relu_dropout", "alpha_dropout", "zoneout"),
     *("bias_relu_dropout", "bias_gelu_dropout", "bias_gelu_backward"),
 )
-# The ops that read it, and that tell which elements have a gradient.
+# The ops that read them, that tell which elements have a gradient, and that compute most.
 RESIDUAL = ("dropout_add", "bias_dropout_add", "zoneout", "bias_gelu_backward", "mean")
 BIAS = ("bias_dropout_add", "bias_relu_dropout", "bias_gelu_dropout", "bias_gelu_backward")
 RELU = ("relu_dropout", "bias_relu_dropout")
+GELU = ("bias_gelu_dropout", "bias_gelu_backward")
 
 
 @cache
