@@ -342,7 +342,8 @@ def a_layer(name):
     make, inputs = LAYERS.get(name, (lambda rng: getattr(fd.layers, name)(rng=rng), 1))
     layer = make(fd.Rng(3, 5))
     layer.rng.state = {**layer.rng.state, "call": 5}
-    return layer, ([X] * inputs if inputs < 3 else [X, X[0, 0, 0], X]) or [IDS]
+    row = [X[0, 0, 0]] if name.startswith("Bias") else []
+    return layer, [X, *row, *[X] * (inputs - 1 - len(row))] if inputs else [IDS]
 
 
 def all_of(layer):
