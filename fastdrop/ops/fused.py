@@ -24,7 +24,6 @@ from fastdrop._core import (
     Place,
     common_backward,
     common_call,
-    saved,
 )
 from fastdrop.backends import nbytes, of
 from fastdrop.backends.cpu import host_bits, unpacked
@@ -97,7 +96,7 @@ class ReluContext(Context):
 
     def apply(self, x: npt.ArrayLike, out: npt.NDArray[Any] | None = None) -> Any:
         """Not here: what is held tells what was dropped or not positive, not which of both."""
-        raise TypeError("ReLU's x decides with the mask; apply dropout's context instead")
+        raise TypeError("x of ReLU decides with the mask; apply dropout's context instead")
 
     def _check(self) -> None:
         self._check_place()
@@ -428,17 +427,9 @@ def bias_gelu_dropout(
     """
     how = rng, training, shared_axes, region, rows, out, save
     operation, kind = BIAS_GELU_DROPOUT, BiasGeluContext
-    if mask is None and out is None:
-        if done := common_call(operation, x, p, how, None, kind, None, bias):
-            return done[0], _with_operands(done[1], x, bias.copy())  # type: ignore[union-attr]
+    if mask is None and (done := common_call(operation, x, p, how, None, kind, None, bias)):
+        return done
     return _looked_at(operation, kind, x, p, how, mask, bias=bias)
-
-
-def _with_operands(ctx: BiasGeluContext, x: Any, bias: Any) -> BiasGeluContext:
-    """The context of an op whose gradient needs what it was computed of."""
-    object.__setattr__(ctx, "x", x)
-    object.__setattr__(ctx, "bias", bias)
-    return ctx
 
 
 def _nothing(shape: tuple[int, ...]) -> Draw:
@@ -474,7 +465,9 @@ def _looked_at(
     place = gate.place(x.shape, shared_axes, region, rows)
     training = gate.flag(training, "training")
     given = gate.own_mask(mask, place, keep) if training else None
-    before = (backend.apart(x, out), backend.copy(bias)) if op == BIAS_GELU_DROPOUT else None
+    more = {}
+    if op == BIAS_GELU_DROPOUT:
+        more = {"x": backend.apart(x, out), "bias": backend.copy(bias)}
     out, x, residual = backend.output(out, x, residual)
     constants = inverted(p if training else 0.0)
 
@@ -482,8 +475,7 @@ def _looked_at(
         drawn = draw or _nothing(x.shape)
         kept = keep and draw is not None and (p > 0.0 or given is not None)
         y, bits = backend.forward(op, x, drawn, constants, out, kept, residual, bias, given)
-        ctx = saved(kind, x.shape, draw, constants[0], bits)
-        return y, ctx if before is None else _with_operands(ctx, *before)
+        return y, kind.made(x.shape, draw, constants[0], bits, **more)
 
     if not training or given is not None:
         return of_draw(Draw(None, None, p, place) if training else None)

@@ -34,6 +34,7 @@ cdef extern from "numpy/arrayobject.h":
 
 cdef extern from "Python.h":
     int Py_AddPendingCall(int (*)(void *) except -1, void *) nogil
+    int PyObject_GenericSetAttr(object, object name, object value) except -1
 
 cdef extern from *:
     """

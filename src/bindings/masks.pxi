@@ -241,6 +241,11 @@ cdef inline bint any_layout(fd_op op) noexcept:
     return op == FD_DROPOUT or op == FD_ALPHA_DROPOUT
 
 
+cdef inline bint keeps_operands(fd_op op) noexcept:
+    """Whether the context has `x`, and `bias` as a copy, for the backward pass."""
+    return op == FD_BIAS_GELU_DROPOUT
+
+
 cdef bint reads(y, cnp.ndarray x, out) noexcept:
     """Whether a kernel may read y beside x, in one order, and write to out."""
     return (
@@ -314,6 +319,7 @@ def common_call(fd_op op, x, p, tuple how, constants, kind, residual=None, bias=
         or type(save) is not str
         or not writes_to(x, out)
         or not (any_layout(op) or fused(op, x, out, residual, bias))
+        or keeps_operands(op) and out is not None and share_memory(x, out)
     ):
         return None
     keep = save == "bits"
@@ -333,7 +339,11 @@ def common_call(fd_op op, x, p, tuple how, constants, kind, residual=None, bias=
     try:
         longer = repeated(bias) if fd_reads_bias(op) else None
         y, bits = forward_of(op, x, residual, longer, out, draw, keep, &c, None)
-        result = y, saved(kind, draw.place.of, draw, c.scale, bits)
+        ctx = saved(kind, draw.place.of, draw, c.scale, bits)
+        if keeps_operands(op):
+            PyObject_GenericSetAttr(ctx, "x", x)
+            PyObject_GenericSetAttr(ctx, "bias", bias.copy())
+        result = y, ctx
         counter.spend(draw)
         done = True
     finally:

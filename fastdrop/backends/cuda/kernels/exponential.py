@@ -69,7 +69,11 @@ def gelu(where: str, dtype: str) -> SimpleNamespace:
     wide = dtype == "float64"
     real = np.float64 if wide else np.float32
     least, most = map(real, activation.limits(wide))
-    linear, cubic, three = real(activation.LINEAR), real(activation.CUBIC), real(3 * activation.CUBIC)
+    linear, cubic, three = (
+        real(activation.LINEAR),
+        real(activation.CUBIC),
+        real(3 * activation.CUBIC),
+    )
     one, finite = real(1), real(2.0 ** (1022 if wide else 126))
 
     @device
