@@ -1,8 +1,8 @@
 """Dropout fused with what stands beside it in a network: one pass over memory each.
 
-All take the arguments of `fastdrop.dropout`; those with ReLU always save bits, so they
-have no `save`. Arrays that are not C-contiguous are copied first. 16-bit types are computed in float32 and rounded
-once, at the end.
+All take the arguments of `fastdrop.dropout`; those with ReLU always save bits, so they have no
+`save`. Arrays that are not C-contiguous are copied first. 16-bit types are computed in float32 and
+rounded once, at the end.
 """
 
 from __future__ import annotations
@@ -389,9 +389,9 @@ def bias_gelu_dropout(
     """dropout(gelu(x + bias)), with GELU in its tanh form, as in a transformer's hidden layer.
 
     gelu(u) = u / 2 * (1 + tanh(sqrt(2 / pi) * (u + 0.044715 u^3))). It is computed of operations
-    that IEEE 754 rounds exactly, so its bits are the same everywhere. Its error, before the scale, is
-    at most 1.3e-7 |u| in float32 and 2.3e-16 |u| in float64, that of its slope 3e-7 and 5e-16. From
-    u = -10.06 on downwards (-21.16 in float64) it is -0, and so for -inf.
+    that IEEE 754 rounds exactly, so its bits are the same everywhere. Its error, before the scale,
+    is at most 1.3e-7 |u| in float32 and 2.3e-16 |u| in float64, that of its slope 3e-7 and 5e-16.
+    From u = -10.06 on downwards (-21.16 in float64) it is -0, and so at -inf.
 
     Parameters
     ----------

@@ -2,7 +2,8 @@
 
 Nothing here is tuned; each function is its definition, written down. One module a family, named as
 the family's module in `fastdrop.ops` is, except that `dropout` has `ops.fused`, too, `noise` is
-what others draw, and `activation` what some of the fused ones compute. This package offers all of their functions.
+what others draw, and `activation` what some of the fused ones compute. This package offers all of
+their functions.
 """
 
 from fastdrop.reference.activation import *  # noqa: F403

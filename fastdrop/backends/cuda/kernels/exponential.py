@@ -68,7 +68,8 @@ def gelu(where: str, dtype: str) -> SimpleNamespace:
     add, sub, mul, div, exp = exact.add, exact.sub, exact.mul, exact.div, exponential(where, dtype)
     wide = dtype == "float64"
     real = np.float64 if wide else np.float32
-    least, most = map(real, activation.limits(wide))
+    limits = activation.limits(wide)
+    least, most = real(limits[0]), real(limits[1])
     linear, cubic, three = (
         real(activation.LINEAR),
         real(activation.CUBIC),
