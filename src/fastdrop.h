@@ -46,6 +46,9 @@ typedef struct {
     size_t n;
 } fd_task;
 
+/* `bias_skip` for a bias of the task's length and room: of a power of two, as long as two of it fit there. */
+size_t fd_bias_skip(const fd_task *task);
+
 /* Contiguous: draw and apply in one pass. saved: the n keep bits, or NULL. */
 void fd_forward(const fd_task *task, uint8_t *saved);
 

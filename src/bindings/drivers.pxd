@@ -27,6 +27,7 @@ cdef extern from "kernels/table.h" nogil:
         char *y
         uint8_t *active
         fd_constants constants
+        size_t bias_skip
     ctypedef enum fd_noise:
         FD_NORMAL, FD_LOGISTIC
     ctypedef enum fd_noise_op:
@@ -67,6 +68,7 @@ cdef extern from "fastdrop.h" nogil:
         fd_dtype dtype
         fd_operands operands
         size_t bias_length, n
+    size_t fd_bias_skip(const fd_task *)
     void fd_forward(const fd_task *, uint8_t *saved)
     void fd_backward(const fd_task *, const uint8_t *bits)
     uint64_t fd_parts_of(uint64_t rows)

@@ -32,6 +32,13 @@ cdef void set_task(fd_task *task, fd_op op, cnp.ndarray x, cnp.ndarray y, double
     task.n = <size_t> cnp.PyArray_SIZE(x)
 
 
+cdef void set_bias(fd_task *task, cnp.ndarray bias) noexcept:
+    """The operand that repeats, as `repeated` makes it."""
+    task.operands.bias = data(bias)
+    task.bias_length = <size_t> cnp.PyArray_SIZE(bias) - FD_REPEAT_PAD
+    task.operands.bias_skip = fd_bias_skip(task)
+
+
 cdef void set_axes(cnp.ndarray x, cnp.ndarray y, Place place, fd_axis *axis) noexcept:
     """The axes of a walk over x and y with the mask of a place."""
     cdef int64_t step = 1
@@ -122,10 +129,10 @@ cdef tuple forward_of(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray
         operands(op, x, residual, bias, out)
     set_task(&task, op, x, out, 0)
     task.draw, task.start = draw.of(), place.start
-    task.operands.residual, task.operands.bias = data(residual), data(bias)
+    task.operands.residual = data(residual)
     task.operands.constants = constants[0]
     if bias is not None:
-        task.bias_length = cnp.PyArray_SIZE(bias) - FD_REPEAT_PAD
+        set_bias(&task, bias)
     if fd_is_relu(op):
         bits = empty_bits(task.n)
         task.operands.active = <uint8_t *> PyBytes_AsString(bits)

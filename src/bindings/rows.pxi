@@ -41,8 +41,9 @@ cpdef tuple backward_sums(cnp.ndarray dy, cnp.ndarray out, bytes bits, double sc
     task.operands.x = data(dy)
     if x is not None:
         operands(task.op, dy, x, bias, dx)
-        task.operands.residual, task.operands.bias = data(x), data(bias)
-        task.bias_length = max(cnp.PyArray_SIZE(bias) - FD_REPEAT_PAD, 1)
+        task.operands.residual = data(x)
+        if bias is not None:
+            set_bias(&task, bias)
     with nogil:
         fd_backward_sums(&task, mask, <size_t> row, totals)
     deliveries += given

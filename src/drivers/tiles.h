@@ -43,7 +43,7 @@ static inline fd_operands operands_at(const fd_task *t, uint64_t i)
 /* n of them; the first is bit `bit` of bits. Of a bias that repeats no more than its room is there in one piece. */
 static inline void apply_at(const fd_task *t, uint64_t i, const uint8_t *bits, size_t bit, size_t n)
 {
-    const size_t most = fd_reads_bias(t->op) ? FD_REPEAT_PAD : n;
+    const size_t most = fd_reads_bias(t->op) && !t->operands.bias_skip ? FD_REPEAT_PAD : n;
     for (size_t m; n; n -= m, i += m, bit += m) {
         const fd_operands o = operands_at(t, i);
         m = min_size(n, most);

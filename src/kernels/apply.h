@@ -17,13 +17,13 @@ ALWAYS_INLINE VEC NAME(vector, SUFFIX)(fd_op op, const fd_operands *o, size_t at
     const int with_bias = fd_reads_bias(op) && op != FD_BIAS_GELU_BACKWARD;
     VEC v = op == FD_ZONEOUT || with_bias ? LOAD(o->x + at) : LOAD_KEPT(o->x + at, b, j);
     if (with_bias) /* and drops the sum, which is one step less than dropping both */
-        v = CHOOSE(ADD(v, LOAD(o->bias + at)), SET(0), b, j);
+        v = CHOOSE(ADD(v, LOAD(o->bias + (at & ~o->bias_skip))), SET(0), b, j);
     if (op == FD_BIAS_GELU_DROPOUT)
         v = NAME(gelu, SUFFIX)(v);
     if (op != FD_ZONEOUT)
         v = MUL(v, scale);
     if (op == FD_BIAS_GELU_BACKWARD)
-        v = MUL(v, NAME(gelu_slope, SUFFIX)(CHOOSE(ADD(LOAD(o->residual + at), LOAD(o->bias + at)),
+        v = MUL(v, NAME(gelu_slope, SUFFIX)(CHOOSE(ADD(LOAD(o->residual + at), LOAD(o->bias + (at & ~o->bias_skip))),
                                                    SET(0), b, j)));
     if (op == FD_ALPHA_DROPOUT)
         v = CHOOSE(ADD(v, SET(o->constants.shift)), SET(o->constants.dropped), b, j);
@@ -79,10 +79,10 @@ static inline void NAME(part, SUFFIX)(fd_op op, const fd_operands *o, size_t i, 
     }
     if (fd_reads_bias(op)) {
         memset(bias, 0, sizeof bias);
-        memcpy(bias, o->bias + i * SIZE, n * SIZE);
+        memcpy(bias, o->bias + (i * SIZE & ~o->bias_skip), n * SIZE);
     }
     memcpy(copy, bits + bit / 8, (bit % 8 + n + 7) / 8);
-    const fd_operands padded = {x, residual, bias, x, active, o->constants, 0};
+    const fd_operands padded = {x, residual, bias, x, active, o->constants, 0, 0};
     NAME(strip, SUFFIX)(op, &padded, 0, copy, bit % 8, scale, 0);
     memcpy(o->y + i * SIZE, x, n * SIZE);
     if (fd_is_relu(op)) {
@@ -133,7 +133,7 @@ static inline fd_operands NAME(operands_at, SUFFIX)(fd_op op, const fd_operands 
     if (fd_reads_residual(op))
         o.residual += i * SIZE;
     if (fd_reads_bias(op))
-        o.bias += i * SIZE;
+        o.bias += i * SIZE & ~o.bias_skip;
     if (fd_is_relu(op))
         o.active += i / 8;
     return o;
@@ -157,7 +157,7 @@ ALWAYS_INLINE void NAME(drop, SUFFIX)(fd_op op, const NAME(Beside, SUFFIX) *b, c
 {
     const int second = fd_reads_residual(op);
     char x[WIDTH * SIZE] = {0}, residual[WIDTH * SIZE] = {0}, y[WIDTH * SIZE];
-    const fd_operands o = {x, residual, x, y, NULL, b->o.constants, 0};
+    const fd_operands o = {x, residual, x, y, NULL, b->o.constants, 0, 0};
     for (size_t k = 0; k < n; k++) {
         uint32_t lanes;
         if (second)

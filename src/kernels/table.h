@@ -72,6 +72,8 @@ typedef struct {
     uint8_t *active; /* packed bits, from bit 0 on: kept, and not (x <= 0) */
     fd_constants constants;
     int non_temporal; /* write y past the caches */
+    size_t bias_skip; /* bits that do not count in how many bytes of bias are behind its first: where it repeats
+                         after a power of two, it is read from a part of it that stays in the L1 cache */
 } fd_operands;
 
 /* Bit `bit` of `bits` belongs to the first element. */
