@@ -170,6 +170,8 @@ MUTATIONS = [
     ("kernels/gelu.h", "MIN(odds, SET(SIZE == 8 ? 0x1p1022 : 0x1p126))", "odds", "fused"),
     ("kernels/gelu.h", "3 * GELU_CUBIC", "2 * GELU_CUBIC", "fused"),
     ("drivers/tiles.h", "? FD_REPEAT_PAD : n", "? n : n", "own_mask"),
+    ("drivers/flat.c", "~(length * fd_itemsize", "~(length / 2 * fd_itemsize", "fused"),
+    ("kernels/apply.h", "o.bias += i * SIZE & ~o.bias_skip;", ";", "fused"),
     ("drivers/rows.c", "parts - 1, row", "parts - (parts > 1) - 1, row", "fused"),
     ("kernels/noise.h", "words_set(31), e", "words_set(32), e", "noise"),
     ("kernels/noise.h", "words_shl(*angle, 2)", "words_shl(*angle, 1)", "noise"),

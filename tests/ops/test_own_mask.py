@@ -66,7 +66,7 @@ def test_fused(isa, any_dtype, layout):
     assert_same_bits(ctx.backward(x)[0], gradient)
 
 
-@pytest.mark.parametrize("columns", [1, 3, 70, 4096, 5000])
+@pytest.mark.parametrize("columns", [1, 3, 64, 70, 2048, 4096, 5000])
 def test_a_bias_repeats_to_the_end(isa, columns):
     """Also behind the piece of it that the kernels find in one place."""
     x, mask = numbers(90_000 // columns, columns), random_mask(90_000 // columns, columns)
