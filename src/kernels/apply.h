@@ -204,7 +204,8 @@ ALWAYS_INLINE void NAME(drop, SUFFIX)(fd_op op, const NAME(Beside, SUFFIX) *b, c
             draw_bits(draw, from, n, bits);                                                       \
             NAME(name, SUFFIX)(o, bits, 0, n);                                                    \
         }                                                                                         \
-    }                                                                                             \
+    }
+#define STREAMED(name, op)                                                                         \
     ALWAYS_INLINE void NAME(name##_past, SUFFIX)(const void *to, size_t i, int slot)              \
     {                                                                                             \
         NAME(beside, SUFFIX)(op, to, i, slot, 1);                                                 \
@@ -222,14 +223,15 @@ ALWAYS_INLINE void NAME(drop, SUFFIX)(fd_op op, const NAME(Beside, SUFFIX) *b, c
             NAME(name, SUFFIX)(o, before, bit, FD_TILE);                                          \
         }                                                                                         \
     }
-OP(dropout, FD_DROPOUT)
-OP(dropout_add, FD_DROPOUT_ADD)
-OP(bias_dropout_add, FD_BIAS_DROPOUT_ADD)
-OP(relu_dropout, FD_RELU_DROPOUT)
-OP(alpha_dropout, FD_ALPHA_DROPOUT)
-OP(zoneout, FD_ZONEOUT)
+OP(dropout, FD_DROPOUT) STREAMED(dropout, FD_DROPOUT)
+OP(dropout_add, FD_DROPOUT_ADD) STREAMED(dropout_add, FD_DROPOUT_ADD)
+OP(bias_dropout_add, FD_BIAS_DROPOUT_ADD) STREAMED(bias_dropout_add, FD_BIAS_DROPOUT_ADD)
+OP(relu_dropout, FD_RELU_DROPOUT) STREAMED(relu_dropout, FD_RELU_DROPOUT)
+OP(alpha_dropout, FD_ALPHA_DROPOUT) STREAMED(alpha_dropout, FD_ALPHA_DROPOUT)
+OP(zoneout, FD_ZONEOUT) STREAMED(zoneout, FD_ZONEOUT)
 OP(bias_relu_dropout, FD_BIAS_RELU_DROPOUT)
 #undef OP
+#undef STREAMED
 
 /* Beside so much arithmetic a loop that draws, too, would win nothing. */
 APPLIED(bias_gelu_dropout, FD_BIAS_GELU_DROPOUT)
@@ -241,12 +243,19 @@ static void NAME(bias_gelu_dropout_forward, SUFFIX)(const fd_draw *draw, fd_indi
     draw_bits(draw, from, n, bits);
     NAME(bias_gelu_dropout, SUFFIX)(o, bits, 0, n);
 }
-static void NAME(bias_gelu_dropout_stream, SUFFIX)(const fd_draw *draw, fd_indices from, uint8_t *bits,
-                                                   const fd_operands *o, const uint8_t *before, size_t bit)
-{
-    draw_bits(draw, from, FD_TILE, bits);
-    NAME(bias_gelu_dropout, SUFFIX)(o, before, bit, FD_TILE);
-}
+
+/* Ops that draw a tile and then apply the other: the code of one loop for each takes room in every wheel. */
+#define STREAMED(name)                                                                            \
+    static void NAME(name##_stream, SUFFIX)(const fd_draw *draw, fd_indices from, uint8_t *bits,  \
+                                            const fd_operands *o, const uint8_t *before,          \
+                                            size_t bit)                                           \
+    {                                                                                             \
+        draw_bits(draw, from, FD_TILE, bits);                                                     \
+        NAME(name, SUFFIX)(o, before, bit, FD_TILE);                                              \
+    }
+STREAMED(bias_relu_dropout)
+STREAMED(bias_gelu_dropout)
+#undef STREAMED
 
 /* Some columns at a time, whose sums stay in registers. */
 static void NAME(add_rows, SUFFIX)(const char *x, size_t rows, size_t row, double *sum, size_t n)

@@ -15,14 +15,14 @@ static inline VEC NAME(gelu_odds, SUFFIX)(VEC u)
     return NAME(exponential, SUFFIX)(MUL(u, ADD(SET(GELU_LINEAR), MUL(SET(GELU_CUBIC), square))));
 }
 
-static inline VEC NAME(gelu, SUFFIX)(VEC u)
+static NOINLINE VEC NAME(gelu, SUFFIX)(VEC u)
 {
     const VEC v = MAX(GELU_LEAST, u);
     return DIV(v, ADD(SET(1), NAME(gelu_odds, SUFFIX)(MIN(GELU_MOST, v))));
 }
 
 /* s - u a' s (1 - s) with s = 1 / (1 + e^a). 1 - s is e^a s, which keeps its digits; not infinity times 0. */
-static inline VEC NAME(gelu_slope, SUFFIX)(VEC u)
+static NOINLINE VEC NAME(gelu_slope, SUFFIX)(VEC u)
 {
     const VEC one = SET(1), v = MIN(GELU_MOST, MAX(GELU_LEAST, u));
     const VEC odds = NAME(gelu_odds, SUFFIX)(v), s = DIV(one, ADD(one, odds));
