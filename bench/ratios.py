@@ -179,8 +179,23 @@ def against_their_parts(threads):
                 np.add(y, r, out=y)
                 ctx.backward(dy, dx)
 
+            def bias_relu_parts(x=x, dy=dy, dx=dx, y=y, bias=bias, relu=relu_parts):
+                np.add(x, bias, out=y)
+                relu(y)
+                dx.sum(0)
+
+            def bias_gelu_parts(x=x, dy=dy, dx=dx, y=y, bias=bias):
+                u = np.add(x, bias, out=y)
+                t = np.tanh(0.7978845608 * (u + 0.044715 * (u * u * u)))
+                _, ctx = fd.dropout(0.5 * u * (1 + t), 0.2, rng=rng)
+                slope = 0.5 * (1 + t) + 0.5 * u * (1 - t * t) * (0.7978845608 + 0.1070322 * (u * u))
+                np.multiply(ctx.backward(dy), slope, out=dx)
+                dx.sum(0)
+
             for op, operands, parts in [
                 (fd.bias_dropout_add, (x, bias, r), bias_parts),
+                (fd.bias_relu_dropout, (x, bias), bias_relu_parts),
+                (fd.bias_gelu_dropout, (x, bias), bias_gelu_parts),
                 (fd.relu_dropout, (x,), relu_parts),
                 (fd.dropout_add, (x, r), add_parts),
             ]:
@@ -188,6 +203,16 @@ def against_their_parts(threads):
                 functions = {"own": on(count, own), "parts": on(count, parts)}
                 name = f"{op.__name__} / its parts, {shape}, {count} threads"
                 yield name, 0.9, ratio(functions, "own", ["parts"])
+
+    fd.set_num_threads(1)
+    x, dy, dx, y = (a.reshape(1024, 512) for a in arrays(19, 4))
+    bias = x[0].copy()
+    functions = {
+        "relu": lambda: there_and_back(fd.relu_dropout, dy, dx, x, out=y),
+        "bias": lambda: there_and_back(fd.bias_relu_dropout, dy, dx, x, bias, out=y),
+    }
+    name = "bias_relu_dropout / relu_dropout, (1024, 512), 1 thread"
+    yield name, 1.3, ratio(functions, "bias", ["relu"])
 
 
 def dropconnect(threads):

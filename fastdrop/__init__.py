@@ -37,7 +37,13 @@ from fastdrop.ops.concrete import concrete_dropout, concrete_regularizer
 from fastdrop.ops.dropblock import drop_block
 from fastdrop.ops.dropconnect import dropconnect, dropconnect_inference
 from fastdrop.ops.dropout import Context, dropout, keep_mask
-from fastdrop.ops.fused import bias_dropout_add, dropout_add, relu_dropout
+from fastdrop.ops.fused import (
+    bias_dropout_add,
+    bias_gelu_dropout,
+    bias_relu_dropout,
+    dropout_add,
+    relu_dropout,
+)
 from fastdrop.ops.gaussian import gaussian_dropout, gaussian_noise
 from fastdrop.ops.shared import drop_path, embedding_dropout, locked_dropout, spatial_dropout
 from fastdrop.ops.targeted import targeted_dropout, targeted_prune
@@ -76,6 +82,8 @@ __all__ = [
     "adversarial_dropout",
     "alpha_dropout",
     "bias_dropout_add",
+    "bias_gelu_dropout",
+    "bias_relu_dropout",
     "concrete_dropout",
     "concrete_regularizer",
     "cpu_features",

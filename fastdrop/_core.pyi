@@ -25,6 +25,9 @@ BIAS_DROPOUT_ADD: int
 RELU_DROPOUT: int
 ALPHA_DROPOUT: int
 ZONEOUT: int
+BIAS_RELU_DROPOUT: int
+BIAS_GELU_DROPOUT: int
+BIAS_GELU_BACKWARD: int
 ANY_LAYOUT: tuple[int, ...]
 
 NORMAL: int
@@ -197,7 +200,12 @@ def philox4x32(
 # Rows.
 
 def backward_sums(
-    dy: _Array, out: _Array | None, bits: bytes | None, scale: float
+    dy: _Array,
+    out: _Array | None,
+    bits: bytes | None,
+    scale: float,
+    x: _Array | None = None,
+    bias: _Array | None = None,
 ) -> tuple[_Array, _Array]: ...
 def lookup(
     table: _Array, ids: npt.NDArray[np.int64], bits: bytes, y: _Array, scale: float, /

@@ -35,6 +35,8 @@ from fastdrop.rng import RngLike
 __all__ = [
     "alpha_dropout",
     "bias_dropout_add",
+    "bias_gelu_dropout",
+    "bias_relu_dropout",
     "concrete_dropout",
     "drop_block",
     "drop_path",
@@ -86,6 +88,8 @@ def _on_device(op: Callable[..., Any]) -> Callable[..., Any]:
 dropout = _on_device(_dropout.dropout)
 dropout_add = _on_device(fused.dropout_add)
 bias_dropout_add = _on_device(fused.bias_dropout_add)
+bias_gelu_dropout = _on_device(fused.bias_gelu_dropout)
+bias_relu_dropout = _on_device(fused.bias_relu_dropout)
 relu_dropout = _on_device(fused.relu_dropout)
 alpha_dropout = _on_device(alpha.alpha_dropout)
 feature_alpha_dropout = _on_device(alpha.feature_alpha_dropout)

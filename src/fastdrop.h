@@ -46,6 +46,9 @@ typedef struct {
     size_t n;
 } fd_task;
 
+/* `bias_skip` for a bias of the task's length and room: of a power of two, as long as two of it fit there. */
+size_t fd_bias_skip(const fd_task *task);
+
 /* Contiguous: draw and apply in one pass. saved: the n keep bits, or NULL. */
 void fd_forward(const fd_task *task, uint8_t *saved);
 
@@ -62,7 +65,7 @@ uint64_t fd_parts_of(uint64_t rows);
 void fd_backward_sums(const fd_task *task, const uint8_t *bits, size_t row, double *sums);
 
 /* So many rows to the first. */
-void fd_sum_parts(size_t row, size_t parts, double *sums);
+void fd_sum_parts(fd_machine m, size_t row, size_t parts, double *sums);
 
 /* n rows of the table x, of `row` elements each, by number: y = x[ids] * scale where bit ids[i] says
  * kept, else 0. Contiguous. */

@@ -36,7 +36,8 @@
 #define FD_NOISE_PAD (2 * FD_NOISE_BLOCK + FD_STEP_BYTES / 4)
 
 /* A tile, and what the cache lines of y shift it by, find their part in one piece, wherever in the
- * operand they begin. So the operand goes on from its beginning. */
+ * operand they begin. So the operand goes on from its beginning. There is room, too, for two periods of a
+ * bias that is read from there alone (fd_bias_skip). */
 #define FD_REPEAT_PAD (FD_TILE + 64)
 
 /* Columns of weights that are summed at once; one load of bits has as many. */

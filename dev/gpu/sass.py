@@ -197,10 +197,14 @@ def cases() -> list[Case]:
             ("dropout_add", 3),
             ("bias_dropout_add", 3),
             ("relu_dropout", 2),
+            ("bias_relu_dropout", 2),
+            ("bias_gelu_dropout", 2),
             ("alpha_dropout", 2),
             ("zoneout", 3),
         ):
             case(op, "dropout", dtype, 16, arrays * size + bits, op=op)
+        more = {"op": "bias_gelu_backward", "source": "given"}
+        case("bias_gelu_dropout, backward", "dropout", dtype, 16, 3 * size + bits, **more)
         case("drop_block, apply", "dropout", dtype, 16, 2 * size + bits, source="examples")
         case("embedding_dropout, ids", "dropout", dtype, 16, 2 * size, source="rows")
         case("gaussian_dropout", "noise", dtype, 4, 2 * size, op="scale")

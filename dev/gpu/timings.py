@@ -82,6 +82,14 @@ def operations(n: int, dtype: str) -> Functions:
             3 * size + 1 / 8,
         ),
         "relu_dropout": (lambda: fd.relu_dropout(x, P, rng=rng, out=y), saved),
+        "bias_relu_dropout": (
+            lambda: fd.bias_relu_dropout(rows, bias, P, rng=rng, out=result),
+            saved,
+        ),
+        "bias_gelu_dropout": (
+            lambda: fd.bias_gelu_dropout(rows, bias, P, rng=rng, out=result),
+            saved,
+        ),
         "alpha_dropout": (lambda: fd.alpha_dropout(x, P, rng=rng, out=y), saved),
         "zoneout": (lambda: fd.zoneout(x, other, P, rng=rng), 3 * size + 1 / 8),
         "gaussian_dropout": (lambda: fd.gaussian_dropout(x, P, rng=rng, out=y), 2 * size),

@@ -30,6 +30,7 @@ OPS = [
     *("gaussian_noise", "spatial_dropout", "locked_dropout", "drop_path", "drop_block"),
     *("embedding_dropout", "targeted_dropout", "concrete_dropout", "variational_dropout"),
     *("dropout_add", "zoneout", "adversarial_dropout", "bias_dropout_add", "dropconnect"),
+    *("bias_relu_dropout", "bias_gelu_dropout"),
     *("sparse_variational_linear", "keep_mask", "concrete_regularizer", "variational_kl"),
     *("sparse_variational_kl", "targeted_prune", "dropconnect_inference"),
 ]
@@ -193,6 +194,10 @@ def follow(choices, y, ctx, name, options):
             expected = fd.reference.dropout(x, ctx.p, ctx.seed, ctx.call, axes, *place)[0]
         else:
             expected = fd.reference.apply(x, ctx.mask(), ctx.p)
+        np.testing.assert_array_equal(y, expected)
+    if name == "bias_gelu_dropout" and ctx.p and x is not options.get("out"):
+        given = ctx.x, ctx.mask(), ctx.p
+        expected = fd.reference.fused(*given, bias=ctx.bias, with_gelu=True)
         np.testing.assert_array_equal(y, expected)
     dy = choices.array(np.shape(y)) if choices.below(2) else np.ascontiguousarray(y)
     loaded = pickle.loads(pickle.dumps(ctx))

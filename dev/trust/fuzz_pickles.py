@@ -81,11 +81,15 @@ def contexts():
             yield fd.dropout(x, 0.5, rng=4, save=save, shared_axes=axes, region=region)
         yield fd.dropout_add(x, x, 0.3, rng=4, save=save)
         yield fd.bias_dropout_add(x, x[0, 0, 0], x, 0.3, rng=4, save=save)
+        yield fd.bias_gelu_dropout(x, x[0, 0, 0], 0.3, rng=4, save=save)
         yield fd.zoneout(x, -x, 0.3, rng=4, save=save)
         for last in (True, False):
             yield fd.drop_block(x, 0.3, 3, rng=4, save=save, channels_last=last, per_channel=last)
     for op in (fd.dropout, fd.relu_dropout):
         yield op(x, 0.5, mask=x > 0)
+    for training in (True, False):
+        yield fd.bias_relu_dropout(x, x[0, 0, 0], 0.3, rng=4, training=training)
+        yield fd.bias_gelu_dropout(x, x[0, 0, 0], 0.3, rng=4, training=training)
     for p in (0.0, 1.0):
         yield fd.dropout(x, p, rng=4)
         yield fd.dropconnect(rows, w, None, p, rng=4)
@@ -118,6 +122,8 @@ def inputs_of(layer):
         return (x[0],)
     if isinstance(layer, layers.BiasDropoutAdd):
         return x, x[0, 0, 0], -x
+    if isinstance(layer, layers.BiasReluDropout | layers.BiasGeluDropout):
+        return x, x[0, 0, 0]
     return (x, -x) if isinstance(layer, layers.Zoneout | layers.DropoutAdd) else (x,)
 
 

@@ -12,7 +12,9 @@ import numpy.typing as npt
 from fastdrop import _core
 from fastdrop._core import (
     ANY_LAYOUT,
+    BIAS_GELU_BACKWARD,
     CONCRETE,
+    DROPOUT,
     LOGISTIC,
     NOISE_PAD,
     NORMAL,
@@ -109,7 +111,7 @@ class Cpu:
             return _core.forward(op, x, None, None, out, draw, keep, constants, given)
         x = np.asarray(x, order="C")
         residual = None if residual is None else np.asarray(residual, order="C")
-        bias = None if bias is None else _core.repeated(bias) if bias.size else None
+        bias = _longer(bias)
         own = out if out is not None and out.flags.c_contiguous else None
         y, bits = _core.forward(op, x, residual, bias, own, draw, keep, constants, given)
         return delivered(y, out), bits
@@ -126,15 +128,25 @@ class Cpu:
 
     @staticmethod
     def select_and_sum(
-        dy: Array, out: Array | None, draw: Draw, bits: Any, scale: float
+        dy: Array,
+        out: Array | None,
+        draw: Draw,
+        bits: Any,
+        scale: float,
+        x: Array | None = None,
+        bias: Array | None = None,
     ) -> tuple[Array, Array]:
         bits = host_bits(bits)
+        if x is not None:
+            bits = _core.draw_bits(draw) if bits is None else bits
+            dy, x, bias = np.asarray(dy, order="C"), np.asarray(x, order="C"), _longer(bias)
         if draw.place.size == dy.size and not (bits is None and out is None):
             bits = _core.draw_bits(draw) if bits is None else bits
             own = out if out is not None and out.flags.c_contiguous else None
-            dx, dbias = _core.backward_sums(np.asarray(dy, order="C"), own, bits, scale)
+            dx, dbias = _core.backward_sums(np.asarray(dy, order="C"), own, bits, scale, x, bias)
         else:
-            dx = _core.backward(dy, None, draw, bits, scale)
+            op, constants = DROPOUT if x is None else BIAS_GELU_BACKWARD, (scale, 0.0, 0.0)
+            dx, _ = _core.forward(op, dy, x, bias, None, draw, False, constants, bits)
             _, dbias = _core.backward_sums(np.ascontiguousarray(dx), None, None, scale)
         return delivered(dx, out), dbias
 
@@ -310,6 +322,11 @@ def maps_of(x: Array, squares: Squares) -> Array:
 def delivered(y: Array, out: Array | None) -> Array:
     """y where the caller wants it."""
     return y if out is None or y is out else _core.copy(y, out)
+
+
+def _longer(bias: Array | None) -> Array | None:
+    """A bias as the kernels want it."""
+    return _core.repeated(bias) if bias is not None and bias.size else None
 
 
 def _rows(x: Array) -> Array:

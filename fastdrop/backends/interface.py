@@ -93,9 +93,17 @@ class Backend(Protocol):
         """dy where the mask drops it, else 0; and where it keeps it."""
 
     def select_and_sum(
-        self, dy: Any, out: Any, draw: Draw, bits: Any, scale: float
+        self,
+        dy: Any,
+        out: Any,
+        draw: Draw,
+        bits: Any,
+        scale: float,
+        x: Any = None,
+        bias: Any = None,
     ) -> tuple[Any, Any]:
-        """`select`, and its sums over all axes except the last, in one order of additions."""
+        """`select`, and its sums over all axes except the last, in one order of additions. With x
+        and bias dx is multiplied by the slope of GELU at x + bias."""
 
     def blend(self, a: Any, b: Any, weight: float) -> Any:
         """weight * a + (1 - weight) * b, where only what has a weight counts."""

@@ -25,7 +25,13 @@ from fastdrop.layers.saving import load_state, state
 from fastdrop.ops.alpha import alpha_dropout, feature_alpha_dropout
 from fastdrop.ops.dropblock import drop_block
 from fastdrop.ops.dropout import dropout
-from fastdrop.ops.fused import bias_dropout_add, dropout_add, relu_dropout
+from fastdrop.ops.fused import (
+    bias_dropout_add,
+    bias_gelu_dropout,
+    bias_relu_dropout,
+    dropout_add,
+    relu_dropout,
+)
 from fastdrop.ops.gaussian import gaussian_dropout, gaussian_noise
 from fastdrop.ops.shared import drop_path, locked_dropout, spatial_dropout
 from fastdrop.ops.zoneout import zoneout
@@ -34,6 +40,8 @@ __all__ = [
     "AdversarialDropout",
     "AlphaDropout",
     "BiasDropoutAdd",
+    "BiasGeluDropout",
+    "BiasReluDropout",
     "ConcreteDropout",
     "DropBlock",
     "DropConnect",
@@ -94,6 +102,14 @@ class DropoutAdd(OpLayer, op=dropout_add, inputs=2):
 
 
 class BiasDropoutAdd(OpLayer, op=bias_dropout_add, inputs=3):
+    pass
+
+
+class BiasReluDropout(OpLayer, op=bias_relu_dropout, inputs=2):
+    pass
+
+
+class BiasGeluDropout(OpLayer, op=bias_gelu_dropout, inputs=2):
     pass
 
 

@@ -1,10 +1,12 @@
 """The slow, plain NumPy model of every kernel: what the compiled code must reproduce.
 
 Nothing here is tuned; each function is its definition, written down. One module a family, named as
-the family's module in `fastdrop.ops` is, except that `dropout` has `ops.fused`, too, and `noise` is
-what others draw. This package offers all of their functions.
+the family's module in `fastdrop.ops` is, except that `dropout` has `ops.fused`, too, `noise` is
+what others draw, and `activation` what some of the fused ones compute. This package offers all of
+their functions.
 """
 
+from fastdrop.reference.activation import *  # noqa: F403
 from fastdrop.reference.adversarial import *  # noqa: F403
 from fastdrop.reference.alpha import *  # noqa: F403
 from fastdrop.reference.concrete import *  # noqa: F403

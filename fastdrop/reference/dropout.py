@@ -10,6 +10,7 @@ import numpy.typing as npt
 from numpy.lib.array_utils import normalize_axis_tuple
 
 from fastdrop import rng
+from fastdrop.reference.activation import gelu, gelu_slope
 
 __all__ = [
     "apply",
@@ -17,6 +18,7 @@ __all__ = [
     "dropout",
     "element_index",
     "fused",
+    "fused_gelu_gradient",
     "keep",
     "rounded",
     "scale",
@@ -122,16 +124,33 @@ def fused(
     bias: npt.NDArray[Any] | None = None,
     residual: npt.NDArray[Any] | None = None,
     relu: bool = False,
+    with_gelu: bool = False,
 ) -> npt.NDArray[Any]:
-    """residual + relu(kept(x + bias) * scale), each step rounded in the compute type."""
+    """residual + relu(kept(gelu(x + bias)) * scale), each step rounded in the compute type."""
     compute = compute_type(x.dtype).type
     with np.errstate(all="ignore"):
         y = x.astype(compute)
         if bias is not None:
             y = y + bias.astype(compute)
+        y = gelu(y) if with_gelu else y
         y = np.where(mask, y * compute(scale(p)), compute(0))
         if relu:
             y = np.where(y <= 0, compute(0), y)
         if residual is not None:
             y = residual.astype(compute) + y
         return rounded(y, x.dtype)
+
+
+def fused_gelu_gradient(
+    dy: npt.NDArray[Any],
+    mask: npt.NDArray[np.bool_],
+    p: float,
+    x: npt.NDArray[Any],
+    bias: npt.NDArray[Any],
+) -> npt.NDArray[Any]:
+    """dx of kept(gelu(x + bias)) * scale, each step rounded in the compute type."""
+    compute = compute_type(x.dtype).type
+    with np.errstate(all="ignore"):
+        slope = gelu_slope(x.astype(compute) + bias.astype(compute))
+        dx = dy.astype(compute) * compute(scale(p)) * slope
+        return rounded(np.where(mask, dx, compute(0)), x.dtype)

@@ -34,6 +34,7 @@ cdef extern from "numpy/arrayobject.h":
 
 cdef extern from "Python.h":
     int Py_AddPendingCall(int (*)(void *) except -1, void *) nogil
+    int PyObject_GenericSetAttr(object, object name, object value) except -1
 
 cdef extern from *:
     """
@@ -72,6 +73,9 @@ BIAS_DROPOUT_ADD = FD_BIAS_DROPOUT_ADD
 RELU_DROPOUT = FD_RELU_DROPOUT
 ALPHA_DROPOUT = FD_ALPHA_DROPOUT
 ZONEOUT = FD_ZONEOUT
+BIAS_RELU_DROPOUT = FD_BIAS_RELU_DROPOUT
+BIAS_GELU_DROPOUT = FD_BIAS_GELU_DROPOUT
+BIAS_GELU_BACKWARD = FD_BIAS_GELU_BACKWARD
 # Ops that read an array of any layout as it is, and keep the order of its axes.
 ANY_LAYOUT = FD_DROPOUT, FD_ALPHA_DROPOUT
 NORMAL = FD_NORMAL

@@ -13,6 +13,11 @@ cdef extern from "kernels/table.h" nogil:
     ctypedef enum fd_op:
         FD_DROPOUT, FD_DROPOUT_ADD, FD_BIAS_DROPOUT_ADD, FD_RELU_DROPOUT
         FD_ALPHA_DROPOUT, FD_ZONEOUT
+        FD_BIAS_RELU_DROPOUT, FD_BIAS_GELU_DROPOUT
+        FD_DRAWN_OPS, FD_BIAS_GELU_BACKWARD, FD_OPS
+    bint fd_reads_residual(fd_op)
+    bint fd_reads_bias(fd_op)
+    bint fd_is_relu(fd_op)
     ctypedef struct fd_constants:
         double scale, shift, dropped
     ctypedef struct fd_operands:
@@ -22,6 +27,7 @@ cdef extern from "kernels/table.h" nogil:
         char *y
         uint8_t *active
         fd_constants constants
+        size_t bias_skip
     ctypedef enum fd_noise:
         FD_NORMAL, FD_LOGISTIC
     ctypedef enum fd_noise_op:
@@ -62,6 +68,7 @@ cdef extern from "fastdrop.h" nogil:
         fd_dtype dtype
         fd_operands operands
         size_t bias_length, n
+    size_t fd_bias_skip(const fd_task *)
     void fd_forward(const fd_task *, uint8_t *saved)
     void fd_backward(const fd_task *, const uint8_t *bits)
     uint64_t fd_parts_of(uint64_t rows)

@@ -32,6 +32,13 @@ cdef void set_task(fd_task *task, fd_op op, cnp.ndarray x, cnp.ndarray y, double
     task.n = <size_t> cnp.PyArray_SIZE(x)
 
 
+cdef void set_bias(fd_task *task, cnp.ndarray bias) noexcept:
+    """The operand that repeats, as `repeated` makes it."""
+    task.operands.bias = data(bias)
+    task.bias_length = <size_t> cnp.PyArray_SIZE(bias) - FD_REPEAT_PAD
+    task.operands.bias_skip = fd_bias_skip(task)
+
+
 cdef void set_axes(cnp.ndarray x, cnp.ndarray y, Place place, fd_axis *axis) noexcept:
     """The axes of a walk over x and y with the mask of a place."""
     cdef int64_t step = 1
@@ -51,13 +58,13 @@ cdef int operands(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray bia
     """Refuses what an op that takes contiguous arrays alone cannot compute with."""
     cdef int num = cnp.PyArray_TYPE(x)
     cdef int64_t n = cnp.PyArray_SIZE(x)
-    if op <= FD_DROPOUT or op > FD_ZONEOUT:
+    if op <= FD_DROPOUT or op >= FD_OPS:
         refused("op", "be one of table.h")
     dense(x, num, 0, "x")
     dense(out, num, 0, "out")
-    if op != FD_RELU_DROPOUT:
+    if fd_reads_residual(op):
         dense(residual, num, n, "residual")
-    if op == FD_BIAS_DROPOUT_ADD and n:
+    if fd_reads_bias(op) and n:
         dense(bias, num, FD_REPEAT_PAD + 1, "bias")
     return 0
 
@@ -92,7 +99,7 @@ cpdef tuple forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray b
     -------
     y : ndarray
     bits : bytes or None
-        The packed mask for backward, if `save`; of RELU_DROPOUT which elements have a gradient.
+        The packed mask for backward, if `save`; of the ops with ReLU which elements have a gradient.
     """
     cdef fd_constants c
     c.scale, c.shift, c.dropped = constants
@@ -108,8 +115,8 @@ cdef tuple forward_of(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray
     cdef uint8_t *kept = NULL
     cdef bytes bits = None
     fits(x, draw)
-    if draw.given and given is None:
-        refused("bits", "be there for a draw without a seed")
+    if given is None and (draw.given or op >= FD_DRAWN_OPS):
+        refused("bits", "be there for a draw without a seed, and for a backward pass")
     cdef Place place = draw.place
     cdef int ndim = cnp.PyArray_NDIM(x)
     cdef bint delivers = out is not None
@@ -122,11 +129,11 @@ cdef tuple forward_of(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray
         operands(op, x, residual, bias, out)
     set_task(&task, op, x, out, 0)
     task.draw, task.start = draw.of(), place.start
-    task.operands.residual, task.operands.bias = data(residual), data(bias)
+    task.operands.residual = data(residual)
     task.operands.constants = constants[0]
     if bias is not None:
-        task.bias_length = cnp.PyArray_SIZE(bias) - FD_REPEAT_PAD
-    if op == FD_RELU_DROPOUT:
+        set_bias(&task, bias)
+    if fd_is_relu(op):
         bits = empty_bits(task.n)
         task.operands.active = <uint8_t *> PyBytes_AsString(bits)
     if given is not None:
@@ -241,6 +248,11 @@ cdef inline bint any_layout(fd_op op) noexcept:
     return op == FD_DROPOUT or op == FD_ALPHA_DROPOUT
 
 
+cdef inline bint keeps_operands(fd_op op) noexcept:
+    """Whether the context has `x`, and `bias` as a copy, for the backward pass."""
+    return op == FD_BIAS_GELU_DROPOUT
+
+
 cdef bint reads(y, cnp.ndarray x, out) noexcept:
     """Whether a kernel may read y beside x, in one order, and write to out."""
     return (
@@ -272,8 +284,8 @@ cdef bint fused(fd_op op, cnp.ndarray x, out, residual, bias) noexcept:
     return (
         cnp.PyArray_IS_C_CONTIGUOUS(x)
         and (out is None or cnp.PyArray_IS_C_CONTIGUOUS(out))
-        and (op == FD_RELU_DROPOUT or reads(residual, x, out))
-        and (op != FD_BIAS_DROPOUT_ADD or repeats(bias, x))
+        and (not fd_reads_residual(op) or reads(residual, x, out))
+        and (not fd_reads_bias(op) or repeats(bias, x))
     )
 
 
@@ -314,6 +326,7 @@ def common_call(fd_op op, x, p, tuple how, constants, kind, residual=None, bias=
         or type(save) is not str
         or not writes_to(x, out)
         or not (any_layout(op) or fused(op, x, out, residual, bias))
+        or keeps_operands(op) and out is not None and share_memory(x, out)
     ):
         return None
     keep = save == "bits"
@@ -331,9 +344,13 @@ def common_call(fd_op op, x, p, tuple how, constants, kind, residual=None, bias=
     cdef Draw draw = counter.drawn(p, place)
     cdef bint done = False
     try:
-        longer = repeated(bias) if op == FD_BIAS_DROPOUT_ADD else None
+        longer = repeated(bias) if fd_reads_bias(op) else None
         y, bits = forward_of(op, x, residual, longer, out, draw, keep, &c, None)
-        result = y, saved(kind, draw.place.of, draw, c.scale, bits)
+        ctx = saved(kind, draw.place.of, draw, c.scale, bits)
+        if keeps_operands(op):
+            PyObject_GenericSetAttr(ctx, "x", x)
+            PyObject_GenericSetAttr(ctx, "bias", bias.copy())
+        result = y, ctx
         counter.spend(draw)
         done = True
     finally:
@@ -346,8 +363,8 @@ def common_backward(Saved ctx not None, dy, out, str kind=None, /):
     """The backward pass of `common_call`; None: something has to be looked at.
 
     kind: "each", where held has a bit for each element, whatever shares a draw; "apart", where out
-    may share no memory with dy; "columns", where, besides, the sums of dx over all but the last
-    axis are wanted: (dx, sums).
+    may share no memory with dy; "columns" and "each columns", where, besides, the sums of dx over
+    all but the last axis are wanted: (dx, sums).
     """
     held = ctx.held
     cdef Draw draw = ctx.draw
@@ -364,7 +381,8 @@ def common_backward(Saved ctx not None, dy, out, str kind=None, /):
     cdef int64_t n = cnp.PyArray_SIZE(dy)
     if kind is None:
         return backward(dy, out, draw, held, ctx.scale)
-    if kind != "each" and out is not None and share_memory(dy, out):
+    cdef bint each = kind == "each" or kind == "each columns"
+    if not each and out is not None and share_memory(dy, out):
         return None
     if kind == "apart":
         return backward(dy, out, draw, held, ctx.scale)
@@ -373,7 +391,7 @@ def common_backward(Saved ctx not None, dy, out, str kind=None, /):
     if kind == "each":
         return backward(dy, out, undrawn(whole(ctx.shape, n)), held, ctx.scale)
     if (
-        draw.place.size != n
+        not each and draw.place.size != n
         or not cnp.PyArray_IS_C_CONTIGUOUS(dy)
         or not (out is None or cnp.PyArray_IS_C_CONTIGUOUS(out))
         or cnp.PyArray_NDIM(dy) == 0

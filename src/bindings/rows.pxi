@@ -1,6 +1,7 @@
 # Rows: sums over them, and those of a table.
 
-cpdef tuple backward_sums(cnp.ndarray dy, cnp.ndarray out, bytes bits, double scale):
+cpdef tuple backward_sums(cnp.ndarray dy, cnp.ndarray out, bytes bits, double scale,
+                          cnp.ndarray x=None, cnp.ndarray bias=None):
     """`backward`, and the sums of dx over all but the last axis.
 
     Parameters
@@ -11,6 +12,8 @@ cpdef tuple backward_sums(cnp.ndarray dy, cnp.ndarray out, bytes bits, double sc
         As in `forward`, C-contiguous.
     bits : bytes or None
         The packed mask, one bit per element. None: dy is dx already, and nothing is written.
+    x, bias : ndarray or None
+        Those of BIAS_GELU_DROPOUT, whose dx this is then; bias repeats as in `forward`.
 
     Returns
     -------
@@ -34,8 +37,13 @@ cpdef tuple backward_sums(cnp.ndarray dy, cnp.ndarray out, bytes bits, double sc
     cdef uint8_t *mask = NULL if bits is None else mask_of(bits, n)
     cdef cnp.ndarray sums = cnp.PyArray_EMPTY(2, shape, cnp.NPY_DOUBLE, 0)
     cdef double *totals = <double *> data(sums)
-    set_task(&task, FD_DROPOUT, dx, dx, scale)
+    set_task(&task, FD_DROPOUT if x is None else FD_BIAS_GELU_BACKWARD, dx, dx, scale)
     task.operands.x = data(dy)
+    if x is not None:
+        operands(task.op, dy, x, bias, dx)
+        task.operands.residual = data(x)
+        if bias is not None:
+            set_bias(&task, bias)
     with nogil:
         fd_backward_sums(&task, mask, <size_t> row, totals)
     deliveries += given

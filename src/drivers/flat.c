@@ -1,6 +1,14 @@
 /* Contiguous arrays: draw and apply tile by tile, or apply bits that were drawn before. */
 #include "drivers/tiles.h"
 
+size_t fd_bias_skip(const fd_task *task)
+{
+    const size_t least = 512, length = task->bias_length < least ? least : task->bias_length;
+    if (task->bias_length & (task->bias_length - 1) || 2 * length > FD_TILE)
+        return 0;
+    return ~(length * fd_itemsize[task->dtype] - 1);
+}
+
 /* n <= FD_TILE keep bits from any index, at bit 0 of `bits` (FD_BITS_BYTES long). */
 static void draw_run(const fd_task *t, fd_indices from, size_t n, uint8_t *bits)
 {
@@ -42,13 +50,13 @@ typedef struct {
     uint8_t *saved;      /* forward; NULL: not wanted */
 } Flat;
 
-/* In one loop. Of a bias that repeats no more than a tile is there in one piece. */
+/* In one loop. */
 static void forward_pieces(const void *job, uint64_t first, uint64_t last, int seat)
 {
     (void)seat;
     const Flat *f = job;
     const fd_task *t = &f->task;
-    const size_t most = t->op == FD_BIAS_DROPOUT_ADD ? FD_TILE : PIECE;
+    const size_t most = fd_reads_bias(t->op) && !t->operands.bias_skip ? FD_TILE : PIECE;
     const uint64_t stop = min_size(t->n, last * FD_TILE);
     uint8_t unwanted[PIECE / 8 + FD_BITS_PAD];
     uint64_t piece[PIECE / FD_ALIGN + FD_PIECE_PAD];
@@ -70,7 +78,7 @@ static void forward_tiles(const void *job, uint64_t first, uint64_t last, int se
     const fd_task *t = &f->task;
     const size_t size = fd_itemsize[t->dtype];
     const uint64_t begin = first * FD_TILE, stop = min_size(t->n, last * FD_TILE);
-    const size_t off = t->op == FD_RELU_DROPOUT ? 0 : to_line(t->operands.y) / size;
+    const size_t off = fd_is_relu(t->op) ? 0 : to_line(t->operands.y) / size;
     const size_t lag = off ? 64 - off : 0;
     uint8_t buffer[2][8 + FD_BITS_BYTES], *before = buffer[0], *bits = buffer[1];
     uint64_t piece[FD_TILE / FD_ALIGN + FD_PIECE_PAD];

@@ -142,5 +142,5 @@ void fd_noise_backward(const fd_noise_task *task, char *dx, char *t, size_t row,
     const uint64_t parts = min_size(FD_PARTS, tiles(task->n)); /* of more, the others would be empty */
     pool_run(threads, parts, 1, backward_parts, &job);
     if (!t)
-        fd_sum_parts(row, parts, sums);
+        fd_sum_parts(task->machine, row, parts, sums);
 }

@@ -83,11 +83,10 @@ static void sum_parts(const void *job, uint64_t first, uint64_t last, int seat)
     }
 }
 
-void fd_sum_parts(size_t row, size_t parts, double *sums)
+void fd_sum_parts(fd_machine m, size_t row, size_t parts, double *sums)
 {
-    for (size_t part = 1; part < parts; part++)
-        for (size_t i = 0; i < row; i++)
-            sums[i] += sums[part * row + i];
+    if (parts > 1)
+        m.kernels->add_rows[FD_FLOAT64]((char *)(sums + row), parts - 1, row, sums, row);
 }
 
 void fd_backward_sums(const fd_task *task, const uint8_t *bits, size_t row, double *sums)
@@ -99,5 +98,5 @@ void fd_backward_sums(const fd_task *task, const uint8_t *bits, size_t row, doub
     const Sums s = {*task, bits, row, sums};
     const uint64_t parts = fd_parts_of(task->n / row);
     pool_run(task->n > CHUNK * FD_TILE ? task->machine.threads : 1, parts, 1, sum_parts, &s);
-    fd_sum_parts(row, parts, sums);
+    fd_sum_parts(task->machine, row, parts, sums);
 }

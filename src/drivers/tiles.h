@@ -31,20 +31,24 @@ static inline fd_operands operands_at(const fd_task *t, uint64_t i)
     const uint64_t offset = i * fd_itemsize[t->dtype];
     fd_operands o = t->operands;
     o.x += offset, o.y += offset;
-    if (t->op == FD_DROPOUT_ADD || t->op == FD_BIAS_DROPOUT_ADD || t->op == FD_ZONEOUT)
+    if (fd_reads_residual(t->op))
         o.residual += offset;
-    if (t->op == FD_BIAS_DROPOUT_ADD)
+    if (fd_reads_bias(t->op))
         o.bias += i % t->bias_length * fd_itemsize[t->dtype];
-    if (t->op == FD_RELU_DROPOUT)
+    if (fd_is_relu(t->op))
         o.active += i / 8;
     return o;
 }
 
-/* n of them; the first is bit `bit` of bits. */
+/* n of them; the first is bit `bit` of bits. Of a bias that repeats no more than its room is there in one piece. */
 static inline void apply_at(const fd_task *t, uint64_t i, const uint8_t *bits, size_t bit, size_t n)
 {
-    const fd_operands o = operands_at(t, i);
-    t->machine.kernels->apply[t->op][t->dtype](&o, bits, bit, n);
+    const size_t most = fd_reads_bias(t->op) && !t->operands.bias_skip ? FD_REPEAT_PAD : n;
+    for (size_t m; n; n -= m, i += m, bit += m) {
+        const fd_operands o = operands_at(t, i);
+        m = min_size(n, most);
+        t->machine.kernels->apply[t->op][t->dtype](&o, bits, bit, m);
+    }
 }
 
 /* Elements i ... i + n - 1 to the sums of their columns, of which there are `row`. */

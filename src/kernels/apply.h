@@ -6,22 +6,30 @@
  *   SCALAR  the compute type in C
  */
 #include "simd/contract_type.h"
+#include "kernels/exponential.h"
+#include "kernels/gelu.h"
 
 /* A vector of y, whose elements are `at` bytes behind the first and have bits j ... of b. lanes: those that
  * have a gradient, if the op says so. */
 ALWAYS_INLINE VEC NAME(vector, SUFFIX)(fd_op op, const fd_operands *o, size_t at, BITS b, int j,
                                        VEC scale, uint32_t *lanes)
 {
-    VEC v = op == FD_ZONEOUT ? LOAD(o->x + at) : LOAD_KEPT(o->x + at, b, j);
-    if (op == FD_BIAS_DROPOUT_ADD)
-        v = ADD(v, LOAD_KEPT(o->bias + at, b, j));
+    const int with_bias = fd_reads_bias(op) && op != FD_BIAS_GELU_BACKWARD;
+    VEC v = op == FD_ZONEOUT || with_bias ? LOAD(o->x + at) : LOAD_KEPT(o->x + at, b, j);
+    if (with_bias) /* and drops the sum, which is one step less than dropping both */
+        v = CHOOSE(ADD(v, LOAD(o->bias + (at & ~o->bias_skip))), SET(0), b, j);
+    if (op == FD_BIAS_GELU_DROPOUT)
+        v = NAME(gelu, SUFFIX)(v);
     if (op != FD_ZONEOUT)
         v = MUL(v, scale);
+    if (op == FD_BIAS_GELU_BACKWARD)
+        v = MUL(v, NAME(gelu_slope, SUFFIX)(CHOOSE(ADD(LOAD(o->residual + at), LOAD(o->bias + (at & ~o->bias_skip))),
+                                                   SET(0), b, j)));
     if (op == FD_ALPHA_DROPOUT)
         v = CHOOSE(ADD(v, SET(o->constants.shift)), SET(o->constants.dropped), b, j);
     if (op == FD_ZONEOUT)
         v = CHOOSE(v, LOAD(o->residual + at), b, j);
-    if (op == FD_RELU_DROPOUT)
+    if (fd_is_relu(op))
         v = RELU(v, lanes);
     if (op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD)
         v = ADD(LOAD(o->residual + at), v);
@@ -45,7 +53,7 @@ ALWAYS_INLINE void NAME(half_strip, SUFFIX)(fd_op op, const fd_operands *o, size
         } else
             STORE(o->y + at, v);
     }
-    if (op == FD_RELU_DROPOUT)
+    if (fd_is_relu(op))
         store_le32(o->active + i / 8, active);
 }
 
@@ -65,19 +73,19 @@ static inline void NAME(part, SUFFIX)(fd_op op, const fd_operands *o, size_t i, 
     char x[64 * SIZE] = {0}, residual[64 * SIZE], bias[64 * SIZE];
     uint8_t copy[16] = {0}, active[8];
     memcpy(x, o->x + i * SIZE, n * SIZE);
-    if (op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD || op == FD_ZONEOUT) {
+    if (fd_reads_residual(op)) {
         memset(residual, 0, sizeof residual);
         memcpy(residual, o->residual + i * SIZE, n * SIZE);
     }
-    if (op == FD_BIAS_DROPOUT_ADD) {
+    if (fd_reads_bias(op)) {
         memset(bias, 0, sizeof bias);
-        memcpy(bias, o->bias + i * SIZE, n * SIZE);
+        memcpy(bias, o->bias + (i * SIZE & ~o->bias_skip), n * SIZE);
     }
     memcpy(copy, bits + bit / 8, (bit % 8 + n + 7) / 8);
-    const fd_operands padded = {x, residual, bias, x, active, o->constants, 0};
+    const fd_operands padded = {x, residual, bias, x, active, o->constants, 0, 0};
     NAME(strip, SUFFIX)(op, &padded, 0, copy, bit % 8, scale, 0);
     memcpy(o->y + i * SIZE, x, n * SIZE);
-    if (op == FD_RELU_DROPOUT) {
+    if (fd_is_relu(op)) {
         memcpy(o->active + i / 8, active, (n + 7) / 8);
         if (n % 8) /* nothing beyond the last element */
             o->active[(i + n) / 8] &= (uint8_t)((1 << n % 8) - 1);
@@ -92,7 +100,7 @@ ALWAYS_INLINE void NAME(apply, SUFFIX)(fd_op op, const fd_operands *operands, co
     /* Begin with what is before y's first cache line: a store across two lines costs two. Up to 8 KiB
      * that is cheaper than two parts. Not with relu, whose own bits would begin inside a byte then. */
     const int few = n < 256 || (!o.non_temporal && n * SIZE < 8192);
-    size_t i = few || op == FD_RELU_DROPOUT ? 0 : to_line(o.y) / SIZE;
+    size_t i = few || fd_is_relu(op) ? 0 : to_line(o.y) / SIZE;
     if (i)
         NAME(part, SUFFIX)(op, &o, 0, bits, bit, i, scale);
     const int non_temporal = o.non_temporal && (uintptr_t)(o.y + i * SIZE) % 64 == 0;
@@ -122,11 +130,11 @@ static inline fd_operands NAME(operands_at, SUFFIX)(fd_op op, const fd_operands 
 {
     fd_operands o = *operands;
     o.x += i * SIZE, o.y += i * SIZE;
-    if (op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD || op == FD_ZONEOUT)
+    if (fd_reads_residual(op))
         o.residual += i * SIZE;
-    if (op == FD_BIAS_DROPOUT_ADD)
-        o.bias += i * SIZE;
-    if (op == FD_RELU_DROPOUT)
+    if (fd_reads_bias(op))
+        o.bias += i * SIZE & ~o.bias_skip;
+    if (fd_is_relu(op))
         o.active += i / 8;
     return o;
 }
@@ -147,9 +155,9 @@ ALWAYS_INLINE void NAME(beside, SUFFIX)(fd_op op, const NAME(Beside, SUFFIX) *b,
 ALWAYS_INLINE void NAME(drop, SUFFIX)(fd_op op, const NAME(Beside, SUFFIX) *b, const uint32_t *at,
                                       size_t n)
 {
-    const int second = op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD || op == FD_ZONEOUT;
+    const int second = fd_reads_residual(op);
     char x[WIDTH * SIZE] = {0}, residual[WIDTH * SIZE] = {0}, y[WIDTH * SIZE];
-    const fd_operands o = {x, residual, x, y, NULL, b->o.constants, 0};
+    const fd_operands o = {x, residual, x, y, NULL, b->o.constants, 0, 0};
     for (size_t k = 0; k < n; k++) {
         uint32_t lanes;
         if (second)
@@ -158,17 +166,19 @@ ALWAYS_INLINE void NAME(drop, SUFFIX)(fd_op op, const NAME(Beside, SUFFIX) *b, c
             STORE(y, NAME(vector, SUFFIX)(op, &o, 0, bits_load(b->bits + at[k] / 8, at[k] % 8), 0,
                                           b->scale, &lanes));
         memcpy(b->o.y + at[k] * SIZE, y, SIZE);
-        if (op == FD_RELU_DROPOUT)
+        if (fd_is_relu(op))
             b->o.active[at[k] / 8] &= (uint8_t)~(1 << at[k] % 8);
     }
 }
 
 /* The ops as functions: one road with a constant. */
-#define OP(name, op)                                                                              \
+#define APPLIED(name, op)                                                                         \
     static void NAME(name, SUFFIX)(const fd_operands *o, const uint8_t *bits, size_t bit, size_t n) \
     {                                                                                             \
         NAME(apply, SUFFIX)(op, o, bits, bit, n);                                                 \
-    }                                                                                             \
+    }
+#define OP(name, op)                                                                              \
+    APPLIED(name, op)                                                                             \
     ALWAYS_INLINE void NAME(name##_beside, SUFFIX)(const void *to, size_t i, int slot)            \
     {                                                                                             \
         NAME(beside, SUFFIX)(op, to, i, slot, 0);                                                 \
@@ -194,7 +204,8 @@ ALWAYS_INLINE void NAME(drop, SUFFIX)(fd_op op, const NAME(Beside, SUFFIX) *b, c
             draw_bits(draw, from, n, bits);                                                       \
             NAME(name, SUFFIX)(o, bits, 0, n);                                                    \
         }                                                                                         \
-    }                                                                                             \
+    }
+#define STREAMED(name, op)                                                                         \
     ALWAYS_INLINE void NAME(name##_past, SUFFIX)(const void *to, size_t i, int slot)              \
     {                                                                                             \
         NAME(beside, SUFFIX)(op, to, i, slot, 1);                                                 \
@@ -212,13 +223,39 @@ ALWAYS_INLINE void NAME(drop, SUFFIX)(fd_op op, const NAME(Beside, SUFFIX) *b, c
             NAME(name, SUFFIX)(o, before, bit, FD_TILE);                                          \
         }                                                                                         \
     }
-OP(dropout, FD_DROPOUT)
-OP(dropout_add, FD_DROPOUT_ADD)
-OP(bias_dropout_add, FD_BIAS_DROPOUT_ADD)
-OP(relu_dropout, FD_RELU_DROPOUT)
-OP(alpha_dropout, FD_ALPHA_DROPOUT)
-OP(zoneout, FD_ZONEOUT)
+OP(dropout, FD_DROPOUT) STREAMED(dropout, FD_DROPOUT)
+OP(dropout_add, FD_DROPOUT_ADD) STREAMED(dropout_add, FD_DROPOUT_ADD)
+OP(bias_dropout_add, FD_BIAS_DROPOUT_ADD) STREAMED(bias_dropout_add, FD_BIAS_DROPOUT_ADD)
+OP(relu_dropout, FD_RELU_DROPOUT) STREAMED(relu_dropout, FD_RELU_DROPOUT)
+OP(alpha_dropout, FD_ALPHA_DROPOUT) STREAMED(alpha_dropout, FD_ALPHA_DROPOUT)
+OP(zoneout, FD_ZONEOUT) STREAMED(zoneout, FD_ZONEOUT)
+OP(bias_relu_dropout, FD_BIAS_RELU_DROPOUT)
 #undef OP
+#undef STREAMED
+
+/* Beside so much arithmetic a loop that draws, too, would win nothing. */
+APPLIED(bias_gelu_dropout, FD_BIAS_GELU_DROPOUT)
+APPLIED(bias_gelu_backward, FD_BIAS_GELU_BACKWARD)
+#undef APPLIED
+static void NAME(bias_gelu_dropout_forward, SUFFIX)(const fd_draw *draw, fd_indices from, size_t n,
+                                                    const fd_operands *o, uint8_t *bits)
+{
+    draw_bits(draw, from, n, bits);
+    NAME(bias_gelu_dropout, SUFFIX)(o, bits, 0, n);
+}
+
+/* Ops that draw a tile and then apply the other: the code of one loop for each takes room in every wheel. */
+#define STREAMED(name)                                                                            \
+    static void NAME(name##_stream, SUFFIX)(const fd_draw *draw, fd_indices from, uint8_t *bits,  \
+                                            const fd_operands *o, const uint8_t *before,          \
+                                            size_t bit)                                           \
+    {                                                                                             \
+        draw_bits(draw, from, FD_TILE, bits);                                                     \
+        NAME(name, SUFFIX)(o, before, bit, FD_TILE);                                              \
+    }
+STREAMED(bias_relu_dropout)
+STREAMED(bias_gelu_dropout)
+#undef STREAMED
 
 /* Some columns at a time, whose sums stay in registers. */
 static void NAME(add_rows, SUFFIX)(const char *x, size_t rows, size_t row, double *sum, size_t n)

@@ -42,8 +42,24 @@ typedef enum {
     FD_RELU_DROPOUT,     /* y = relu(kept(x) * scale); active: which elements have a gradient */
     FD_ALPHA_DROPOUT,    /* y = x * scale + shift where kept, else `dropped` */
     FD_ZONEOUT,          /* y = x where kept, else residual */
+    FD_BIAS_RELU_DROPOUT, /* as FD_RELU_DROPOUT, of x + bias */
+    FD_BIAS_GELU_DROPOUT, /* y = gelu(kept(x + bias)) * scale */
+    FD_DRAWN_OPS,
+    FD_BIAS_GELU_BACKWARD = FD_DRAWN_OPS, /* y = kept(x) * scale * gelu'(kept(residual + bias)) */
     FD_OPS
 } fd_op;
+
+/* What an op reads beside x, and whether it writes `active`. */
+static inline int fd_reads_residual(fd_op op)
+{
+    return op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD || op == FD_ZONEOUT || op == FD_BIAS_GELU_BACKWARD;
+}
+static inline int fd_reads_bias(fd_op op)
+{
+    return op == FD_BIAS_DROPOUT_ADD || op == FD_BIAS_RELU_DROPOUT || op == FD_BIAS_GELU_DROPOUT ||
+           op == FD_BIAS_GELU_BACKWARD;
+}
+static inline int fd_is_relu(fd_op op) { return op == FD_RELU_DROPOUT || op == FD_BIAS_RELU_DROPOUT; }
 
 typedef struct {
     double scale, shift, dropped;
@@ -56,6 +72,8 @@ typedef struct {
     uint8_t *active; /* packed bits, from bit 0 on: kept, and not (x <= 0) */
     fd_constants constants;
     int non_temporal; /* write y past the caches */
+    size_t bias_skip; /* bits that do not count in how many bytes of bias are behind its first: where it repeats
+                         after a power of two, it is read from a part of it that stays in the L1 cache */
 } fd_operands;
 
 /* Bit `bit` of `bits` belongs to the first element. */
@@ -112,8 +130,8 @@ typedef struct {
     /* Keep bits of n elements; `bits` is FD_BITS_PAD bytes longer. */
     void (*draw_bits)(const fd_draw *draw, fd_indices from, size_t n, uint8_t *bits);
     fd_apply_fn *apply[FD_OPS][FD_DTYPES];
-    fd_forward_fn *forward[FD_OPS][FD_DTYPES];
-    fd_stream_fn *stream[FD_OPS][FD_DTYPES];
+    fd_forward_fn *forward[FD_DRAWN_OPS][FD_DTYPES];
+    fd_stream_fn *stream[FD_DRAWN_OPS][FD_DTYPES];
     /* n variates from 4 * block on, at most FD_TILE + 4; noise is FD_NOISE_PAD longer. */
     void (*draw_noise)(fd_noise kind, const fd_draw *draw, uint64_t block, size_t n, float *noise,
                        fd_ahead ahead);

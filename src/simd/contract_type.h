@@ -27,12 +27,12 @@
 #define LOAD_SCALARS(p) PASTE(COMPUTE, LOAD)(p) /* of the compute type */
 #define STORE_SCALARS(p, v) PASTE(COMPUTE, STORE)(p, v)
 
-/* F32 and F64 alone, for noise. */
 #define SUB(a, b) PASTE(COMPUTE, SUB)(a, b)
 #define DIV(a, b) PASTE(COMPUTE, DIV)(a, b)
 #define MIN(a, b) PASTE(COMPUTE, MIN)(a, b)
-#define MAX(a, b) PASTE(COMPUTE, MAX)(a, b)
+#define MAX(a, b) PASTE(COMPUTE, MAX)(a, b) /* as MIN: b, if b is a NaN */
 #define POWER(v) PASTE(COMPUTE, POWER)(v) /* 2^n, n in the lowest bits of v */
+/* F32 and F64 alone, for noise. */
 #define FROM_F32(p) PASTE(COMPUTE, FROM_F32)(p) /* from const float * */
 #endif
 
@@ -50,12 +50,12 @@ static inline void NAME(contract, SUFFIX)(char *p, VEC v, BITS b, uint32_t *acti
     STORE(p, v);
     NT_STORE(p, v);
     STORE_SCALARS(p, v);
-#if SIZE >= 4
     GIVES(VEC, SUB(v, v));
     GIVES(VEC, DIV(v, v));
     GIVES(VEC, MIN(v, v));
     GIVES(VEC, MAX(v, v));
     GIVES(VEC, POWER(v));
+#if SIZE >= 4
     GIVES(VEC, FROM_F32((const float *)p));
     GIVES(F32_VEC, F32_SQRT(F32_SET(1.0)));
 #endif

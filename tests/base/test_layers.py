@@ -99,6 +99,8 @@ def test_out_where_there_is_none():
 EVERY = {
     "DropConnect": (lambda: fd.layers.DropConnect(4, 4, rng=1), 1),
     "BiasDropoutAdd": (lambda: fd.layers.BiasDropoutAdd(rng=1), 3),
+    "BiasGeluDropout": (lambda: fd.layers.BiasGeluDropout(rng=1), 2),
+    "BiasReluDropout": (lambda: fd.layers.BiasReluDropout(rng=1), 2),
     "DropoutAdd": (lambda: fd.layers.DropoutAdd(rng=1), 2),
     "EmbeddingDropout": (lambda: fd.layers.EmbeddingDropout(np.ones((8, 4)), rng=1), 0),
     "LockedDropout": (lambda: fd.layers.LockedDropout(time_axis=1, rng=1), 1),

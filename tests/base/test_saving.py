@@ -20,6 +20,7 @@ SIZED = {
     "VariationalDropout": ((8,),),
 }
 INPUTS = {"Zoneout": [X, X], "DropoutAdd": [X, X], "BiasDropoutAdd": [X, X[0], X]}
+INPUTS |= {"BiasReluDropout": [X, X[0]], "BiasGeluDropout": [X, X[0]]}
 INPUTS |= {"EmbeddingDropout": [[1, 3]], "LockedDropout": [X[None]]}
 for maps in ("SpatialDropout", "FeatureAlphaDropout", "DropBlock"):
     INPUTS[maps] = [X.reshape(1, 3, 4, 4)]

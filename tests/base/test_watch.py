@@ -20,6 +20,8 @@ OPS = {
     "adversarial_dropout": lambda x, **how: fd.adversarial_dropout(x, x + 1, p=0.3, **how),
     "alpha_dropout": fd.alpha_dropout,
     "bias_dropout_add": lambda x, **how: fd.bias_dropout_add(x, x[0, 0, 0], x, **how),
+    "bias_gelu_dropout": lambda x, **how: fd.bias_gelu_dropout(x, x[0, 0, 0], **how),
+    "bias_relu_dropout": lambda x, **how: fd.bias_relu_dropout(x, x[0, 0, 0], **how),
     "concrete_dropout": lambda x, **how: fd.concrete_dropout(x, 0.1, **how),
     "drop_block": lambda x, **how: fd.drop_block(x, 0.3, 3, **how),
     "drop_path": fd.drop_path,

@@ -1,6 +1,7 @@
-"""dropout_add, bias_dropout_add and relu_dropout against the reference."""
+"""The fused ops against the reference, and GELU against exact numbers."""
 
 import pickle
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -9,7 +10,18 @@ from helpers.bitwise import assert_same_bits
 import fastdrop as fd
 from fastdrop import _core, reference
 
-OPS = ["dropout_add", "bias_dropout_add", "relu_dropout"]
+ADDING = ["dropout_add", "bias_dropout_add"]
+BIASED = ["bias_dropout_add", "bias_relu_dropout", "bias_gelu_dropout"]
+OPS = [*ADDING, "relu_dropout", "bias_relu_dropout", "bias_gelu_dropout"]
+
+
+def operands_of(op, x, bias, residual):
+    """Those that this op takes."""
+    return [x, *[bias] * (op in BIASED), *[residual] * (op in ADDING)]
+
+
+def listed(grads):
+    return grads if isinstance(grads, tuple) else (grads,)
 
 
 def operands(shape, dtype, seed=0):
@@ -21,18 +33,19 @@ def operands(shape, dtype, seed=0):
 
 def call(op, x, bias, residual, p, **arguments):
     """y, ctx, and the reference's y and mask of gradients."""
-    given = {"dropout_add": (residual,), "bias_dropout_add": (bias, residual), "relu_dropout": ()}
-    y, ctx = getattr(fd, op)(x, *given[op], p, **arguments)
+    y, ctx = getattr(fd, op)(*operands_of(op, x, bias, residual), p, **arguments)
     where = arguments.get("shared_axes", ()), arguments.get("region")
     p = p if arguments.get("training", True) else 0.0
     mask = reference.keep(reference.element_index(x.shape, *where), p, 5, 0)
-    if op == "relu_dropout":
-        expected = reference.fused(x, mask, p, relu=True)
+    add_bias = bias if op in BIASED else None
+    if "relu" in op:
+        expected = reference.fused(x, mask, p, bias=add_bias, relu=True)
         with np.errstate(all="ignore"):
-            scaled = reference.fused(x, np.ones_like(mask), p)
+            scaled = reference.fused(x, np.ones_like(mask), p, bias=add_bias)
             mask = mask & ~(scaled <= 0)
+    elif "gelu" in op:
+        expected = reference.fused(x, mask, p, bias=bias, with_gelu=True)
     else:
-        add_bias = bias if op == "bias_dropout_add" else None
         expected = reference.fused(x, mask, p, bias=add_bias, residual=residual)
     return y, ctx, expected, mask
 
@@ -40,20 +53,22 @@ def call(op, x, bias, residual, p, **arguments):
 def check(op, x, bias, residual, dy, p, **arguments):
     y, ctx, expected, mask = call(op, x, bias, residual, p, rng=5, **arguments)
     assert_same_bits(y, expected)
-    grads = ctx.backward(dy)
-    dx = grads if op == "relu_dropout" else grads[0]
-    assert_same_bits(dx, reference.fused(dy, mask, ctx.p))
-    if op != "relu_dropout":
+    dx, *grads = listed(ctx.backward(dy))
+    if "gelu" in op:
+        assert_same_bits(dx, reference.fused_gelu_gradient(dy, mask, ctx.p, x, bias))
+    else:
+        assert_same_bits(dx, reference.fused(dy, mask, ctx.p))
+    if op in ADDING:
         assert_same_bits(grads[-1], dy)
-    if op == "bias_dropout_add":
-        assert grads[1].shape == bias.shape
-        assert grads[1].dtype == x.dtype
+    if op in BIASED:
+        assert grads[0].shape == bias.shape
+        assert grads[0].dtype == x.dtype
         axes = tuple(range(x.ndim - 1))
         wide = dx.astype(np.float64)
         exact = wide.sum(axis=axes)
         size = np.abs(wide[np.isfinite(wide)]).sum()
         eps = float(2.0**-8 if x.dtype.name == "bfloat16" else np.finfo(x.dtype).eps)
-        np.testing.assert_allclose(grads[1].astype(np.float64), exact, rtol=eps, atol=1e-14 * size)
+        np.testing.assert_allclose(grads[0].astype(np.float64), exact, rtol=eps, atol=1e-14 * size)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -111,7 +126,8 @@ def test_special_values(isa, any_dtype, op):
 @pytest.mark.parametrize("target", ["x", "residual", "other", "strided", "overlap"])
 def test_out(isa, op, target):
     x, bias, residual, dy = operands((50, 100), np.float32)
-    _, _, expected, _ = call(op, x, bias, residual, 0.3, rng=5)
+    _, ctx, expected, _ = call(op, x, bias, residual, 0.3, rng=5)
+    before = listed(ctx.backward(dy))
     room = np.zeros((51, 200), np.float32)
     shifted = np.zeros(50 * 100 + 7, np.float32)
     shifted[:-7] = x.ravel()
@@ -127,22 +143,22 @@ def test_out(isa, op, target):
     y, ctx, _, _ = call(op, x, bias, residual, 0.3, rng=5, out=out)
     assert y is out
     assert_same_bits(np.ascontiguousarray(y), expected)
-    grads = ctx.backward(dy.copy())
-    dx = dy.copy()
-    again = ctx.backward(dx, out=dx)
-    if op == "relu_dropout":
-        assert_same_bits(again, grads)
-    else:
-        for a, b in zip(again, grads, strict=True):
-            assert_same_bits(a, b)
+    dx, strided = dy.copy(), np.zeros((50, 200), np.float32)[:, ::2]
+    given = [{}, {"out": np.empty_like(dy)}, {"out": strided}, {"out": dx}]
+    for to in given:
+        grads = listed(ctx.backward(dx, **to))
+        assert grads[0] is to.get("out", grads[0])
+        for a, b in zip(grads, before, strict=True):
+            assert_same_bits(np.ascontiguousarray(a), b)
 
 
-@pytest.mark.parametrize("op", OPS[:2])
+@pytest.mark.parametrize("op", [*ADDING, "bias_gelu_dropout"])
 def test_seed_instead_of_bits(op):
     x, bias, residual, dy = operands((50, 100), np.float32)
     _, bits, _, _ = call(op, x, bias, residual, 0.3, rng=5)
     _, seed, _, _ = call(op, x, bias, residual, 0.3, rng=5, save="seed")
-    assert (bits.nbytes, seed.nbytes) == (625, 0)
+    held = 4 * (5000 + 100) if "gelu" in op else 0  # x and the bias
+    assert (bits.nbytes, seed.nbytes) == (625 + held, held)
     for a, b in zip(bits.backward(dy), seed.backward(dy), strict=True):
         assert_same_bits(a, b)
 
@@ -150,14 +166,13 @@ def test_seed_instead_of_bits(op):
 @pytest.mark.parametrize("op", OPS)
 def test_gradients_by_central_differences(op):
     x, bias, residual, dy = operands((4, 5), np.float64)
-    arrays = {"dropout_add": [x, residual], "relu_dropout": [x]}.get(op, [x, bias, residual])
+    arrays = operands_of(op, x, bias, residual)
 
     def value():
         y, ctx = getattr(fd, op)(*arrays, 0.4, rng=9)
         return np.vdot(y, dy), ctx
 
-    grads = value()[1].backward(dy)
-    grads = grads if isinstance(grads, tuple) else (grads,)
+    grads = listed(value()[1].backward(dy))
     h = 1e-6
     for array, grad in zip(arrays, grads, strict=True):
         for i in np.ndindex(array.shape):
@@ -180,7 +195,8 @@ def test_contexts_can_be_pickled(op):
         np.testing.assert_array_equal(a, b)
 
 
-def test_bias_gradient_does_not_depend_on_threads_or_isa():
+@pytest.mark.parametrize("op", BIASED)
+def test_bias_gradient_does_not_depend_on_threads_or_isa(op):
     x, bias, residual, dy = operands((3000, 70), np.float32)
     threads, isa = fd.get_num_threads(), _core.get_isa()
     results = []
@@ -189,7 +205,7 @@ def test_bias_gradient_does_not_depend_on_threads_or_isa():
             _core.set_isa(name)
             for n in (1, 2, 5):
                 fd.set_num_threads(n)
-                _, ctx = fd.bias_dropout_add(x, bias, residual, 0.3, rng=5)
+                _, ctx, _, _ = call(op, x, bias, residual, 0.3, rng=5)
                 results.append(ctx.backward(dy)[1])
     finally:
         fd.set_num_threads(threads)
@@ -237,3 +253,65 @@ def test_a_bias_in_two_dimensions():
     for wrong in (x[:2], x[:1, :1], x[None, :1]):
         with pytest.raises(ValueError, match="bias must have shape"):
             fd.bias_dropout_add(x, wrong, x, 0.3, rng=1)
+
+
+@pytest.mark.parametrize("op", ["bias_relu_dropout", "bias_gelu_dropout"])
+def test_a_bias_before_an_activation(op):
+    op, x = getattr(fd, op), operands((6, 5), np.float32)[0]
+    y, ctx = op(x, x[:1], 0.3, rng=1)
+    assert_same_bits(y, op(x, x[0], 0.3, rng=1)[0])
+    assert ctx.backward(x)[1].shape == (5,)
+    with pytest.raises(ValueError, match=r"bias must have shape \(5,\), got \(4,\)"):
+        op(x, x[0, 1:], 0.3, rng=1)
+    with pytest.raises(ValueError, match="x must have at least one axis"):
+        op(x[0, 0], x[0], 0.3, rng=1)
+
+
+def exactly(u):
+    """GELU of a float and its slope, to 40 digits."""
+    with localcontext(prec=60):
+        u, pi = Decimal(float(u)), Decimal("3.14159265358979323846264338327950288419716939937511")
+        c, k = (8 / pi).sqrt(), Decimal("0.044715")
+        odds = (-c * (u + k * u**3)).exp()
+        s = 1 / (1 + odds)
+        return u * s, s + u * c * (1 + 3 * k * u * u) * s * (odds * s)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "of_u", "of_slope"), [(np.float32, 1.3e-7, 3e-7), (np.float64, 2.3e-16, 5e-16)]
+)
+def test_gelu_is_as_exact_as_the_docs_say(isa, dtype, of_u, of_slope):
+    u = np.concatenate([np.linspace(-25, 25, 1501), np.linspace(-4, 6, 1501)])
+    u = np.append(u, [1e-30, -1e-30, 1e-3, -1e-3, 1e30, -1e30]).astype(dtype)
+    bias, ones = np.zeros_like(u), np.ones_like(u)
+    y, ctx = fd.bias_gelu_dropout(u, bias, 0.0)
+    dx, _ = ctx.backward(ones)
+    for v, a, b in zip(u, y, dx, strict=True):
+        if abs(v) < 30:
+            value, slope = exactly(v)
+            assert abs(Decimal(float(a)) - value) <= Decimal(of_u) * abs(Decimal(float(v)))
+            assert abs(Decimal(float(b)) - slope) <= Decimal(of_slope)
+        else:
+            assert (a, b) == (max(v, 0), v > 0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_where_gelu_saturates(isa, any_dtype):
+    huge = 6e4 if any_dtype == np.float16 else 3e38
+    u = np.array([-np.inf, -huge, -50, -0.0, 0.0, 50, huge, np.inf, np.nan], any_dtype)
+    bias = np.full_like(u, -0.0)  # which leaves -0
+    y, ctx = fd.bias_gelu_dropout(u, bias, 0.0)
+    zero, expected = any_dtype(-0.0), [0.0, 0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 1.0, np.nan]
+    assert_same_bits(y, np.array([zero, zero, zero, *u[3:]], any_dtype))
+    assert_same_bits(ctx.backward(np.ones_like(u))[0], np.array(expected, any_dtype))
+
+
+def test_an_optimiser_may_change_the_bias():
+    x, bias, _, dy = operands((6, 5), np.float32)
+    _, ctx = fd.bias_gelu_dropout(x, bias, 0.3, rng=1)
+    before = ctx.backward(dy)
+    bias += 1
+    for a, b in zip(ctx.backward(dy), before, strict=True):
+        assert_same_bits(a, b)
+    with pytest.raises(TypeError, match="dy must have dtype float32 as x has"):
+        ctx.backward(dy.astype(float))

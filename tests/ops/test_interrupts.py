@@ -97,6 +97,8 @@ OPS = {
     "adversarial_dropout": (of(fd.adversarial_dropout, same, delta=0.2, p=0.3), ""),
     "alpha_dropout": (of(fd.alpha_dropout), "out save"),
     "bias_dropout_add": (of(fd.bias_dropout_add, row, same), "out save"),
+    "bias_gelu_dropout": (of(fd.bias_gelu_dropout, row), "out save"),
+    "bias_relu_dropout": (of(fd.bias_relu_dropout, row), "out"),
     "concrete_dropout": (of(fd.concrete_dropout, logit=0.3), ""),
     "drop_block": (of(fd.drop_block, p=0.3, block_size=3), "out save"),
     "drop_path": (of(fd.drop_path), "out save"),
@@ -322,6 +324,8 @@ def test_what_draws_without_an_array(draws):
 LAYERS = {
     "AdversarialDropout": (lambda rng: fd.layers.AdversarialDropout(0.2, 0.3, rng=rng), 1),
     "BiasDropoutAdd": (lambda rng: fd.layers.BiasDropoutAdd(rng=rng), 3),
+    "BiasGeluDropout": (lambda rng: fd.layers.BiasGeluDropout(rng=rng), 2),
+    "BiasReluDropout": (lambda rng: fd.layers.BiasReluDropout(rng=rng), 2),
     "DropoutAdd": (lambda rng: fd.layers.DropoutAdd(rng=rng), 2),
     "DropConnect": (lambda rng: fd.layers.DropConnect(7, 3, dtype=float, rng=rng), 1),
     "EmbeddingDropout": (lambda rng: fd.layers.EmbeddingDropout(X[0, 0], rng=rng), 0),
@@ -338,7 +342,8 @@ def a_layer(name):
     make, inputs = LAYERS.get(name, (lambda rng: getattr(fd.layers, name)(rng=rng), 1))
     layer = make(fd.Rng(3, 5))
     layer.rng.state = {**layer.rng.state, "call": 5}
-    return layer, ([X] * inputs if inputs < 3 else [X, X[0, 0, 0], X]) or [IDS]
+    row = [X[0, 0, 0]] if name.startswith("Bias") else []
+    return layer, [X, *row, *[X] * (inputs - 1 - len(row))] if inputs else [IDS]
 
 
 def all_of(layer):

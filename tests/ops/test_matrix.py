@@ -76,12 +76,15 @@ def masked(op, *more, gradient=None, shape=None):
 
 
 def of_bias(dy, x, bias, residual):
-    dx = ref.apply(dy, kept(dy.shape), 0.5)
-    return dx, dx.sum(axis=0, dtype=np.float64).astype(dx.dtype), dy
+    return *with_sums(ref.apply(dy, kept(dy.shape), 0.5)), dy
 
 
 def of_relu(dy, x):
     return ref.fused(dy, kept(x.shape) & ~(x <= 0), 0.5)
+
+
+def with_sums(dx):
+    return dx, dx.sum(axis=0, dtype=np.float64).astype(dx.dtype)
 
 
 def of_maps(x):
@@ -141,6 +144,18 @@ CASES = {
         close=(1,),
     ),
     "relu_dropout": Case({"x": X}, lambda x: ref.fused(x, kept(x.shape), 0.5, relu=True), of_relu),
+    "bias_relu_dropout": Case(
+        {"x": X, "bias": B},
+        lambda x, b: ref.fused(x, kept(x.shape), 0.5, bias=b, relu=True),
+        lambda dy, x, b: with_sums(of_relu(dy, x + b)),
+        close=(1,),
+    ),
+    "bias_gelu_dropout": Case(
+        {"x": X, "bias": B},
+        lambda x, b: ref.fused(x, kept(x.shape), 0.5, bias=b, with_gelu=True),
+        lambda dy, x, b: with_sums(ref.fused_gelu_gradient(dy, kept(x.shape), 0.5, x, b)),
+        close=(1,),
+    ),
     "alpha_dropout": Case(
         {"x": X},
         *masked(

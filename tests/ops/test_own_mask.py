@@ -60,6 +60,23 @@ def test_fused(isa, any_dtype, layout):
     assert_same_bits(y, of(dense, mask, 0.3, relu=True))
     assert (ctx.mask() == (mask & (dense > 0))).all()
     assert_same_bits(ctx.backward(x), of(dense, mask & (dense > 0), 0.3))
+    y, ctx = fd.bias_gelu_dropout(x, bias, 0.3, mask=mask)
+    assert_same_bits(y, of(dense, mask, 0.3, bias=bias, with_gelu=True))
+    gradient = reference.fused_gelu_gradient(dense, mask, 0.3, dense, bias)
+    assert_same_bits(ctx.backward(x)[0], gradient)
+
+
+@pytest.mark.parametrize("columns", [1, 3, 64, 70, 2048, 4096, 5000])
+def test_a_bias_repeats_to_the_end(isa, columns):
+    """Also behind the piece of it that the kernels find in one place."""
+    x, mask = numbers(90_000 // columns, columns), random_mask(90_000 // columns, columns)
+    bias = numbers(columns)
+    y, _ = fd.bias_dropout_add(x, bias, x, 0.3, mask=mask)
+    assert_same_bits(y, reference.fused(x, mask, 0.3, residual=x, bias=bias))
+    y, ctx = fd.bias_gelu_dropout(x, bias, 0.3, mask=mask)
+    assert_same_bits(y, reference.fused(x, mask, 0.3, bias=bias, with_gelu=True))
+    gradient = reference.fused_gelu_gradient(x, mask, 0.3, x, bias)
+    assert_same_bits(ctx.backward(x)[0], gradient)
 
 
 def test_another_call_can_be_replayed():

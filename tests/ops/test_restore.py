@@ -34,6 +34,8 @@ OPS = {
     "alpha_dropout": lambda **mode: fd.alpha_dropout(X, 0.2, **mode),
     "bias_dropout_add": lambda **mode: fd.bias_dropout_add(X, X[0, 0, 0], X, **mode),
     "relu_dropout": lambda **mode: fd.relu_dropout(X, **mode),
+    "bias_relu_dropout": lambda **mode: fd.bias_relu_dropout(X, X[0, 0, 0], **mode),
+    "bias_gelu_dropout": lambda **mode: fd.bias_gelu_dropout(X, X[0, 0, 0], **mode),
 }
 
 
@@ -207,6 +209,10 @@ def replaced(bits):
         ("sparse", lambda c: {"log_variance": W[1:]}, "log_variance must have shape"),
         ("zoneout", lambda c: {"draw": None, "held": None}, "draw must be there"),
         ("relu_dropout", lambda c: {"held": None}, "bits must hold one"),
+        ("bias_relu_dropout", lambda c: {"held": None}, "bits must hold one"),
+        ("bias_gelu_dropout", lambda c: {"x": X[1:]}, "x must have shape"),
+        ("bias_gelu_dropout", lambda c: {"bias": X[0, 0, 0, 1:]}, "bias must have shape"),
+        ("bias_gelu_dropout", lambda c: {"bias": None}, "bias must be"),
         ("adversarial_dropout", lambda c: {"scales": c.scales[1:]}, "scales must have shape"),
         ("adversarial_dropout", lambda c: {"changed": c.changed[:2]}, "changed must have shape"),
     ],

@@ -27,6 +27,8 @@ RAISES = {
     "adversarial_dropout": KINDS,
     "alpha_dropout": AXES | GPU,
     "bias_dropout_add": AXES | GPU,
+    "bias_gelu_dropout": AXES | GPU,
+    "bias_relu_dropout": AXES | GPU,
     "concrete_dropout": AXES | GPU,
     "concrete_regularizer": KINDS,
     "cpu_features": set(),
@@ -74,6 +76,8 @@ GOOD = {
     "adversarial_dropout": {**DRAWS, "x": X, "gradient": X, "delta": 0.1, "p": 0.5},
     "alpha_dropout": BITS,
     "bias_dropout_add": {**BITS, **OWN, "residual": X, "bias": X[0, 0, 0]},
+    "bias_gelu_dropout": {**BITS, **OWN, "bias": X[0, 0, 0]},
+    "bias_relu_dropout": {**AXIS, **OWN, "bias": X[0, 0, 0]},
     "concrete_dropout": {
         **{k: v for k, v in AXIS.items() if k not in ("out", "p")},
         **{"logit": 0.3, "temperature": 0.1},
@@ -281,6 +285,8 @@ LAYERS = {
     "AdversarialDropout": {**LAYER, **P, "delta": 0.1},
     "AlphaDropout": {**LAYER, **P, "shared_axes": (), "save": "bits"},
     "BiasDropoutAdd": {**LAYER, **P, "shared_axes": (), "save": "bits"},
+    "BiasGeluDropout": {**LAYER, **P, "shared_axes": (), "save": "bits"},
+    "BiasReluDropout": {**LAYER, **P, "shared_axes": ()},
     "ConcreteDropout": {
         **LAYER,
         **{"p": 0.1, "temperature": 0.1, "shared_axes": ()},
@@ -399,6 +405,7 @@ def test_layers(name, no_gpu):
     make, good = getattr(layers, name), LAYERS[name]
     assert good.keys() == inspect.signature(make).parameters.keys()
     given = {"Zoneout": (X, X), "DropoutAdd": (X, X), "BiasDropoutAdd": (X, X[0, 0, 0], X)}
+    given |= dict.fromkeys(("BiasReluDropout", "BiasGeluDropout"), (X, X[0, 0, 0]))
     given |= {"DropConnect": (FLAT[:, :4],), "EmbeddingDropout": ([0],)}
     given["SparseVariationalLinear"] = given["DropConnect"]
 

@@ -11,6 +11,9 @@ from fastdrop._core import (
     ALPHA_DROPOUT,
     ANY_LAYOUT,
     BIAS_DROPOUT_ADD,
+    BIAS_GELU_BACKWARD,
+    BIAS_GELU_DROPOUT,
+    BIAS_RELU_DROPOUT,
     DROPOUT,
     DROPOUT_ADD,
     RELU_DROPOUT,
@@ -40,6 +43,9 @@ OPS = {
     RELU_DROPOUT: "relu_dropout",
     ALPHA_DROPOUT: "alpha_dropout",
     ZONEOUT: "zoneout",
+    BIAS_RELU_DROPOUT: "bias_relu_dropout",
+    BIAS_GELU_DROPOUT: "bias_gelu_dropout",
+    BIAS_GELU_BACKWARD: "bias_gelu_backward",
 }
 U64 = 2**64 - 1  # strides may be negative
 ALL, NONE = 0xFFFF, 0  # keep bits of 16 elements
@@ -249,7 +255,7 @@ def forward(
     of a draw; inverted: its complement.
     """
     given = None if given is None else DeviceBits.of(given, draw.place.size, x)
-    relu, n, order = op == RELU_DROPOUT, x.size, x.order()
+    relu, n, order = op in (RELU_DROPOUT, BIAS_RELU_DROPOUT), x.size, x.order()
     if op not in ANY_LAYOUT:
         order = list(range(x.ndim))
     x = dense(x, order)

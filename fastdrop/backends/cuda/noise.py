@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from fastdrop._core import CONCRETE, NOISE_ADD, NOISE_SCALE, PARTS, Draw
+from fastdrop._core import BIAS_GELU_BACKWARD, CONCRETE, NOISE_ADD, NOISE_SCALE, PARTS, Draw
 from fastdrop.backends.cuda.arrays import DeviceArray, sent
 from fastdrop.backends.cuda.launch import launch
 from fastdrop.backends.cuda.masks import (
     contiguous,
     delivered,
+    draw_bits,
     drawn_axes,
+    forward,
     keys,
     place_to_write,
     row_numbers,
@@ -48,10 +50,21 @@ def noise_gradients(
 
 
 def select_and_sum(
-    dy: DeviceArray, out: DeviceArray | None, draw: Draw, bits: Any, scale: float
+    dy: DeviceArray,
+    out: DeviceArray | None,
+    draw: Draw,
+    bits: Any,
+    scale: float,
+    x: DeviceArray | None = None,
+    bias: DeviceArray | None = None,
 ) -> tuple[DeviceArray, DeviceArray]:
-    """`select`, and the sums of its columns."""
-    dx = select(dy, out, draw, bits, scale)
+    """`select`, and the sums of its columns; with x and bias, times the slope of GELU."""
+    if x is None:
+        dx = select(dy, out, draw, bits, scale)
+    else:
+        given = draw_bits(draw, dy) if bits is None else bits
+        constants = scale, 0.0, 0.0
+        dx, _ = forward(BIAS_GELU_BACKWARD, dy, draw, constants, out, False, x, bias, given)
     return dx, summed(contiguous(dx), dy.shape[-1], "rows", False)
 
 

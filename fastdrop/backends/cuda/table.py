@@ -16,6 +16,7 @@ from fastdrop.backends.cuda.kernels import (
     connect,
     dropout,
     elements,
+    exponential,
     layout,
     masks,
     noise,
@@ -29,8 +30,8 @@ from fastdrop.base.dtypes import ITEMSIZE
 
 # Where kernels are, in the order of their imports.
 MODULES = (
-    *(philox, elements, layout, masks, operations, chunks, dropout, variates, noise),
-    *(sums, rows, blocks, connect),
+    *(philox, elements, exponential, layout, masks, operations, chunks, dropout, variates),
+    *(noise, sums, rows, blocks, connect),
 )
 
 KINDS = {"u32": np.uint32, "u64": np.uint64, "f32": np.float32, "f64": np.float64}
@@ -163,6 +164,8 @@ def is_launched(name: str, options: dict[str, Any]) -> bool:
         return False
     if source == "same" or op in operations.OTHERS:
         return source == "same" and op in ("dropout", *operations.OTHERS)
+    if op == "bias_gelu_backward":
+        return source == "given"
     return source not in ("rows", "examples") or op == "dropout"
 
 

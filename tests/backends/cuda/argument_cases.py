@@ -28,6 +28,8 @@ else:
 X, MAPS, TABLE = numbers(3, 20), numbers(2, 3, 4, 5), numbers(5, 6)
 SMALL = {
     "bias_dropout_add": {"x": X, "bias": numbers(20), "residual": X + 1},
+    "bias_gelu_dropout": {"x": X, "bias": numbers(20)},
+    "bias_relu_dropout": {"x": X, "bias": numbers(20)},
     "dropout_add": {"x": X, "residual": X + 1},
     "drop_block": {"x": MAPS, "block_size": 2},
     "dropconnect": {"x": numbers(3, 5), "weight": numbers(5, 6), "bias": numbers(6)},

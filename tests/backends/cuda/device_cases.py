@@ -250,6 +250,10 @@ def test_fused(dtype, p):
     backward(ctx, ctx_cpu, dy)
     _, ctx, _, ctx_cpu = both(fd.relu_dropout, x, p, shared_axes=0)
     backward(ctx, ctx_cpu, dy)
+    for op in (fd.bias_relu_dropout, fd.bias_gelu_dropout):
+        for where in ({}, {"shared_axes": 0}, {"training": False}):
+            _, ctx, _, ctx_cpu = both(op, x, numbers(32, dtype, 5), p, **where)
+            backward(ctx, ctx_cpu, dy)
     _, ctx, _, ctx_cpu = both(fd.alpha_dropout, x, p)
     backward(ctx, ctx_cpu, dy)
 
@@ -258,6 +262,9 @@ def test_bias_of_any_length():
     for row in (1, 5, 17, 48):
         x, residual, bias = numbers((9, row), np.float32), *2 * [np.ones(row, np.float32)]
         residual = np.broadcast_to(residual, x.shape).copy()
+        for op in (fd.bias_relu_dropout, fd.bias_gelu_dropout):
+            _, ctx, _, ctx_cpu = both(op, x, bias, 0.3)
+            backward(ctx, ctx_cpu, residual)
         _, ctx, _, ctx_cpu = both(fd.bias_dropout_add, x, bias, residual, 0.3)
         backward(ctx, ctx_cpu, x)
 

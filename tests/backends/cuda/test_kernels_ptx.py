@@ -216,6 +216,26 @@ def test_bias(dtype, row):
     assert_same_bits(saved, packed(x.size, 0.2))
 
 
+@pytest.mark.parametrize("op", ["bias_relu_dropout", "bias_gelu_dropout", "bias_gelu_backward"])
+@pytest.mark.parametrize("row", [112, 54])
+def test_bias_and_activation(dtype, row, op):
+    x, dy = two_arrays(dtype, 6048)
+    bias = some(dtype, row, seed=2, quiet=True)
+    bias[: row // 2] = 0  # what x is there, is not lost
+    draw, of_rows = fd.Rng(SEED, CALL), x.reshape(-1, row)
+    arrays = {"x": x, "bias": bias}
+    if op == "bias_relu_dropout":
+        y, ctx = fd.bias_relu_dropout(of_rows, bias, 0.2, rng=draw)
+    else:
+        y, ctx = fd.bias_gelu_dropout(of_rows, bias, 0.2, rng=draw)
+    if op == "bias_gelu_backward":
+        arrays |= {"x": dy, "residual": x, "given": packed(x.size, 0.2)}
+        y, _ = ctx.backward(dy.reshape(-1, row))
+    actual, saved = launch((9, 0), dtype, 0.2, arrays, scale=ctx.scale, op=op)
+    assert_same_bits(actual, y.reshape(-1))
+    assert_same_bits(saved, in_words(ctx.mask()))
+
+
 @SLOW
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_packing_before_sm_80(dtype):

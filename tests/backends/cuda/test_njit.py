@@ -63,6 +63,10 @@ def test_shared_axes_and_sums():
     x = numbers((500, 8, 500), np.float32)
     ctx, ctx_cpu = both(fd.dropout, x, 0.3, shared_axes=1)
     x = x.reshape(-1, 500)
+    for op in (fd.bias_relu_dropout, fd.bias_gelu_dropout):
+        ctx, ctx_cpu = both(op, x, x[0], 0.3)
+        for a, b in zip(ctx.backward(to_fake(x)), ctx_cpu.backward(x), strict=True):
+            assert_same_bits(a.host, b)
     ctx, ctx_cpu = both(fd.bias_dropout_add, x, x[0], x, 0.3)
     for a, b in zip(ctx.backward(to_fake(x)), ctx_cpu.backward(x), strict=True):
         assert_same_bits(a.host, b)

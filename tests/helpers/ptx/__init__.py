@@ -7,9 +7,9 @@
 
 All threads of a launch run in lockstep as long as they agree; where they do not, those with the
 lowest program counter go first; at an exchange they wait for the others of their warp. Strict on
-purpose. Each of these is a `Fault`: an instruction or modifier that is not in the tables, a register
-read before it is written, an access out of bounds or misaligned, a byte that two threads write, or
-that one reads and another writes, an exchange that a thread of the warp never comes to.
+purpose. Each of these is a `Fault`: an instruction or modifier that is not in the tables, a
+register read before it is written, an access out of bounds or misaligned, a byte that two threads
+write, or that one reads and another writes, an exchange that a thread of the warp never comes to.
 
 Not modelled, as no kernel here uses it: shared and local memory, barriers.
 """

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from fastdrop.backends.cuda.kernels.elements import elements
-from fastdrop.backends.cuda.kernels.operations import RESIDUAL, operation
+from fastdrop.backends.cuda.kernels.operations import BIAS, RELU, RESIDUAL, operation
 from fastdrop.backends.cuda.kernels.targets import U32, U64, target
 from fastdrop.base.dtypes import ITEMSIZE
 
@@ -163,13 +163,15 @@ def _of_pair(where: str, dtype: str, op: str, c: int, j: int) -> Any:
     device = t.device
     element = operation(where, dtype, op, False)
     decode, value, pack, half = e.decode, e.value, e.pack, t.half
+    of_gelu = op == "bias_gelu_backward"  # a dropped x may have an infinite slope, or none
     signs, up = (t.upper_signs if c else t.lower_signs), U32(7 - 2 * j)
-    down, with_active = U32(15 - 8 * c - 2 * j), op == "relu_dropout"
+    down, with_active = U32(15 - 8 * c - 2 * j), op in RELU
 
     @device
     def active_of(y):
         """The bits of those that are not 0, where k has them; y has no signs, and nothing above 0
-        becomes 0 by a scale of 1 or more."""
+        becomes 0 by a scale of 1 or more; nor does a sum, which is a multiple of the smallest
+        number."""
         above = U32((y + U32(0x7FFF7FFF)) & U32(0x80008000))
         return U32(above >> down) if with_active else NONE
 
@@ -223,7 +225,7 @@ def _of_pair(where: str, dtype: str, op: str, c: int, j: int) -> Any:
         x, r, b = operands
         m = mask(k)
         x0, x1 = both(U32(x[j] & m))
-        r0, r1 = both(r[j])
+        r0, r1 = both(U32(r[j] & m) if of_gelu else r[j])
         b0, b1 = both(U32(b[j] & m))
         y0, _ = element((x0, r0, b0), True, constants)
         y1, _ = element((x1, r1, b1), True, constants)
@@ -238,8 +240,8 @@ def chunks(where: str, dtype: str, op: str, lanes: int) -> Any:
     """`operation` on 16 elements at multiples of 16 bytes: ``f(arrays, run, k, constants)`` to
     (missing, active), bits of elements. arrays: addresses of x, residual, bias and y. run: the
     bytes from the first element on to the end of y; its place in bias, and how long that is; with
-    lanes > 1 what follows are the other chunks of `share`. Chunks with a NaN, or beyond the end, are
-    missing: y is as it was there.
+    lanes > 1 what follows are the other chunks of `share`. Chunks with a NaN, or beyond the end,
+    are missing: y is as it was there.
     """
     # What more would take in registers, threads would miss.
     at_once = 2 if op in ("dropout", "alpha_dropout") else 1
@@ -309,7 +311,7 @@ def _operands(where: str, dtype: str, op: str, lanes: int, c: int) -> Any:
     """``f(arrays, run)``: 16 bytes each of what the op reads, of chunk c."""
     t, wide = target(where), dtype == "float64"
     load16, nothing = (t.load16d, (U64(0), U64(0))) if wide else (t.load16, (NONE,) * 4)
-    has_bias, has_residual, reads = op == "bias_dropout_add", op in RESIDUAL, op != "zero"
+    has_bias, has_residual, reads = op in BIAS, op in RESIDUAL, op != "zero"
     at, item = U64(16 * lanes * c), U64(ITEMSIZE[dtype])
     further, around = U32(16 // ITEMSIZE[dtype] * lanes * c), lanes > 1
 

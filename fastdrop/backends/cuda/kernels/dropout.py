@@ -10,7 +10,7 @@ from typing import Any
 from fastdrop.backends.cuda.kernels.chunks import chunks, share
 from fastdrop.backends.cuda.kernels.elements import elements
 from fastdrop.backends.cuda.kernels.masks import packed
-from fastdrop.backends.cuda.kernels.operations import RESIDUAL, operation
+from fastdrop.backends.cuda.kernels.operations import BIAS, GELU, RELU, RESIDUAL, operation
 from fastdrop.backends.cuda.kernels.philox import keep_bits
 from fastdrop.backends.cuda.kernels.targets import U32, U64, target
 
@@ -36,7 +36,7 @@ def dropout_kernel(
         Whether `start`, the index of element 0, may be no multiple of 16.
 
     Of the kernel's parameters, those are ignored that op and source have no use for; addresses are
-    0 then. Keep bits (for relu_dropout: those of active elements) go to `saved` if it is not 0.
+    0 then. Keep bits (of ops with ReLU: those of active elements) go to `saved` if it is not 0.
     Packed bits begin at multiples of 2 bytes and have an even number of them. bias repeats after
     `row` elements; with `given`, t is what its bits are XORed with, 16 at a time. With "rows" and
     "examples" such a one has `row` elements, and `own` their numbers in x, uint64, or their scales,
@@ -47,7 +47,7 @@ def dropout_kernel(
     """
     p, e = target(where), elements(where, dtype)
     first, step, clz, store_u16 = p.first, p.step, p.clz, p.store_u16
-    item, active_bits, has_bias = e.item, op == "relu_dropout", op == "bias_dropout_add"
+    item, active_bits, has_bias = e.item, op in RELU, op in BIAS
     of_rows = source in ("rows", "examples")
     lanes = 1 if of_rows else p.LANES  # of a row's elements each group has its own address
     among, mine, ones = U64(lanes - 1), share(where, dtype, lanes), p.ones
@@ -115,8 +115,9 @@ def dropout_kernel(
                 column = U32(column + columns)
                 column = U32(column - row) if column >= U32(row) else column
 
-    # With 40 registers, this one would spill.
-    return p.kernel(dropout, 48) if has_bias and dtype == "float64" else p.kernel(dropout)
+    # With 40 registers, some would spill.
+    registers = 64 if op in GELU else 48 if has_bias else 40
+    return p.kernel(dropout, registers)
 
 
 def _keep16(where: str, source: str, shifted: bool) -> Any:
@@ -196,7 +197,7 @@ def _single(where: str, dtype: str, op: str, source: str) -> Any:
     e = elements(where, dtype)
     load, store, decode, encode, item = e.load, e.store, e.decode, e.encode, e.item
     zero, nan, careful = e.zero, e.nan, operation(where, dtype, op, True)
-    has_bias, has_residual, rows_of = op == "bias_dropout_add", op in RESIDUAL, source == "rows"
+    has_bias, has_residual, rows_of = op in BIAS, op in RESIDUAL, source == "rows"
     own_of = _own_of(where, dtype, source)
 
     @target(where).device

@@ -11,12 +11,12 @@ concrete dropout; e and s below are four noises and four sigmas.
 from __future__ import annotations
 
 from functools import cache
-from math import factorial
 from typing import Any
 
 import numpy as np
 
 from fastdrop.backends.cuda.kernels.elements import elements
+from fastdrop.backends.cuda.kernels.exponential import exponential
 from fastdrop.backends.cuda.kernels.layout import positions
 from fastdrop.backends.cuda.kernels.targets import U32, U64, target
 from fastdrop.backends.cuda.kernels.variates import variates
@@ -253,46 +253,10 @@ def _odds(where: str, dtype: str) -> Any:
     """``f(noise, logit, inverse)``: e^((logit + noise) * inverse), not beyond what has a
     reciprocal.
     """
-    device, e = target(where).device, elements(where, dtype)
-    add, sub, mul, bits, value = e.exact.add, e.exact.sub, e.exact.mul, e.bits, e.value
+    device, exact = target(where).device, elements(where, dtype).exact
+    add, mul, exp = exact.add, exact.mul, exponential(where, dtype)
     wide = dtype == "float64"
-    real, word, mantissa = (np.float64, U64, U64(52)) if wide else (np.float32, U32, U32(23))
-    one_bits = word(0x3FF0000000000000 if wide else 0x3F800000)
-    magic, most = real(1.5 * 2.0 ** int(mantissa)), real(700 if wide else 87)
-    high = real(0.69314718036912381649 if wide else 0.693145751953125)
-    low = real(1.90821492927058770002e-10 if wide else 1.4286068202862268e-06)
-    log2e = real(1 / np.log(2))
-    terms = tuple(real(1 / factorial(k)) for k in range(14 if wide else 8))
-
-    @device
-    def two_steps(v, x, c1, c0):
-        return add(mul(add(mul(v, x), c1), x), c0)
-
-    @device
-    def last_terms(v, x):
-        v = two_steps(two_steps(v, x, terms[5], terms[4]), x, terms[3], terms[2])
-        return two_steps(v, x, terms[1], terms[0])
-
-    if wide:
-
-        @device
-        def taylor(x):
-            v = two_steps(add(mul(terms[13], x), terms[12]), x, terms[11], terms[10])
-            v = two_steps(two_steps(v, x, terms[9], terms[8]), x, terms[7], terms[6])
-            return last_terms(v, x)
-
-    else:
-
-        @device
-        def taylor(x):
-            return last_terms(add(mul(terms[7], x), terms[6]), x)
-
-    @device
-    def exp(x):
-        shifted = add(mul(x, log2e), magic)
-        n = sub(shifted, magic)
-        r = sub(sub(x, mul(n, high)), mul(n, low))
-        return mul(taylor(r), value(word((bits(shifted) << mantissa) + one_bits)))
+    most = (np.float64 if wide else np.float32)(700 if wide else 87)
 
     @device
     def odds_of(noise, logit, inverse):

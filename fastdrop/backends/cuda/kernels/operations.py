@@ -11,23 +11,32 @@ from functools import cache
 from typing import Any
 
 from fastdrop.backends.cuda.kernels.elements import elements
+from fastdrop.backends.cuda.kernels.exponential import gelu as of_gelu
 from fastdrop.backends.cuda.kernels.targets import U32, target
 
-OPS = ("dropout", "dropout_add", "bias_dropout_add", "relu_dropout", "alpha_dropout", "zoneout")
+OPS = (
+    *("dropout", "dropout_add", "bias_dropout_add", "relu_dropout", "alpha_dropout", "zoneout"),
+    *("bias_relu_dropout", "bias_gelu_dropout", "bias_gelu_backward"),
+)
 OTHERS = "mean", "zero"  # which draw nothing
-RESIDUAL = ("dropout_add", "bias_dropout_add", "zoneout", "mean")  # the ops that read it
+# The ops that read them, that tell which elements have a gradient, and that compute most.
+RESIDUAL = ("dropout_add", "bias_dropout_add", "zoneout", "bias_gelu_backward", "mean")
+BIAS = ("bias_dropout_add", "bias_relu_dropout", "bias_gelu_dropout", "bias_gelu_backward")
+RELU = ("relu_dropout", "bias_relu_dropout")
+GELU = ("bias_gelu_dropout", "bias_gelu_backward")
 
 
 @cache
 def operation(where: str, dtype: str, op: str, careful: bool) -> Any:
     """``f(operands, keep, constants)`` to (y, active).
 
-    op: one of `OPS`, "mean": x * scale + residual * shift, or "zero". active: 1 where `relu_dropout` lets a
+    op: one of `OPS`, "mean": x * scale + residual * shift, or "zero". active: 1 where ReLU lets a
     gradient through. Not careful: of a NaN in y nothing counts but that it is one.
     """
     device = target(where).device
     e = elements(where, dtype)
     zero, no, yes = e.zero, U32(0), U32(1)
+    gelu, gelu_slope = of_gelu(where, dtype).of, of_gelu(where, dtype).slope
     add, mul, times = (e.add, e.mul, e.times) if careful else (e.exact.add, *2 * [e.exact.mul])
 
     @device
@@ -57,6 +66,23 @@ def operation(where: str, dtype: str, op: str, careful: bool) -> Any:
         return (v if active else zero), (yes if active else no)
 
     @device
+    def bias_relu_dropout(operands, keep, constants):
+        v = times(add(operands[0], operands[2]), constants[0])
+        active = keep and not (v <= zero)
+        return (v if active else zero), (yes if active else no)
+
+    @device
+    def bias_gelu_dropout(operands, keep, constants):
+        v = times(gelu(add(operands[0], operands[2])), constants[0])
+        return (v if keep else zero), no
+
+    @device
+    def bias_gelu_backward(operands, keep, constants):
+        dy, x, bias = operands
+        v = mul(times(dy, constants[0]), gelu_slope(add(x, bias)))
+        return (v if keep else zero), no
+
+    @device
     def alpha_dropout(operands, keep, constants):
         scale, shift, dropped = constants
         v = add(times(operands[0], scale), shift)
@@ -77,5 +103,8 @@ def operation(where: str, dtype: str, op: str, careful: bool) -> Any:
     def zeros(operands, keep, constants):
         return zero, no
 
-    known = dropout, dropout_add, bias_dropout_add, relu_dropout, alpha_dropout, zoneout
-    return dict(zip((*OPS, *OTHERS), (*known, mean, zeros), strict=True))[op]
+    known = (
+        *(dropout, dropout_add, bias_dropout_add, relu_dropout, alpha_dropout, zoneout),
+        *(bias_relu_dropout, bias_gelu_dropout, bias_gelu_backward, mean, zeros),
+    )
+    return dict(zip((*OPS, *OTHERS), known, strict=True))[op]

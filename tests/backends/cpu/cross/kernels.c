@@ -16,8 +16,9 @@
 
 extern const fd_kernels fd_portable, TABLE;
 
-static const char *const op_name[FD_OPS] = {"dropout",      "dropout_add",   "bias_dropout_add",
-                                            "relu_dropout", "alpha_dropout", "zoneout"};
+static const char *const op_name[FD_OPS] = {
+    "dropout", "dropout_add",       "bias_dropout_add",  "relu_dropout",      "alpha_dropout",
+    "zoneout", "bias_relu_dropout", "bias_gelu_dropout", "bias_gelu_backward"};
 static const char *const noise_op_name[FD_NOISE_OPS] = {
     "noise_scale", "noise_add", "noise_gradient", "concrete", "concrete_gradient"};
 static const char *const dtype_name[FD_DTYPES] = {"float32", "float64", "float16", "bfloat16"};
@@ -311,10 +312,9 @@ static double some_scale(void)
 static void test_apply(fd_op op, fd_dtype dtype, size_t n, int all)
 {
     const size_t size = fd_itemsize[dtype], bit = below(64), bits_size = (bit + n + 7) / 8;
-    const int add = op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD;
+    const int add = op == FD_DROPOUT_ADD || fd_reads_bias(op), second = fd_reads_residual(op);
     const int non_temporal = random64() & 1;
     const int in_place = (int)below(3), dense = (int)below(4); /* y is apart, x, residual */
-    const int second = add || op == FD_ZONEOUT;
     const double scale = some_scale(), shift = some_scale(), dropped = -some_scale();
     const size_t skew = random64() & 1 ? 0 : random64() & 1 ? below(64 / size) * size : below(64);
     memory x = take(n * size, 0, 0), residual = take(n * size, 0, 0), bias = take(n * size, 0, 0);
@@ -333,8 +333,8 @@ static void test_apply(fd_op op, fd_dtype dtype, size_t n, int all)
         y[i] = take(n * size, skew, GUARD);
         active[i] = take((n + 7) / 8, below(64), GUARD);
         fd_operands o = {(char *)x.at, second ? (char *)residual.at : NULL,
-                         op == FD_BIAS_DROPOUT_ADD ? (char *)bias.at : NULL, (char *)y[i].at,
-                         op == FD_RELU_DROPOUT ? active[i].at : NULL,
+                         fd_reads_bias(op) ? (char *)bias.at : NULL, (char *)y[i].at,
+                         fd_is_relu(op) ? active[i].at : NULL,
                          {scale, shift, dropped}, non_temporal};
         if (in_place == 1)
             o.x = memcpy(y[i].at, x.at, n * size);
@@ -355,7 +355,7 @@ static void test_apply(fd_op op, fd_dtype dtype, size_t n, int all)
                      element(dtype, residual.at + i * size), element(dtype, bias.at + i * size),
                      bits.at[(bit + i) / 8] >> (bit + i) % 8 & 1);
         }
-    for (size_t i = 0; op == FD_RELU_DROPOUT && i < (n + 7) / 8; i++)
+    for (size_t i = 0; fd_is_relu(op) && i < (n + 7) / 8; i++)
         if (active[0].at[i] != active[1].at[i])
             fail(WHERE "byte %zu of active is %#x, not %#x", WHERE_ARGS, i,
                  (unsigned)active[0].at[i], (unsigned)active[1].at[i]);
@@ -378,7 +378,7 @@ static long dropped_ties[LONGEST_TURN], dropped_last;
 static void test_forward(fd_op op, fd_dtype dtype, size_t n, int stream)
 {
     const size_t size = fd_itemsize[dtype], bit = stream ? below(64) : 0;
-    const int add = op == FD_DROPOUT_ADD || op == FD_BIAS_DROPOUT_ADD, second = add || op == FD_ZONEOUT;
+    const int add = op == FD_DROPOUT_ADD || fd_reads_bias(op), second = fd_reads_residual(op);
     const int in_place = (int)below(2 + (stream && second)); /* y is apart, x, residual */
     const uint64_t kind = random64() % 8, base = random64() & 1 ? UINT64_C(1) << 36 : 0;
     const uint64_t start = base ? base - FD_ALIGN * below(40) : FD_ALIGN * below(40);
@@ -407,8 +407,8 @@ static void test_forward(fd_op op, fd_dtype dtype, size_t n, int stream)
         active[i] = take((n + 7) / 8, below(64), GUARD);
         bits[i] = take((n + 7) / 8 + FD_BITS_PAD, below(64), GUARD);
         fd_operands o = {(char *)x.at, second ? (char *)residual.at : NULL,
-                         op == FD_BIAS_DROPOUT_ADD ? (char *)bias.at : NULL, (char *)y[i].at,
-                         op == FD_RELU_DROPOUT ? active[i].at : NULL, {scale, shift, dropped}, stream};
+                         fd_reads_bias(op) ? (char *)bias.at : NULL, (char *)y[i].at,
+                         fd_is_relu(op) ? active[i].at : NULL, {scale, shift, dropped}, stream};
         if (in_place == 1)
             o.x = memcpy(y[i].at, x.at, n * size);
         else if (in_place == 2)
@@ -425,7 +425,7 @@ static void test_forward(fd_op op, fd_dtype dtype, size_t n, int stream)
 #define CASE_ARGS op_name[op], dtype_name[dtype], n, threshold, start, piece != NULL, stream, in_place
     if (memcmp(bits[0].at, bits[1].at, (n + 7) / 8))
         fail(CASE "other bits", CASE_ARGS);
-    if (op == FD_RELU_DROPOUT && memcmp(active[0].at, active[1].at, (n + 7) / 8))
+    if (fd_is_relu(op) && memcmp(active[0].at, active[1].at, (n + 7) / 8))
         fail(CASE "other active bits", CASE_ARGS);
     for (size_t i = 0; i < n; i++) {
         const uint64_t a = element(dtype, y[0].at + i * size), b = element(dtype, y[1].at + i * size);
@@ -453,7 +453,7 @@ static void test_forward(fd_op op, fd_dtype dtype, size_t n, int stream)
 static long test_forwards(long effort)
 {
     long runs = 0;
-    for (int op = 0; op < FD_OPS; op++)
+    for (int op = 0; op < FD_DRAWN_OPS; op++)
         for (int dtype = 0; dtype < FD_DTYPES; dtype++) {
             for (size_t n = 0; n <= 600; n += 1 + below(effort < 100 ? 3 : 1), runs++)
                 test_forward((fd_op)op, (fd_dtype)dtype, n, 0);
