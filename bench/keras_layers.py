@@ -1,8 +1,8 @@
 """Keras's layers and fastdrop's: ``KERAS_BACKEND=jax python bench/keras_layers.py``.
 
-Forward and backward of a dropout or noise layer alone, of ten that follow each other, and of no layer, compiled
-where the backend compiles; and ``fit`` of a perceptron 784-512-512-10 in batches of 128. CPU time,
-medians of turns in an order that changes; read the ratios.
+Forward and backward of a dropout or noise layer alone, of ten that follow each other, and of no
+layer, compiled where the backend compiles; and ``fit`` of a perceptron 784-512-512-10 in batches of
+128. CPU time, medians of turns in an order that changes; read the ratios.
 """
 
 import os
