@@ -1,5 +1,5 @@
-"""The layer for Keras, on the backend that KERAS_BACKEND names and, in a process of its own, the
-other one.
+"""The layers for Keras, on the backend that KERAS_BACKEND names and, in processes of their own, the
+others that are installed.
 """
 
 import doctest
@@ -17,8 +17,6 @@ from helpers.bitwise import assert_same_bits
 
 import fastdrop as fd
 
-# TensorFlow is not installed beside the others: KERAS_BACKEND=tensorflow, in an environment of its
-# own.
 if not find_spec("keras"):
     pytest.skip("needs keras", allow_module_level=True)
 INSTALLED = [name for name in ("torch", "jax", "tensorflow") if find_spec(name)]
@@ -44,12 +42,21 @@ def normal(*shape):
 
 
 @pytest.mark.skipif("KERAS_OTHER" in os.environ, reason="is that process")
-@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("backend", [name for name in INSTALLED if name != BACKEND])
-def test_the_other_backend(backend, slow):
+@pytest.mark.parametrize(
+    ("backend", "which"),
+    [
+        ("jax", "not slow"),
+        pytest.param("jax", "slow", marks=pytest.mark.slow),
+        pytest.param("torch", "slow or not slow", marks=pytest.mark.slow),
+        pytest.param("tensorflow", "slow or not slow", marks=pytest.mark.slow),
+    ],
+)
+def test_the_other_backends(backend, which):
+    if backend == BACKEND or backend not in INSTALLED:
+        pytest.skip(f"{backend} is this process's backend, or not installed")
     env = {**os.environ, "KERAS_BACKEND": backend, "KERAS_OTHER": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    command += ["-m", "slow" if slow else "not slow"]
+    command += ["-m", which]
     root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
     run = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
