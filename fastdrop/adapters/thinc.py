@@ -41,8 +41,9 @@ Its parser and entity recognizer compute a part of their steps with ops that the
 and draw the masks of that part with NumPy; taggers, text classifiers and token vectors are all
 fastdrop's. In a config of thinc or spaCy the layer is ``@layers = "fastdrop.Dropout.v1"``.
 
-For CuPy the ops are ``class Ops(DropoutMixin, CupyOps)``, as masks are drawn where the array is;
-this has not been run on a GPU.
+On a GPU the ops are "fastdrop-cupy", thinc's for CuPy with masks that are drawn there: after
+`thinc.api.require_gpu` or `spacy.require_gpu`, ``set_current_ops(get_ops("fastdrop-cupy"))``. They
+are tested with arrays that stand for CuPy's, and have not been run on a GPU.
 """
 
 from collections.abc import Callable
@@ -52,6 +53,7 @@ from typing import Any
 import numpy as np
 import srsly
 from thinc.api import (
+    CupyOps,
     Model,
     NumpyOps,
     Padded,
@@ -67,7 +69,7 @@ from fastdrop._core import Draw, Place
 from fastdrop.ops import door
 from fastdrop.rng import LayerRng, RngLike, draw_call, with_draw
 
-__all__ = ["Dropout", "DropoutMixin", "FastdropOps"]
+__all__ = ["Dropout", "DropoutMixin", "FastdropCupyOps", "FastdropOps"]
 
 
 def thincs_seed() -> int:
@@ -114,6 +116,13 @@ class FastdropOps(DropoutMixin, NumpyOps):
     """thinc's `NumpyOps` with masks of fastdrop: ``use_ops("fastdrop")``."""
 
     name = "fastdrop"
+
+
+@registry.ops("FastdropCupyOps")
+class FastdropCupyOps(DropoutMixin, CupyOps):
+    """thinc's `CupyOps` with masks of fastdrop: ``use_ops("fastdrop-cupy")``."""
+
+    name = "fastdrop-cupy"
 
 
 @registry.layers("fastdrop.Dropout.v1")

@@ -4,6 +4,7 @@ import doctest
 import os
 import pickle
 import signal
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -85,7 +86,16 @@ APPLIED = {
     "spatial": (fd.spatial_dropout, [x], {"p": 0.3}),
     "zoneout": (fd.zoneout, [x, x[::-1]], {"p": 0.3}),
     "concrete": (fd.concrete_dropout, [x, np.float32(0.3)], {}),
+    "locked": (fd.locked_dropout, [x], {"p": 0.3}),
+    "path": (fd.drop_path, [x], {"p": 0.3}),
+    "block": (fd.drop_block, [x[..., None]], {"p": 0.3, "block_size": 3}),
 }
+
+
+def test_every_op_that_takes_a_region_is_below():
+    public = [op for op in vars(fd).values() if callable(op) and not isinstance(op, type)]
+    taking = {op for op in public if "region" in signature(op).parameters}
+    assert taking == {op for op, *_ in APPLIED.values()} | {fd.dropout, fd.keep_mask}
 
 
 @pytest.mark.parametrize("name", APPLIED)
@@ -94,17 +104,19 @@ def test_every_op_that_takes_a_region(name, chunks):
     op, given, more = APPLIED[name]
     expected, ctx = op(*given, rng=fd.Rng(3, 7), **more)
     first, *others = given
+    if op is fd.drop_block and chunks != -1:
+        chunks = (20, -1, -1, -1)  # its squares want whole examples
     lazy = [da.from_array(first, chunks=chunks), *others]
     rng = fd.Rng(3, 7)
     y, lazy_ctx = adapter.apply(op, *lazy, rng=rng, **more)
     assert rng.call == 8
     assert y.chunks == lazy[0].chunks
     assert_same_bits(y.compute(), expected)
-    found, wanted = lazy_ctx.backward(x + 1), ctx.backward(x + 1)
+    found, wanted = lazy_ctx.backward(first + 1), ctx.backward(first + 1)
     if not isinstance(wanted, tuple):
         found, wanted = (found,), (wanted,)
     for a, b in zip(found, wanted, strict=True):
-        if np.shape(b) == x.shape:
+        if np.shape(b) == first.shape:
             assert_same_bits(a.compute(), b)
         else:
             np.testing.assert_allclose(a.compute(), b, rtol=1e-4)

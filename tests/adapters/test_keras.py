@@ -1,5 +1,5 @@
-"""The layer for Keras, on the backend that KERAS_BACKEND names and, in a process of its own, the
-other one.
+"""The layers for Keras, on the backend that KERAS_BACKEND names and, in processes of their own, the
+others that are installed.
 """
 
 import doctest
@@ -17,8 +17,6 @@ from helpers.bitwise import assert_same_bits
 
 import fastdrop as fd
 
-# TensorFlow is not installed beside the others: KERAS_BACKEND=tensorflow, in an environment of its
-# own.
 if not find_spec("keras"):
     pytest.skip("needs keras", allow_module_level=True)
 INSTALLED = [name for name in ("torch", "jax", "tensorflow") if find_spec(name)]
@@ -33,7 +31,6 @@ from fastdrop.adapters.keras import Dropout, replace, restore  # noqa: E402
 BACKEND = keras.backend.backend()
 # Keras's and its backends' own.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-ON_TENSORFLOW = {"GaussianDropout", "GaussianNoise"}  # are not there
 
 
 def numpy(x):
@@ -45,12 +42,21 @@ def normal(*shape):
 
 
 @pytest.mark.skipif("KERAS_OTHER" in os.environ, reason="is that process")
-@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("backend", [name for name in INSTALLED if name != BACKEND])
-def test_the_other_backend(backend, slow):
+@pytest.mark.parametrize(
+    ("backend", "which"),
+    [
+        ("jax", "not slow"),
+        pytest.param("jax", "slow", marks=pytest.mark.slow),
+        pytest.param("torch", "slow or not slow", marks=pytest.mark.slow),
+        pytest.param("tensorflow", "slow or not slow", marks=pytest.mark.slow),
+    ],
+)
+def test_the_other_backends(backend, which):
+    if backend == BACKEND or backend not in INSTALLED:
+        pytest.skip(f"{backend} is this process's backend, or not installed")
     env = {**os.environ, "KERAS_BACKEND": backend, "KERAS_OTHER": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    command += ["-m", "slow or not slow"] if slow else []
+    command += ["-m", which]
     root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
     run = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
@@ -174,10 +180,6 @@ LAYERS = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_layer(name, tmp_path):
     """Bits, configuration, inference, files."""
-    if BACKEND == "tensorflow" and name in ON_TENSORFLOW:
-        with pytest.raises(NotImplementedError, match=r"has no gaussian_.* use Keras's own layer"):
-            getattr(adapter, name)(0.3)(normal(4, 300), training=True)
-        return
     args, shape, op, more = LAYERS[name]
     kind, x = getattr(adapter, name), normal(*shape)
     layer = kind(*args, seed=7)
@@ -326,16 +328,94 @@ def test_example():
     assert not failed
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="JAX's fails by itself: it traces `training`")
-def test_rematerialization_is_refused():
-    """Keras counts a call more when PyTorch computes again: the gradient would be wrong."""
-    import torch
+class Block(keras.layers.Layer):
+    """A layer that has others."""
 
-    x = torch.ones(300, requires_grad=True)
-    with keras.RematScope(mode="full"):
-        y = Dropout(0.5, seed=7)(x, training=True)
-    with pytest.raises(RuntimeError, match=r"keep it out of keras\.RematScope"):
+    def __init__(self, *layers):
+        super().__init__()
+        self.those = layers
+
+    def call(self, x, training=False):
+        for layer in self.those:
+            x = layer(x, training=training)
+        return x
+
+
+def value_and_gradient(f, x):
+    """y of one call, and the gradient of its sum."""
+    if BACKEND == "torch":
+        import torch
+
+        x = torch.tensor(x, requires_grad=True)
+        y = f(x)
         y.sum().backward()
+        return numpy(y), x.grad.numpy()
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        x = tf.constant(x)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = f(x)
+        return y.numpy(), tape.gradient(y, x).numpy()
+    import jax
+
+    def with_y(x):
+        y = f(x)
+        return y.sum(), y
+
+    (_, y), dx = jax.value_and_grad(with_y, has_aux=True)(x)
+    return np.asarray(y), np.asarray(dx)
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+@pytest.mark.parametrize("name", ["Dropout", "AlphaDropout", "GaussianDropout"])
+def test_rematerialization(name, seed):
+    """The gradient is that of the mask; a call is counted once."""
+    with keras.RematScope(mode="full"):
+        layer = getattr(adapter, name)(0.5, seed=seed)
+        for _ in range(2):
+            y, dx = value_and_gradient(lambda x: layer(x, training=True), np.ones(300, np.float32))
+            if name == "AlphaDropout":
+                assert ((dx == 0) == (y == y.min())).all()
+            else:
+                np.testing.assert_array_equal(y, dx)
+    assert numpy(layer.seed_generator.state)[1] == 2
+
+
+def test_rematerialization_of_a_layer_that_has_these():
+    """On PyTorch as that of any layer; TensorFlow's counts a further call, as with Keras's own
+    layers, and is refused; JAX's fails by itself, as it traces `training`.
+    """
+    if BACKEND == "jax":
+        pytest.skip("JAX traces training")
+    with keras.RematScope(mode="full"):
+        block = Block(Dropout(0.5, seed=7), Dropout(0.5, seed=8), Dropout(0.2))
+    run = lambda: value_and_gradient(  # noqa: E731
+        lambda x: block(block(x, training=True), training=True), np.ones(300, np.float32)
+    )
+    with keras.RematScope(mode="full"):
+        if BACKEND == "tensorflow":
+            with pytest.raises(RuntimeError, match=r"out of keras\.RematScope"):
+                run()
+            return
+        y, dx = run()
+    np.testing.assert_array_equal(y, dx)
+    assert 0 < (y != 0).mean() < 0.3
+    assert numpy(block.those[0].seed_generator.state).tolist() == [7, 2]
+
+
+def test_stateless_calls_leave_what_they_are_given():
+    model = keras.Sequential([keras.Input((300,)), Dropout(0.5, seed=7)])
+    state = [keras.ops.copy(v.value) for v in model.non_trainable_variables]
+    x = np.ones((1, 300), np.float32)
+    for call in range(2):
+        before = [numpy(v).copy() for v in state]
+        y, after = model.stateless_call([], state, x, training=True)
+        assert_same_bits(numpy(y), fd.dropout(x, 0.5, rng=fd.Rng(7, call))[0])
+        np.testing.assert_array_equal(numpy(state[0]), before[0])
+        state = after
+    assert numpy(state[0]).tolist() == [7, 2]
 
 
 def test_gradient():

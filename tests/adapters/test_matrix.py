@@ -132,9 +132,11 @@ def test_keras_on_torch(place):
     assert run.returncode == 0, run.stderr
 
 
-def test_thinc(place):
+def test_thinc(place, monkeypatch):
     pytest.importorskip("thinc")
-    from fastdrop.adapters.thinc import Dropout, DropoutMixin
+    from thinc.api import get_ops
+
+    from fastdrop.adapters.thinc import Dropout
 
     class Library:
         """What the mixin asks of NumPy or CuPy."""
@@ -144,10 +146,10 @@ def test_thinc(place):
             made = np.ones(shape, dtype)
             return FakeArray(made) if place == "device" else made
 
-    class Ops(DropoutMixin):
-        xp = Library
-
-    mask = Ops(rng=3).get_dropout_mask((6, 40), 0.5)
+    ops = get_ops("fastdrop-cupy" if place == "device" else "fastdrop", rng=3)
+    assert ops.device_type == ("gpu" if place == "device" else "cpu")
+    monkeypatch.setattr(type(ops), "xp", Library)
+    mask = ops.get_dropout_mask((6, 40), 0.5)
     assert isinstance(mask, FakeArray) == (place == "device")
     expected = fd.dropout(np.ones((6, 40), np.float32), 0.5, rng=3)[0]
     assert_same_bits(mask.host if place == "device" else mask, expected)

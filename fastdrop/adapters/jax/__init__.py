@@ -32,7 +32,8 @@ Notes
   are those of the array on one device, for automatic and explicit meshes.
 - *shard_map*: x is a shard there, and has a mask of its own. ``region=(start, global_shape)`` gives
   it its block of the whole array's mask, with a start made of `jax.lax.axis_index`. Otherwise fold
-  that index into the key, as two devices with one key drop the same elements of their shards.
+  that index into the key, as two devices with one key drop the same elements of their shards. Axes
+  of the mesh that the shard_map leaves to XLA are cut as if there were no shard_map.
 - *vmap* gives the result of a loop: a batch of keys gives each example a mask of its own, one key
   gives all of them the same.
 - *Rates* may be traced (a schedule under `jit`), and are taken for constants by derivatives.
@@ -44,7 +45,6 @@ Notes
   what was exported imports `fastdrop.adapters.jax` before. A function for several devices is
   exported only if dropout is inside a `jax.shard_map`, as what tells XLA how to cut it is a
   function of this process.
-- A `jax.shard_map` around dropout names all axes of the mesh.
 """
 
 from fastdrop.adapters.jax.functions import (

@@ -9,23 +9,26 @@ noise, the draw alone. `src/runtime/xla_ffi.c` is what runs.
   it along a new axis in front.
 - *Sharding*: an element's index says all, so that a shard needs to know nothing but which one it
   is. XLA is told that the op is elementwise, and each device runs it on its shard, with the shard's
-  number.
+  number along each axis.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache, partial
+from math import prod
 from string import ascii_lowercase
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax._src.dispatch import prim_requires_devices_during_lowering  # there is no public name
+from jax._src.dispatch import prim_requires_devices_during_lowering  # no public names for these
+from jax._src.sharding_impls import parse_flatten_op_sharding
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from fastdrop import _core
 
@@ -167,17 +170,14 @@ batching.primitive_batchers[drop_p] = _batch
 def _lower(context: Any, *operands: Any, **how: Any) -> Any:
     """A call of the handler; on several devices, one that XLA knows how to cut."""
     axes = context.module_context.axis_context
-    manual: frozenset[Any] = getattr(axes, "manual_axes", frozenset())
-    if manual or getattr(axes, "num_devices", 1) == 1:
-        if manual and manual != frozenset(axes.mesh.axis_names):
-            raise NotImplementedError(
-                "dropout inside a shard_map that leaves axes of the mesh to XLA; name all of them "
-                f"in axis_names, {tuple(axes.mesh.axis_names)}"
-            )
+    if manual := getattr(axes, "manual_axes", None):  # of a shard_map: XLA cuts along the others
+        devices = prod(n for name, n in axes.mesh.shape.items() if name not in manual)
+    else:
+        devices = getattr(axes, "num_devices", 1)
+    if devices == 1:
         return jax.ffi.ffi_lowering(TARGET)(context, *operands, **_attributes(**how))
-    return mlir.lower_fun(_partitioned(tuple(sorted(how.items()))), multiple_results=False)(
-        context, *operands
-    )
+    whole = _partitioned(tuple(sorted(how.items())), devices)
+    return mlir.lower_fun(whole, multiple_results=False)(context, *operands)
 
 
 def _attributes(
@@ -192,54 +192,85 @@ def _attributes(
     }
 
 
-def _call(how: dict[str, Any], shape: Any, dtype: Any, *operands: Any) -> Any:
-    y = jax.ShapeDtypeStruct(shape, dtype)
+def _call(how: dict[str, Any], of: Sequence[int], *operands: Any) -> Any:
+    """y, of an x of this shape, if there is none."""
+    *given, draw = operands
+    if given:
+        y = jax.ShapeDtypeStruct(given[0].shape, given[0].dtype)
+    else:
+        y = jax.ShapeDtypeStruct((*draw.shape[:-1], *of), how["result"][1])
     return jax.ffi.ffi_call(TARGET, y)(*operands, **_attributes(**how))
 
 
 @cache
-def _partitioned(items: tuple[tuple[str, Any], ...]) -> Any:
-    """The op as a function of whole arrays that XLA may cut along any axis."""
+def _partitioned(items: tuple[tuple[str, Any], ...], devices: int) -> Any:
+    """The op as a function of whole arrays that XLA may cut along any axis.
+
+    Which shard a device has is read from one more operand for each of x's axes, the numbers 0, 1,
+    ... that are cut as that axis is. The number of the device itself would not tell: in a shard_map
+    that leaves axes to XLA, XLA counts devices in an order of its own.
+    """
     how = dict(items)
+    mesh = AbstractMesh(*_smallest_axes(devices))
 
     def run(*operands: Any) -> Any:
-        *given, draw = operands
-        like = given[0] if given else jax.ShapeDtypeStruct(*how["result"])
-        shape = like.shape if given else (*draw.shape[:-1], *like.shape)
-        return _call(how, shape, like.dtype, *operands)
+        return _call(how, how["of"], *operands[: len(operands) - len(how["of"])])
 
-    def rule(mesh: Any, operands: Any, results: Any) -> Any:
+    def cut(*operands: Any) -> Any:
+        numbers = [jnp.arange(devices, dtype=jnp.uint32) for _ in how["of"]]
+        return whole(*operands, *numbers)
+
+    def rule(_: Any, operands: Any, results: Any) -> Any:
         names = [f"{a}{b}" for a in ascii_lowercase for b in ascii_lowercase]
         y = names[: len(results[0].shape)]
-        *given, draw = [len(v.shape) for v in operands]
-        words = [[*y[: draw - 1], "words"]]
+        numbers = [f"number{d}" for d in range(len(how["of"]))]
+        *given, draw = [len(v.shape) for v in operands[: len(operands) - len(numbers)]]
         like = [y for _ in given[:2]] + [[*y[: n - 1], *y[-1:]] for n in given[2:]]
-        text = ", ".join(" ".join(each) for each in [*like, *words]) + " -> " + " ".join(y)
-        return text, {"need_replication_factors": ("words",)}
+        each = [*like, [*y[: draw - 1], "words"], *[[n] for n in numbers]]
+        text = ", ".join(map(" ".join, each)) + " -> " + " ".join(y)
+        return text, {"need_replication_factors": ("words", *numbers)}
 
-    def partition(mesh: Any, operands: Any, result: Any) -> Any:
-        sharding = result.sharding
-        spec = (*sharding.spec, *[None] * (len(result.shape) - len(sharding.spec)))
-        leading = len(operands[-1].shape) - 1
-        on = partial(NamedSharding, sharding.mesh)
-        cut = [on(PartitionSpec(*spec)) for _ in operands[:-1]][:2]
-        cut += [on(PartitionSpec(*spec[: len(v.shape) - 1], spec[-1])) for v in operands[2:-1]]
-        local = sharding.shard_shape(result.shape)
+    def partition(_: Any, operands: Any, result: Any) -> Any:
+        ndim, own = len(result.shape), len(how["of"])
+        hlo = result.sharding._to_xla_hlo_sharding(ndim)
+        [spec] = parse_flatten_op_sharding(hlo, mesh)
+        spec = (*spec, *[None] * (ndim - len(spec)))
+
+        def on(*spec: Any) -> Any:
+            return NamedSharding(mesh, PartitionSpec(*spec))
+
+        *given, draw = operands[: len(operands) - own]
+        leading = len(draw.shape) - 1
+        parts = [on(*spec) for _ in given[:2]]
+        parts += [on(*spec[: len(v.shape) - 1], spec[-1]) for v in given[2:]]
+        parts += [on(*spec[:leading], None), *map(on, spec[ndim - own :])]
 
         def run_shard(*shards: Any) -> Any:
-            *given, draw = shards
-            cut = [jnp.uint32(0 if n is None else jax.lax.axis_index(n)) for n in spec[leading:]]
-            if cut:
-                numbers = jnp.broadcast_to(jnp.stack(cut), (*draw.shape[:-1], len(cut)))
-                draw = jnp.concatenate([draw, numbers], axis=-1)
-            return _call(how, local, result.dtype, *given, draw)
+            (*given, draw), numbers = shards[: len(operands) - own], shards[len(operands) - own :]
+            of = [-(-n * k.size // devices) for n, k in zip(how["of"], numbers, strict=True)]
+            if own:
+                shared = [jnp.uint32(0)] * (ndim - leading - own)  # vmap's axes, with one draw
+                shard = jnp.stack([*shared, *[k[0] // k.size for k in numbers]])
+                shard = jnp.broadcast_to(shard, (*draw.shape[:-1], len(shard)))
+                draw = jnp.concatenate([draw, shard], axis=-1)
+            return _call(how, of, *given, draw)
 
-        draws = on(PartitionSpec(*spec[:leading], None))
-        return mesh, run_shard, on(PartitionSpec(*spec)), (*cut, draws)
+        return mesh, run_shard, on(*spec), tuple(parts)
 
     whole = custom_partitioning(run)
-    whole.def_partition(partition, sharding_rule=rule)
-    return whole
+    whole.def_partition(partition, sharding_rule=rule, decode_shardings=False)
+    return cut
+
+
+def _smallest_axes(devices: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Sizes, which are prime, and names: XLA may cut along a part of an axis of the user's mesh."""
+    sizes, n = [], 2
+    while devices > 1:
+        while devices % n == 0:
+            sizes.append(n)
+            devices //= n
+        n += 1
+    return tuple(sizes), tuple(f"axis{d}" for d in range(len(sizes)))
 
 
 mlir.register_lowering(drop_p, _lower, platform="cpu")

@@ -30,10 +30,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 from keras.src.saving.keras_saveable import KerasSaveable
-
-import fastdrop as fd
 
 __all__ = [
     "AlphaDropout",
@@ -81,7 +78,8 @@ class Layer:
     NotImplementedError
         Another backend of Keras.
     RuntimeError
-        PyTorch's backend computes the layer again for a backward pass (``keras.RematScope``).
+        TensorFlow computes a layer that has this one again for a backward pass
+        (``keras.RematScope``): it would have another mask.
     """
 
     op: str
@@ -96,7 +94,13 @@ class Layer:
         if not training or amount == 0:
             return inputs
         axes = self._shared_axes(inputs)
-        return _backend()(self.op, inputs, amount, self.seed_generator.next(), axes)
+        return _backend()(self.op, inputs, amount, self.seed_generator, axes)
+
+    def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
+        """The call as it is: a bit an element, or the name of a draw, is all that is kept for the
+        backward pass; it would take the inputs to compute it again.
+        """
+        return layer_call
 
     def _shared_axes(self: Any, x: Any) -> list[int]:
         shape = tuple(x.shape)
@@ -259,33 +263,16 @@ def _traced_again(model: Any) -> Any:
     return model
 
 
-def _torch(op: str, x: Any, amount: float, state: Any, shared_axes: list[int]) -> Any:
-    import torch
+def _torch(*what: Any) -> Any:
+    from fastdrop.adapters.keras.torch import drop
 
-    from fastdrop.adapters.torch.kernels import alpha_dropout_op, dropout_op
-
-    if torch._C._current_graph_task_id() != -1:
-        raise RuntimeError(
-            "a Dropout was computed again in a backward pass, for which Keras counts a further "
-            "call, so it would have another mask; keep it out of keras.RematScope"
-        )
-    if op == "dropout":
-        return dropout_op(x, state, amount, shared_axes)
-    if op == "alpha_dropout":
-        return alpha_dropout_op(x, state, amount, shared_axes)
-    seed, call = state.tolist()
-    wide = np.float64 if x.dtype is torch.float64 else np.float32
-    rng, shape = fd.Rng(seed, call), tuple(x.shape)
-    if op == "gaussian_dropout":
-        factor, _ = fd.gaussian_dropout(np.ones(shape, wide), amount, rng=rng)
-        return (x * torch.from_numpy(factor).to(x.device)).to(x.dtype)
-    noise, _ = fd.gaussian_noise(np.zeros(shape, wide), amount, rng=rng)
-    return (x + torch.from_numpy(noise).to(x.device)).to(x.dtype)
+    return drop(*what)
 
 
-def _jax(op: str, x: Any, amount: float, state: Any, shared_axes: list[int]) -> Any:
+def _jax(op: str, x: Any, amount: float, generator: Any, shared_axes: list[int]) -> Any:
     from fastdrop.adapters import jax
 
+    state = generator.next()
     how = {"key": state[0], "call": state[1], "shared_axes": shared_axes}
     return getattr(jax, op)(x, amount, **how)
 

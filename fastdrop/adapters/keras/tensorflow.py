@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import inspect
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 import fastdrop as fd
 from fastdrop import _core
@@ -26,22 +28,56 @@ from fastdrop.ops.door import affine
 SOURCE = Path(__file__).with_name("tensorflow_op.cc")
 
 
-def drop(op: str, x: Any, amount: float, state: Any, shared_axes: list[int]) -> Any:
+def drop(op: str, x: Any, amount: float, generator: Any, shared_axes: list[int]) -> Any:
     """What a layer does in training, as the other backends do it."""
-    if op not in ("dropout", "alpha_dropout"):
-        raise NotImplementedError(
-            f"fastdrop has no {op} for the tensorflow backend of Keras; use Keras's own layer"
-        )
+    _not_again()
+    state = _next(generator)
 
     def dropped(x: Any) -> Any:
-        draw, rate = tf.cast(state, tf.int64), tf.constant(amount, tf.float64)
-        return _library().fastdrop_dropout(x, draw, rate, shared_axes=shared_axes)
+        rate = tf.constant(amount, tf.float64)
+        return _library().fastdrop_dropout(x, state, rate, shared_axes=shared_axes)
 
     if op == "dropout":
         return dropped(x)
-    scale, shift, saturated = affine(amount)
-    kept = dropped(tf.ones_like(x)) > 0
-    return tf.where(kept, x * scale + shift, tf.cast(saturated, x.dtype))
+    if op == "alpha_dropout":
+        scale, shift, saturated = affine(amount)
+        kept = dropped(tf.ones_like(x)) > 0
+        return tf.where(kept, x * scale + shift, tf.cast(saturated, x.dtype))
+    wide = tf.float64 if x.dtype == tf.float64 else tf.float32
+    start = tf.ones if op == "gaussian_dropout" else tf.zeros
+
+    def drawn(y: Any, state: Any) -> Any:
+        return getattr(fd, op)(y, amount, rng=fd.Rng(*map(int, state)))[0]
+
+    noise = tf.numpy_function(drawn, [start(tf.shape(x), wide), state], wide)
+    noise = tf.ensure_shape(noise, x.shape)
+    wider = tf.cast(x, wide)
+    return tf.cast(wider * noise if op == "gaussian_dropout" else wider + noise, x.dtype)
+
+
+def _next(generator: Any) -> Any:
+    """The layer's seed and call, which Keras's `generator.next()` takes longer to count."""
+    state = generator.state.value
+    if in_stateless_scope() or not isinstance(state, tf.Variable):
+        return tf.cast(generator.next(), tf.int64)
+    draw = tf.convert_to_tensor(state)
+    state.assign_add([0, 1], read_value=False)
+    return tf.cast(draw, tf.int64)
+
+
+def _not_again() -> None:
+    """TensorFlow computes a function again as if it were called once more, which would be another
+    call of the layer.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "inner_recompute_grad":
+            raise RuntimeError(
+                "a Dropout was computed again in a backward pass, for which Keras counts a further "
+                "call, so it would have another mask; keep the layer that has it out of "
+                "keras.RematScope"
+            )
+        frame = frame.f_back
 
 
 @tf.RegisterGradient("FastdropDropout")

@@ -30,6 +30,9 @@ template <int dtype> class Dropout : public OpKernel {
             shared |= uint64_t(1) << axis;
     }
 
+    // Handed to another thread, a small one would take longer.
+    bool IsExpensive() override { return false; }
+
     void Compute(OpKernelContext *context) override
     {
         const Tensor &x = context->input(0);
