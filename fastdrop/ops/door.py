@@ -10,15 +10,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastdrop._core import ALPHA_DROPOUT, DROPOUT, Draw
+import numpy as np
+
+from fastdrop._core import ALPHA_DROPOUT, DROPOUT, NOISE_ADD, NOISE_SCALE, Draw
 from fastdrop.backends import unwatched
 from fastdrop.backends.interface import Constants
 from fastdrop.base import gate
+from fastdrop.base.dtypes import compute_type
 from fastdrop.base.gate import Region
 from fastdrop.ops.alpha import affine
 from fastdrop.ops.dropout import inverted
 
-__all__ = ["ALPHA_DROPOUT", "DROPOUT", "affine", "drop", "drop_and_keep", "inverted"]
+__all__ = [
+    "ALPHA_DROPOUT",
+    "DROPOUT",
+    "NOISE_ADD",
+    "NOISE_SCALE",
+    "affine",
+    "drop",
+    "drop_and_keep",
+    "inverted",
+    "noise",
+]
 
 
 def drop(
@@ -95,3 +108,25 @@ def _drop(
     if p == 0.0:
         return backend.copy(x, out), None
     return backend.forward(op, x, Draw(*draw, p, where), constants, out, keep, given=given)
+
+
+def noise(
+    x: Any,
+    draw: tuple[int, int],
+    sigma: float,
+    op: int,
+    shared_axes: Any = gate.NO_AXES,
+    region: Region | None = None,
+    rows: Any = None,
+    *,
+    out: Any = None,
+) -> Any:
+    """x * (1 + sigma * noise) with NOISE_SCALE, x + sigma * noise with NOISE_ADD; the noise is
+    standard normal. Other arguments and the result are as in `drop`.
+    """
+    backend = unwatched(x)
+    x = backend.array(x)
+    where = gate.place(x.shape, shared_axes, region, rows)
+    out, x = backend.output(out, x)
+    sigma = np.asarray(sigma, compute_type(x.dtype))
+    return backend.noise(op, x, Draw(*draw, 0.0, where), sigma, out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,3 +137,23 @@ class Named:
 
     def tensor(self) -> Tensor:
         return as_tensor(self.draw)
+
+
+class Once:
+    """The next draw of others, for several tensors."""
+
+    def __init__(self, draws: Any) -> None:
+        self.draws = draws
+        self.drawn: Any = None
+
+    def numbers(self) -> Numbers:
+        if self.drawn is None:
+            self.drawn = self.draws.numbers()
+        numbers: Numbers = self.drawn
+        return numbers
+
+    def tensor(self) -> Tensor:
+        if self.drawn is None:
+            self.drawn = self.draws.tensor()
+        tensor: Tensor = self.drawn
+        return tensor

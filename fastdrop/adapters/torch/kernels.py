@@ -24,7 +24,17 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from fastdrop.backends.interface import Constants
-from fastdrop.ops.door import ALPHA_DROPOUT, DROPOUT, affine, drop, drop_and_keep, inverted
+from fastdrop.ops.door import (
+    ALPHA_DROPOUT,
+    DROPOUT,
+    NOISE_ADD,
+    NOISE_SCALE,
+    affine,
+    drop,
+    drop_and_keep,
+    inverted,
+    noise,
+)
 
 U64 = 2**64 - 1
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
@@ -41,10 +51,11 @@ class How(NamedTuple):
     shared_axes: tuple[int, ...] = ()
     region: Any = None
     rows: Any = None  # a NumPy array
+    scale: float | None = None  # of what is kept, 1 / (1 - p) if None; or of noise
 
     def constants(self) -> Constants:
         """The op's numbers."""
-        return _constants(self.p, self.op)
+        return _constants(self.p, self.op) if self.scale is None else (self.scale, 0.0, 0.0)
 
 
 @lru_cache
@@ -132,7 +143,7 @@ def _run(
         y, bits = _run(x.float(), draw, how, constants, given, keep)
         return y.to(torch.bfloat16), bits
     y = torch.empty_like(x)
-    p, op, *place = how
+    p, op, *place = how[:5]
     if keep:
         return y, drop_and_keep(array(x), p, draw, constants, op, *place, out=array(y))[1]
     drop(array(x), p, draw, constants, op, *place, out=array(y), given=given)
@@ -173,12 +184,35 @@ def _composed(x: Tensor, draw: Numbers, how: How, constants: Constants | None = 
     y = x * scale
     if how.op == ALPHA_DROPOUT:
         y = y + shift
-    return torch.where(_mask(x, draw, how), y, torch.full((), out, dtype=x.dtype, device=x.device))
+    kept = _drawn(x, draw, how, KEPT)
+    return torch.where(kept, y, torch.full((), out, dtype=x.dtype, device=x.device))
 
 
-def _mask(x: Tensor, draw: Numbers, how: How) -> Tensor:
-    """True where kept, of x's shape. Under ``vmap`` with randomness="different", the examples are
-    further axes of one mask; with "same", they share it."""
+KEPT, FACTORS, TERMS = "kept", "factors", "terms"
+"""What a draw can be as a tensor: bool; 1 + scale * noise; scale * noise."""
+
+
+def drawn(x: Tensor, draws: Draws, how: How, kind: str) -> Tensor:
+    """The draw for x as a tensor, for PyTorch's own operations: of length 1 along axes that share a
+    draw. Noise is float64 for such an x, else float32. No derivative goes through it."""
+    if not is_traced(x):
+        return _drawn(x, draws.numbers(), how, kind)
+    if how.rows is not None:
+        raise NotImplementedError(_ROWS)
+    start, whole = _ends(how.region)
+    shape = _mask_array(tuple(x.shape), how.shared_axes)
+    more = how.p, how.scale, list(how.shared_axes), start, whole, kind
+    made: Tensor = drawn_op(draws.tensor(), list(shape), x.dtype, x.device, *more)
+    return made
+
+
+def _mask_array(shape: tuple[int, ...], shared_axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(1 if axis in shared_axes else n for axis, n in enumerate(shape))
+
+
+def _drawn(x: Tensor, draw: Numbers, how: How, kind: str) -> Tensor:
+    """`drawn`, now. Under ``vmap`` with randomness="different", the examples are further axes of
+    one mask; with "same", they share it."""
     levels, sizes = [], []
     for interpreter in torch._C._functorch.get_interpreter_stack() or ():
         if interpreter.key() != torch._C._functorch.TransformType.Vmap:
@@ -193,21 +227,36 @@ def _mask(x: Tensor, draw: Numbers, how: How) -> Tensor:
         if vmap.randomness() == torch._C._functorch.RandomnessType.Different:
             levels.append(interpreter.level())
             sizes.append(int(vmap.batchSize()))
-    shape, more = tuple(x.shape), len(sizes)
+    more = len(sizes)
     if more and (how.region is not None or how.rows is not None):
         raise ValueError(
             "region and rows name one mask, which vmap with randomness='different' has not; use "
             "randomness='same'"
         )
-    axes = tuple(axis + more for axis in how.shared_axes)
-    how = how._replace(op=DROPOUT, shared_axes=axes)
+    shape = (*sizes, *_mask_array(tuple(x.shape), how.shared_axes))
+    how = how._replace(shared_axes=tuple(axis + more for axis in how.shared_axes))
     with temporarily_clear_interpreter_stack(), torch.no_grad():
-        device = x.device if x.is_cuda else "cpu"
-        ones = torch.ones((*sizes, *shape), dtype=torch.float32, device=device)
-        mask = _run(ones, draw, how, (1.0, 0.0, 0.0))[0] != 0
+        made = _made(shape, x.dtype, x.device if x.is_cuda else "cpu", draw, how, kind)
     for level in levels:
-        mask = torch._C._functorch._add_batch_dim(mask, 0, level)
-    return mask
+        made = torch._C._functorch._add_batch_dim(made, 0, level)
+    return made
+
+
+def _made(
+    shape: tuple[int, ...], dtype: torch.dtype, device: Any, draw: Numbers, how: How, kind: str
+) -> Tensor:
+    made = torch.full(shape, float(kind != TERMS), dtype=_noise_dtype(dtype), device=device)
+    if kind == KEPT:
+        return _run(made, draw, how._replace(op=DROPOUT), (1.0, 0.0, 0.0))[0] != 0
+    op = NOISE_SCALE if kind == FACTORS else NOISE_ADD
+    place = how.shared_axes, how.region, how.rows
+    noise(array(made), draw, how.constants()[0], op, *place, out=array(made))
+    return made
+
+
+def _noise_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What kernels compute in."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 # Traced.
@@ -244,17 +293,49 @@ def alpha_dropout_op(
     return _run(x, as_numbers(draw), how, affine(p))[0]
 
 
+_ROWS = "rows cannot be traced or compiled; use region"
+
+
+def _ends(region: Any) -> tuple[Any, Any]:
+    """Where it begins, and the whole's shape."""
+    return (None, None) if region is None else (list(region[0]), list(region[1]))
+
+
 def _region(start: list[int] | None, whole: list[int] | None) -> Any:
     return None if start is None or whole is None else (tuple(start), tuple(whole))
 
 
+@torch.library.custom_op("fastdrop::drawn", mutates_args=())
+def drawn_op(
+    draw: Tensor,
+    shape: list[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    p: float,
+    scale: float | None,
+    shared_axes: list[int],
+    start: list[int] | None,
+    whole: list[int] | None,
+    kind: str,
+) -> Tensor:
+    """`drawn`; draw as in `dropout_op`."""
+    how = How(p, DROPOUT, tuple(shared_axes), _region(start, whole), scale=scale)
+    return _made(tuple(shape), dtype, device, as_numbers(draw), how, kind)
+
+
+@drawn_op.register_fake
+def _(
+    draw: Tensor, shape: list[int], dtype: torch.dtype, device: torch.device, *more: Any
+) -> Tensor:
+    dtype = torch.bool if more[-1] == KEPT else _noise_dtype(dtype)
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
 def _traced(x: Tensor, draw: Tensor, how: How) -> Tensor:
     if how.rows is not None:
-        raise NotImplementedError("rows cannot be traced or compiled; use region")
+        raise NotImplementedError(_ROWS)
     op = dropout_op if how.op == DROPOUT else alpha_dropout_op
-    start, whole = (None, None) if how.region is None else how.region
-    start, whole = (None if part is None else list(part) for part in (start, whole))
-    more = draw, how.p, list(how.shared_axes), None, start, whole
+    more = draw, how.p, list(how.shared_axes), how.scale, *_ends(how.region)
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         y: Tensor = op(x, *more)
         return y
