@@ -615,6 +615,33 @@ def test_script():
     assert torch.equal(torch.jit.script(net)(x), net(x))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the exporters
+@pytest.mark.parametrize("seed", [None, 1])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_onnx(dynamo, training, seed, tmp_path):
+    """The graph of PyTorch's own modules, with a Dropout node in train mode; it runs."""
+    onnx, runtime = (pytest.importorskip(name) for name in ("onnx", "onnxruntime"))
+    pytest.importorskip("onnxscript")
+    plain = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
+    x, graphs = normal(4, 8), []
+    options = {"dynamo": dynamo, "verbose": False}
+    if not dynamo:
+        options |= {"training": torch.onnx.TrainingMode.PRESERVE, "do_constant_folding": False}
+    for i, model in enumerate((plain, ft.replace(copy.deepcopy(plain), seed=seed))):
+        file = tmp_path / f"{i}.onnx"
+        torch.onnx.export(model.train(training), (x,), file, **options)
+        graphs.append([node.op_type for node in onnx.load(file).graph.node])
+    assert graphs[0] == graphs[1]
+    assert ("Dropout" in graphs[1]) == training
+    session = runtime.InferenceSession(file)
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert y.shape == (4, 3)
+    if not training:
+        torch.testing.assert_close(torch.from_numpy(y), plain.eval()(x).detach())
+
+
 def test_replaced_modules_stay_the_same_objects():
     """What refers to them elsewhere, their hooks and attributes stay; `restore` takes all back."""
     calls = []

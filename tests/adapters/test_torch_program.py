@@ -76,7 +76,7 @@ MODELS = {
     "LSTM": (lambda: nn.LSTM(64, 64, 3, dropout=0.2), lambda m, x: m(x), 2),
     "GRU": (lambda: nn.GRU(64, 64, 3, dropout=0.2), lambda m, x: m(x), 2),
     "transformer": (lambda: nn.TransformerEncoderLayer(64, 4, 128), lambda m, x: m(x), 4),
-    "whole": (lambda: nn.Transformer(64, 4, 2, 2, 128), lambda m, x: m(x, x), 20),
+    "whole": (lambda: nn.Transformer(64, 4, 2, 2, 128, batch_first=True), lambda m, x: m(x, x), 20),
 }
 
 

@@ -19,6 +19,8 @@ and the modules can be written down where ``torch.nn``'s are::
 call. ``torch.compile`` takes all of them. They have all derivatives that PyTorch has, but for
 `DropConnect` with a mask for each example, which has the first, and no batches of ``torch.vmap``.
 
+An ONNX export of our modules has PyTorch's Dropout, which knows no seed, in train mode.
+
 Each call draws a mask of its own, named by a seed and a call number. Without ``seed=`` PyTorch's
 CPU generator gives both, so ``torch.manual_seed`` repeats a run. With it, a module counts its
 calls, and the metadata of its state dict says where it is: a run with the same seed that goes on

@@ -141,7 +141,7 @@ class Drops(Seeded):
     def _drop(self, x: Tensor, region: Any = None, rows: Any = None) -> Tensor:
         plain = is_plain(x)
         if not plain:
-            if self.seed is None and self._is_theirs(x):
+            if self._is_theirs(x):
                 return self._plain().forward(self, x)
             served(x)
         how = self._how(x, region, rows)
@@ -152,12 +152,12 @@ class Drops(Seeded):
         return How(self.p, self.op, self._shared_axes(x) if self.axis else (), region, rows)
 
     def _is_theirs(self, x: Tensor) -> bool:
-        """Whether PyTorch's own module has to do it."""
+        """Whether PyTorch's own module has to do it. ONNX knows its dropout alone."""
         if self.alone:
             return False
         if is_traced(x):
             return torch.onnx.is_in_onnx_export()
-        return x.dtype not in DTYPES or x.is_nested
+        return self.draws is FROM_GENERATOR and (x.dtype not in DTYPES or x.is_nested)
 
     def _shared_axes(self, x: Tensor) -> tuple[int, ...]:
         axis = self.axis.get(x.ndim)
