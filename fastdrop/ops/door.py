@@ -2,8 +2,9 @@
 
 An adapter keeps its library's rules (who may be differentiated, when a call is taken), decides seed
 and call itself, and comes here for y; a backward pass comes again with dy, the same draw and the
-derivative's constants. There is no context and no `Rng`, and the rate is not checked. In C the same
-door is `fastdrop_api.h`: for compiled code, Numba, and XLA's handler for JAX.
+derivative's constants. There is no context and no `Rng`, and the rate is not checked. `drop_memory`
+is for elements of which only the address is known. In C the same door is `fastdrop_api.h`: for
+compiled code, Numba, and XLA's handler for JAX.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdrop._core import ALPHA_DROPOUT, DROPOUT, NOISE_ADD, NOISE_SCALE, Draw
+from fastdrop._core import ALPHA_DROPOUT, DROPOUT, NOISE_ADD, NOISE_SCALE, Draw, drop_memory
 from fastdrop.backends import unwatched
 from fastdrop.backends.interface import Constants
 from fastdrop.base import gate
@@ -29,6 +30,7 @@ __all__ = [
     "affine",
     "drop",
     "drop_and_keep",
+    "drop_memory",
     "inverted",
     "noise",
 ]

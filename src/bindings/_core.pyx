@@ -74,6 +74,7 @@ ALPHA_DROPOUT = FD_ALPHA_DROPOUT
 ZONEOUT = FD_ZONEOUT
 # Ops that read an array of any layout as it is, and keep the order of its axes.
 ANY_LAYOUT = FD_DROPOUT, FD_ALPHA_DROPOUT
+FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = FD_FLOAT32, FD_FLOAT64, FD_FLOAT16, FD_BFLOAT16
 NORMAL = FD_NORMAL
 LOGISTIC = FD_LOGISTIC
 NOISE_SCALE = FD_NOISE_SCALE
@@ -89,6 +90,7 @@ include "arrays.pxi"
 include "values.pxi"
 include "steps.pxi"
 include "masks.pxi"
+include "memory.pxi"
 include "rows.pxi"
 include "noise.pxi"
 include "linear.pxi"

@@ -207,6 +207,28 @@ def test_torchs_seed_repeats_a_run():
     assert torch.equal(layer(x), second)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [1, kernels.SMALL, kernels.SMALL + 1])
+@pytest.mark.parametrize("module", [ft.Dropout, ft.AlphaDropout])
+def test_one_mask_for_small_and_large_tensors(module, size, dtype):
+    """Their roads differ if no seed is given; y is the same, +0 where an infinity is dropped."""
+    x = normal(size, dtype=dtype)
+    x[::7] = torch.inf
+    x.requires_grad_()
+    torch.manual_seed(5)
+    draw = torch.empty(2, dtype=torch.int64).random_().tolist()
+    torch.manual_seed(5)
+    y = module(0.3)(x)
+    expected, ctx = op_of(module)(kernels.array(x), 0.3, rng=fd.Rng(*draw))
+    assert_same_bits(kernels.array(y), expected)
+    dy = normal(size, dtype=dtype)
+    (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
+    np.testing.assert_array_equal(kernels.array(dx), ctx.backward(kernels.array(dy)))
+    torch.manual_seed(5)
+    with torch.no_grad():
+        assert torch.equal(module(0.3)(x), y)
+
+
 def test_own_seed_does_not_depend_on_torchs():
     x = torch.ones(300)
     torch.manual_seed(5)
@@ -752,13 +774,14 @@ def masks(seed):
     return torch.from_numpy(fd.keep_mask((6, 40), 0.3, rng=seed))
 
 
-def test_bfloat16_without_ml_dtypes(monkeypatch):
-    x = normal(50, 40, dtype=torch.bfloat16).requires_grad_()
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+def test_bfloat16_without_ml_dtypes(layout, monkeypatch):
+    x = normal(50, 40, dtype=torch.bfloat16)
+    x = (x if layout == "contiguous" else x.t()).detach().requires_grad_()
     y = ft.Dropout(0.3, seed=5)(x)
     (dx,) = torch.autograd.grad(y.float().sum(), x)
     monkeypatch.setattr(kernels, "HAS_BFLOAT16", False)
-    monkeypatch.delattr(kernels, "array")
-    monkeypatch.setattr(kernels, "array", lambda t: t.detach().numpy(), raising=False)
+    monkeypatch.setattr(kernels, "array", lambda t: t.detach().numpy())  # refuses bfloat16
     again = ft.Dropout(0.3, seed=5)(x)
     assert torch.equal(again, y)
     assert torch.equal(torch.autograd.grad(again.float().sum(), x)[0], dx)

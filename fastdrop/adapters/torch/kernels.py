@@ -1,7 +1,7 @@
 """Tensors and fastdrop's kernels: how a tensor gets there, and the three roads that lead there.
 
 - Eager: a lean ``autograd.Function`` that keeps a bit per element; 5 to 10 times less Python than
-  a custom operator.
+  a custom operator. For a small tensor whose mask nobody has named, a number per element.
 - Compiled, exported, or on tensors without numbers: custom operators, which a graph holds as one
   node. Backward draws again.
 - All else (function transforms, dual numbers): the mask as a tensor, and PyTorch's own operations.
@@ -23,6 +23,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
+from fastdrop import _core
 from fastdrop.backends.interface import Constants
 from fastdrop.ops.door import (
     ALPHA_DROPOUT,
@@ -32,12 +33,19 @@ from fastdrop.ops.door import (
     affine,
     drop,
     drop_and_keep,
+    drop_memory,
     inverted,
     noise,
 )
 
 U64 = 2**64 - 1
-DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+DTYPES = {
+    torch.float32: _core.FLOAT32,
+    torch.bfloat16: _core.BFLOAT16,
+    torch.float16: _core.FLOAT16,
+    torch.float64: _core.FLOAT64,
+}
+"""And what the kernels call them."""
 HAS_BFLOAT16 = find_spec("ml_dtypes") is not None
 
 Numbers = tuple[int, int]  # seed and call, 0 to 2**64 - 1
@@ -66,6 +74,9 @@ def _constants(p: float, op: int) -> Constants:
 class Draws(Protocol):
     """Where seed and call of a tensor's mask come from; each gives the next."""
 
+    named: bool
+    """Whether the user can name them, and so knows each bit of y."""
+
     def numbers(self) -> Numbers: ...
 
     def tensor(self) -> Tensor:
@@ -83,7 +94,12 @@ def dropped(x: Tensor, draws: Draws, how: How) -> Tensor:
 
 def dropped_lean(x: Tensor, draws: Draws, how: How) -> Tensor:
     """`dropped` of a tensor that `is_plain`."""
-    y: Tensor = Lean.apply(x, draws.numbers(), how, how.constants(), None)
+    x, draw, constants = _alive(x), draws.numbers(), how.constants()
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return _run(x, draw, how, constants)[0]
+    if not draws.named and x.numel() <= SMALL and x.dtype in ONES and is_memory(x, how):
+        return _dropped_small(x, draw, how, constants)
+    y: Tensor = _apply(x, draw, how, constants, None)
     return y
 
 
@@ -134,10 +150,19 @@ def as_numbers(draw: Tensor) -> Numbers:
     return seed & U64, call & U64
 
 
+def is_memory(x: Tensor, how: How) -> bool:
+    """Whether x's elements follow each other in the CPU's memory as they do in the mask array."""
+    whole = not how.shared_axes and how.region is None and how.rows is None
+    return whole and x.is_contiguous() and x.is_cpu
+
+
 def _run(
     x: Tensor, draw: Numbers, how: How, constants: Constants, given: Any = None, keep: bool = False
 ) -> tuple[Tensor, Any]:
     """y in x's memory order, and the bits if they are to be kept."""
+    if is_memory(x, how):
+        y = torch.empty_like(x)
+        return y, _at(how.op, x, y, x.numel(), *draw, how.p, constants, given, keep)
     if x.dtype is torch.bfloat16 and not HAS_BFLOAT16 and not x.is_cuda:
         # float32 holds each bfloat16; the kernel, too, would compute in it and round.
         y, bits = _run(x.float(), draw, how, constants, given, keep)
@@ -150,6 +175,28 @@ def _run(
     return y, None
 
 
+SMALL = 4096
+ONES = {dtype: torch.ones(SMALL, dtype=dtype) for dtype in (torch.float32, torch.float64)}
+"""Of other dtypes a scale would be rounded."""
+
+
+def _dropped_small(x: Tensor, draw: Numbers, how: How, constants: Constants) -> Tensor:
+    """`Lean` has a Python function for the backward pass, which takes longer than all else here.
+    PyTorch's own has none, with a number an element: it gives the same gradient, but for the sign
+    of a zero, and for NaN where an infinite gradient meets a dropped element.
+    """
+    noise, ones = torch.empty_like(x), ONES[x.dtype]
+    more = x.numel(), *draw, how.p
+    _at(DROPOUT, ones, noise, *more, (constants[0], 0.0, 0.0), None, False)
+    y = x * noise
+    _at(how.op, x, y, *more, constants, None, False)
+    return y
+
+
+def _at(op: int, x: Tensor, y: Tensor, *more: Any) -> Any:
+    return drop_memory(op, DTYPES[x.dtype], x.data_ptr(), y.data_ptr(), *more)
+
+
 class Lean(torch.autograd.Function):
     """The eager road. Of the old style: one with ``setup_context`` costs twice as much Python."""
 
@@ -157,25 +204,30 @@ class Lean(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, draw: Numbers, how: How, constants: Constants, given: Any
     ) -> Tensor:
-        keep = ctx.needs_input_grad[0] and given is None
+        keep = given is None and ctx.needs_input_grad[0]
         y, bits = _run(x, draw, how, constants, given, keep)
-        ctx.draw, ctx.bits = draw, bits if keep else given
-        ctx.how, ctx.slope = how, (constants[0], 0.0, 0.0)
-        if how.op != DROPOUT:
-            ctx.how = how._replace(op=DROPOUT)
+        ctx.call = draw, how, constants, bits if keep else given
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         """dy * scale where kept, which is dropout with the same mask."""
-        how, constants = ctx.how, ctx.slope
+        draw, how, constants, bits = ctx.call
+        if how.op != DROPOUT:
+            how, constants = how._replace(op=DROPOUT), (constants[0], 0.0, 0.0)
+        dy = _alive(dy)
         if not is_plain(dy):
-            dx = _composed(dy, ctx.draw, how, constants)
+            dx = _composed(dy, draw, how, constants)
         elif torch.is_grad_enabled():
-            dx = Lean.apply(dy, ctx.draw, how, constants, ctx.bits)
+            dx = _apply(dy, draw, how, constants, bits)
         else:
-            dx = _run(dy, ctx.draw, how, constants, ctx.bits)[0]
+            dx = _run(dy, draw, how, constants, bits)[0]
         return dx, None, None, None, None
+
+
+# Without what `apply` does for those with ``setup_context``.
+_apply = super(torch.autograd.Function, Lean).apply
+_alive = torch._C._functorch.unwrap_if_dead  # of a transform that has ended
 
 
 def _composed(x: Tensor, draw: Numbers, how: How, constants: Constants | None = None) -> Tensor:

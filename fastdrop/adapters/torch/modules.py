@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 
 from fastdrop.adapters.torch import sharded
@@ -131,9 +132,8 @@ class Drops(Seeded):
         return next(kind for kind in cls.__mro__ if kind.__module__.startswith("torch.nn"))
 
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, torch.fx.Proxy):  # one node, which asks for the mode when it runs
-            name = input.tracer.path_of_module(self)
-            return input.tracer.create_proxy("call_module", name, (input,), {})
+        if isinstance(input, Proxy):
+            return self._node((input,), {})
         if not self.training or self.p == 0.0:
             return input
         return self._drop(input)
@@ -204,15 +204,17 @@ class Dropout(Drops, nn.Dropout):
         return bool(self.shared_axes)
 
     def forward(self, input: Tensor, region: Any = None, rows: Any = None) -> Tensor:
-        if isinstance(input, torch.fx.Proxy) or not self.training or self.p == 0.0:
-            return super().forward(input)
-        if input.layout in _SPARSE:
+        if isinstance(input, Proxy):
+            return self._node((input,), {"region": region, "rows": rows})
+        if not self.training or self.p == 0.0:
+            return input
+        if input.layout is not torch.strided and input.layout in _SPARSE:
             if self.inplace:
                 raise ValueError(
                     "inplace must be False for sparse tensors, of which y is a new one"
                 )
             return dropped_entries(input, self.draws.numbers(), self._how(input, None, None))
-        if isinstance(rows, Tensor):
+        if rows is not None and isinstance(rows, Tensor):
             rows = rows.cpu().numpy()
         return self._drop(input, region, rows)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Self
 
-import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from fastdrop.adapters.torch.draws import FROM_GENERATOR, Counted
 from fastdrop.adapters.torch.kernels import DTYPES
@@ -56,13 +56,17 @@ class Seeded(_Base):
         return other
 
     def forward(self, *inputs: Any) -> Tensor:
-        """By `_train` or `_eval`; traced by ``torch.fx``, one node, which asks when it runs."""
-        node = next((x for x in inputs if isinstance(x, torch.fx.Proxy)), None)
-        if node is not None:
-            name = node.tracer.path_of_module(self)
-            proxy: Tensor = node.tracer.create_proxy("call_module", name, inputs, {})
-            return proxy
+        """By `_train` or `_eval`."""
+        if any(isinstance(x, Proxy) for x in inputs):
+            return self._node(inputs, {})
         return self._train(*inputs) if self.training else self._eval(*inputs)
+
+    def _node(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """One node of ``torch.fx``, which asks for the mode when it runs."""
+        tracer = next(x.tracer for x in inputs if isinstance(x, Proxy))
+        options = {name: value for name, value in options.items() if value is not None}
+        name = tracer.path_of_module(self)
+        return tracer.create_proxy("call_module", name, inputs, options)
 
     def _train(self, *inputs: Any) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} says not what it does in training")
