@@ -1,5 +1,5 @@
-# Elements at an address, of which the caller knows what they are: for adapters, to which an array of
-# NumPy's costs more than the kernel.
+# Elements at an address, of which the caller knows what they are: for adapters, to which an array
+# of NumPy's costs more than the kernel.
 
 def drop_memory(fd_op op, fd_dtype dtype, size_t x, size_t y, size_t n, uint64_t seed,
                 uint64_t call, double p, tuple constants, bytes given, bint keep, /):

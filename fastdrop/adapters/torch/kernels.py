@@ -21,6 +21,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 from torch.nn import Parameter
 
 from fastdrop import _core
@@ -107,7 +108,7 @@ def is_plain(x: Tensor) -> bool:
     """Whether x is memory that kernels take, and nobody follows what is done to it but autograd."""
     kind = type(x)
     return (
-        not torch.compiler.is_compiling()
+        not is_compiling()
         and (kind is Tensor or kind is Parameter)
         and x.dtype in DTYPES
         and x.layout is torch.strided
@@ -115,10 +116,15 @@ def is_plain(x: Tensor) -> bool:
         and not x.is_nested
         and not x.is_neg()
         and forward_ad._current_level < 0
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._get_tracing_state() is None
+        and not _transforms_active()
+        and _modes() == 0
+        and _tracing_state() is None
     )
+
+
+_transforms_active = torch._C._are_functorch_transforms_active
+_modes = torch._C._len_torch_dispatch_stack
+_tracing_state = torch._C._get_tracing_state
 
 
 def is_traced(x: Tensor) -> bool:

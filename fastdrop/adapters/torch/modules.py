@@ -139,13 +139,18 @@ class Drops(Seeded):
         return self._drop(input)
 
     def _drop(self, x: Tensor, region: Any = None, rows: Any = None) -> Tensor:
-        plain = is_plain(x)
-        if not plain:
-            if self._is_theirs(x):
-                return self._plain().forward(self, x)
-            served(x)
-        how = self._how(x, region, rows)
-        y = dropped_lean(x, self.draws, how) if plain else _any_kind(x, self.draws, how)
+        if not is_plain(x):
+            return self._drop_other(x, region, rows)
+        y = dropped_lean(x, self.draws, self._how(x, region, rows))
+        return x.copy_(y) if self.inplace else y
+
+    def _drop_other(self, x: Tensor, region: Any, rows: Any) -> Tensor:
+        """Of a tensor that is not plain."""
+        if self._is_theirs(x):
+            y: Tensor = self._plain().forward(self, x)
+            return y
+        served(x)
+        y = _any_kind(x, self.draws, self._how(x, region, rows))
         return x.copy_(y) if self.inplace else y
 
     def _how(self, x: Tensor, region: Any, rows: Any) -> How:
@@ -208,15 +213,16 @@ class Dropout(Drops, nn.Dropout):
             return self._node((input,), {"region": region, "rows": rows})
         if not self.training or self.p == 0.0:
             return input
-        if input.layout is not torch.strided and input.layout in _SPARSE:
-            if self.inplace:
-                raise ValueError(
-                    "inplace must be False for sparse tensors, of which y is a new one"
-                )
-            return dropped_entries(input, self.draws.numbers(), self._how(input, None, None))
         if rows is not None and isinstance(rows, Tensor):
             rows = rows.cpu().numpy()
         return self._drop(input, region, rows)
+
+    def _drop_other(self, x: Tensor, region: Any, rows: Any) -> Tensor:
+        if x.layout not in _SPARSE:
+            return super()._drop_other(x, region, rows)
+        if self.inplace:
+            raise ValueError("inplace must be False for sparse tensors, of which y is a new one")
+        return dropped_entries(x, self.draws.numbers(), self._how(x, None, None))
 
     def _how(self, x: Tensor, region: Any, rows: Any) -> How:
         axes = self.shared_axes and gate.axes(self.shared_axes, x.ndim, "shared_axes")
