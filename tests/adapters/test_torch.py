@@ -434,12 +434,13 @@ def test_compile(seed):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", [None, 7])
 @pytest.mark.parametrize("budget", [0.5, 0.1])
-def test_compile_with_a_memory_budget(budget):
+def test_compile_with_a_memory_budget(budget, seed):
     """What the backward pass computes again has the forward pass's mask."""
     with torch._functorch.config.patch(activation_memory_budget=budget):
         torch.compiler.reset()
-        layer, x = ft.Dropout(0.5), torch.rand(64, 64, requires_grad=True)
+        layer, x = ft.Dropout(0.5, seed=seed), torch.rand(64, 64, requires_grad=True)
         run = torch.compile(lambda t: layer((t * 2).sin().exp()).exp(), fullgraph=True)
         for _ in range(2):
             y = run(x)
