@@ -30,6 +30,10 @@ BIAS_GELU_DROPOUT: int
 BIAS_GELU_BACKWARD: int
 ANY_LAYOUT: tuple[int, ...]
 
+FLOAT32: int
+FLOAT64: int
+FLOAT16: int
+BFLOAT16: int
 NORMAL: int
 LOGISTIC: int
 NOISE_SCALE: int
@@ -175,6 +179,20 @@ def forward(
 def backward(
     dy: _Array, out: _Array | None, draw: Draw, bits: bytes | None, scale: float
 ) -> _Array: ...
+def drop_memory(
+    op: int,
+    dtype: int,
+    x: int,
+    y: int,
+    n: int,
+    seed: int,
+    call: int,
+    p: float,
+    constants: tuple[float, float, float],
+    given: bytes | None,
+    keep: bool,
+    /,
+) -> bytes | None: ...
 def draw_bits(draw: Draw, /) -> bytes: ...
 def set_watched(on: bool, /) -> None: ...
 def common_call(

@@ -2,23 +2,38 @@
 
 An adapter keeps its library's rules (who may be differentiated, when a call is taken), decides seed
 and call itself, and comes here for y; a backward pass comes again with dy, the same draw and the
-derivative's constants. There is no context and no `Rng`, and the rate is not checked. In C the same
-door is `fastdrop_api.h`: for compiled code, Numba, and XLA's handler for JAX.
+derivative's constants. There is no context and no `Rng`, and the rate is not checked. `drop_memory`
+is for elements of which only the address is known. In C the same door is `fastdrop_api.h`: for
+compiled code, Numba, and XLA's handler for JAX.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from fastdrop._core import ALPHA_DROPOUT, DROPOUT, Draw
+import numpy as np
+
+from fastdrop._core import ALPHA_DROPOUT, DROPOUT, NOISE_ADD, NOISE_SCALE, Draw, drop_memory
 from fastdrop.backends import unwatched
 from fastdrop.backends.interface import Constants
 from fastdrop.base import gate
+from fastdrop.base.dtypes import compute_type
 from fastdrop.base.gate import Region
 from fastdrop.ops.alpha import affine
 from fastdrop.ops.dropout import inverted
 
-__all__ = ["ALPHA_DROPOUT", "DROPOUT", "affine", "drop", "drop_and_keep", "inverted"]
+__all__ = [
+    "ALPHA_DROPOUT",
+    "DROPOUT",
+    "NOISE_ADD",
+    "NOISE_SCALE",
+    "affine",
+    "drop",
+    "drop_and_keep",
+    "drop_memory",
+    "inverted",
+    "noise",
+]
 
 
 def drop(
@@ -95,3 +110,25 @@ def _drop(
     if p == 0.0:
         return backend.copy(x, out), None
     return backend.forward(op, x, Draw(*draw, p, where), constants, out, keep, given=given)
+
+
+def noise(
+    x: Any,
+    draw: tuple[int, int],
+    sigma: float,
+    op: int,
+    shared_axes: Any = gate.NO_AXES,
+    region: Region | None = None,
+    rows: Any = None,
+    *,
+    out: Any = None,
+) -> Any:
+    """x * (1 + sigma * noise) with NOISE_SCALE, x + sigma * noise with NOISE_ADD; the noise is
+    standard normal. Other arguments and the result are as in `drop`.
+    """
+    backend = unwatched(x)
+    x = backend.array(x)
+    where = gate.place(x.shape, shared_axes, region, rows)
+    out, x = backend.output(out, x)
+    sigma = np.asarray(sigma, compute_type(x.dtype))
+    return backend.noise(op, x, Draw(*draw, 0.0, where), sigma, out)

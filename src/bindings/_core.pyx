@@ -78,6 +78,7 @@ BIAS_GELU_DROPOUT = FD_BIAS_GELU_DROPOUT
 BIAS_GELU_BACKWARD = FD_BIAS_GELU_BACKWARD
 # Ops that read an array of any layout as it is, and keep the order of its axes.
 ANY_LAYOUT = FD_DROPOUT, FD_ALPHA_DROPOUT
+FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = FD_FLOAT32, FD_FLOAT64, FD_FLOAT16, FD_BFLOAT16
 NORMAL = FD_NORMAL
 LOGISTIC = FD_LOGISTIC
 NOISE_SCALE = FD_NOISE_SCALE
@@ -93,6 +94,7 @@ include "arrays.pxi"
 include "values.pxi"
 include "steps.pxi"
 include "masks.pxi"
+include "memory.pxi"
 include "rows.pxi"
 include "noise.pxi"
 include "linear.pxi"

@@ -70,6 +70,7 @@ def torch(place, monkeypatch):
 
     if place == "device":
         monkeypatch.setattr(kernels, "array", lambda x: FakeArray(x.detach().numpy()))
+        monkeypatch.setattr(kernels, "is_memory", lambda *_: False)
     return torch
 
 
@@ -89,7 +90,9 @@ def test_torch(torch, name, seed):
     y = module(tensor)
     assert_same_bits(y.detach().numpy(), expected)
     y.backward(torch.tensor(x + 1))
-    assert_same_bits(tensor.grad.numpy(), ctx.backward(x + 1))
+    # Without a seed, small tensors have PyTorch's multiplication, which gives some zeros a sign.
+    same = np.testing.assert_array_equal if seed is None else assert_same_bits
+    same(tensor.grad.numpy(), ctx.backward(x + 1))
     tangent = torch.autograd.forward_ad
     torch.manual_seed(3)
     module = getattr(adapter, name)(seed=seed)
@@ -110,6 +113,7 @@ from fastdrop.adapters.keras import Dropout
 import torch
 if sys.argv[1] == "device":
     kernels.array = lambda x: FakeArray(x.detach().numpy())
+    kernels.is_memory = lambda *_: False
     launch.where = lambda: "njit"
 x = np.random.default_rng(0).standard_normal((6, 40), np.float32)
 layer, tensor = Dropout(0.5, seed=5), torch.tensor(x, requires_grad=True)

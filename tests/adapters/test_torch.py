@@ -207,6 +207,28 @@ def test_torchs_seed_repeats_a_run():
     assert torch.equal(layer(x), second)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [1, kernels.SMALL, kernels.SMALL + 1])
+@pytest.mark.parametrize("module", [ft.Dropout, ft.AlphaDropout])
+def test_one_mask_for_small_and_large_tensors(module, size, dtype):
+    """Their roads differ if no seed is given; y is the same, +0 where an infinity is dropped."""
+    x = normal(size, dtype=dtype)
+    x[::7] = torch.inf
+    x.requires_grad_()
+    torch.manual_seed(5)
+    draw = torch.empty(2, dtype=torch.int64).random_().tolist()
+    torch.manual_seed(5)
+    y = module(0.3)(x)
+    expected, ctx = op_of(module)(kernels.array(x), 0.3, rng=fd.Rng(*draw))
+    assert_same_bits(kernels.array(y), expected)
+    dy = normal(size, dtype=dtype)
+    (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
+    np.testing.assert_array_equal(kernels.array(dx), ctx.backward(kernels.array(dy)))
+    torch.manual_seed(5)
+    with torch.no_grad():
+        assert torch.equal(module(0.3)(x), y)
+
+
 def test_own_seed_does_not_depend_on_torchs():
     x = torch.ones(300)
     torch.manual_seed(5)
@@ -412,12 +434,13 @@ def test_compile(seed):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", [None, 7])
 @pytest.mark.parametrize("budget", [0.5, 0.1])
-def test_compile_with_a_memory_budget(budget):
+def test_compile_with_a_memory_budget(budget, seed):
     """What the backward pass computes again has the forward pass's mask."""
     with torch._functorch.config.patch(activation_memory_budget=budget):
         torch.compiler.reset()
-        layer, x = ft.Dropout(0.5), torch.rand(64, 64, requires_grad=True)
+        layer, x = ft.Dropout(0.5, seed=seed), torch.rand(64, 64, requires_grad=True)
         run = torch.compile(lambda t: layer((t * 2).sin().exp()).exp(), fullgraph=True)
         for _ in range(2):
             y = run(x)
@@ -615,6 +638,33 @@ def test_script():
     assert torch.equal(torch.jit.script(net)(x), net(x))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the exporters
+@pytest.mark.parametrize("seed", [None, 1])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_onnx(dynamo, training, seed, tmp_path):
+    """The graph of PyTorch's own modules, with a Dropout node in train mode; it runs."""
+    onnx, runtime = (pytest.importorskip(name) for name in ("onnx", "onnxruntime"))
+    pytest.importorskip("onnxscript")
+    plain = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
+    x, graphs = normal(4, 8), []
+    options = {"dynamo": dynamo, "verbose": False}
+    if not dynamo:
+        options |= {"training": torch.onnx.TrainingMode.PRESERVE, "do_constant_folding": False}
+    for i, model in enumerate((plain, ft.replace(copy.deepcopy(plain), seed=seed))):
+        file = tmp_path / f"{i}.onnx"
+        torch.onnx.export(model.train(training), (x,), file, **options)
+        graphs.append([node.op_type for node in onnx.load(file).graph.node])
+    assert graphs[0] == graphs[1]
+    assert ("Dropout" in graphs[1]) == training
+    session = runtime.InferenceSession(file)
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert y.shape == (4, 3)
+    if not training:
+        torch.testing.assert_close(torch.from_numpy(y), plain.eval()(x).detach())
+
+
 def test_replaced_modules_stay_the_same_objects():
     """What refers to them elsewhere, their hooks and attributes stay; `restore` takes all back."""
     calls = []
@@ -725,13 +775,14 @@ def masks(seed):
     return torch.from_numpy(fd.keep_mask((6, 40), 0.3, rng=seed))
 
 
-def test_bfloat16_without_ml_dtypes(monkeypatch):
-    x = normal(50, 40, dtype=torch.bfloat16).requires_grad_()
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+def test_bfloat16_without_ml_dtypes(layout, monkeypatch):
+    x = normal(50, 40, dtype=torch.bfloat16)
+    x = (x if layout == "contiguous" else x.t()).detach().requires_grad_()
     y = ft.Dropout(0.3, seed=5)(x)
     (dx,) = torch.autograd.grad(y.float().sum(), x)
     monkeypatch.setattr(kernels, "HAS_BFLOAT16", False)
-    monkeypatch.delattr(kernels, "array")
-    monkeypatch.setattr(kernels, "array", lambda t: t.detach().numpy(), raising=False)
+    monkeypatch.setattr(kernels, "array", lambda t: t.detach().numpy())  # refuses bfloat16
     again = ft.Dropout(0.3, seed=5)(x)
     assert torch.equal(again, y)
     assert torch.equal(torch.autograd.grad(again.float().sum(), x)[0], dx)

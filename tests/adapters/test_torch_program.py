@@ -76,6 +76,7 @@ MODELS = {
     "LSTM": (lambda: nn.LSTM(64, 64, 3, dropout=0.2), lambda m, x: m(x), 2),
     "GRU": (lambda: nn.GRU(64, 64, 3, dropout=0.2), lambda m, x: m(x), 2),
     "transformer": (lambda: nn.TransformerEncoderLayer(64, 4, 128), lambda m, x: m(x), 4),
+    "whole": (lambda: nn.Transformer(64, 4, 2, 2, 128, batch_first=True), lambda m, x: m(x, x), 20),
 }
 
 
@@ -84,6 +85,66 @@ def test_none_is_left(name, monkeypatch):
     make, run, number = MODELS[name]
     model, x = make(), torch.ones(32, 8, 64)
     assert count(monkeypatch, lambda: run(model, x)) == (number, 0)
+
+
+IDS = torch.arange(8 * 32).reshape(8, 32) % 90 + 3
+SMALL = {
+    "vocab_size": 96,
+    **{"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+    **{"intermediate_size": 128, "max_position_embeddings": 64},
+}
+PAIR = {
+    **{"vocab_size": 96, "d_model": 64, "encoder_layers": 2, "decoder_layers": 2},
+    **{"encoder_attention_heads": 4, "decoder_attention_heads": 4},
+    **{"encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "max_position_embeddings": 64},
+    **{"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1},
+}
+TOKENS = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 1)
+IMAGES = {"image_size": 32, "patch_size": 4, "hidden_dropout_prob": 0.1}
+SOUNDS = {"max_source_positions": 32, "max_target_positions": 64, "num_mel_bins": 16}
+TEXT = {"input_ids": IDS}
+TEXTS = TEXT | {"decoder_input_ids": IDS}
+HUGGING_FACE = {  # options of the config, inputs, and how often the model calls dropout
+    "Bert": (SMALL, TEXT, 7),
+    "Roberta": (SMALL, TEXT, 7),
+    "GPT2": ({"vocab_size": 96, "n_embd": 64, "n_layer": 2, "n_head": 4, **TOKENS}, TEXT, 7),
+    "GPTNeoX": (SMALL | {"attention_dropout": 0.1, "hidden_dropout": 0.1}, TEXT, 7),
+    "ViT": (
+        SMALL | IMAGES | {"attention_probs_dropout_prob": 0.1},
+        {"pixel_values": torch.ones(8, 3, 32, 32)},
+        7,
+    ),
+    "T5": ({"vocab_size": 96, "d_model": 64, "d_kv": 16, "num_layers": 2}, TEXTS, 24),
+    "Bart": (PAIR | TOKENS, TEXTS, 22),
+    "Whisper": (
+        PAIR | SOUNDS | TOKENS | {"decoder_start_token_id": 1},
+        {"input_features": torch.ones(8, 16, 64), "decoder_input_ids": IDS},
+        22,
+    ),
+    "OPT": (
+        SMALL | {"ffn_dim": 128, "word_embed_proj_dim": 64, "attention_dropout": 0.1},
+        TEXT,
+        6,
+    ),
+    "Llama": (SMALL | {"attention_dropout": 0.1}, TEXT, 2),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the library, for these configurations
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", HUGGING_FACE)
+def test_models_of_hugging_face(name, attention, monkeypatch):
+    """None is left, with attention written out or in one call; the gradient goes back."""
+    transformers = pytest.importorskip("transformers")
+    options, inputs, number = HUGGING_FACE[name]
+    config = getattr(transformers, name + "Config")(**options)
+    config._attn_implementation = attention
+    model = getattr(transformers, name + "Model")(config).train()
+    outputs = []
+    assert count(monkeypatch, lambda: outputs.append(model(**inputs))) == (number, 0)
+    outputs[0][0].sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in model.parameters())
 
 
 def test_what_is_not_served_is_torchs():

@@ -14,6 +14,13 @@ and the modules can be written down where ``torch.nn``'s are::
 
     model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), Dropout(0.5), nn.Linear(512, 10))
 
+`LockedDropout`, `DropPath`, `Zoneout`, `EmbeddingDropout`, `GaussianDropout`, `GaussianNoise` and
+`DropConnect` are `fastdrop.layers`' of the same names: the masks of their ops for the same seed and
+call. ``torch.compile`` takes all of them. They have all derivatives that PyTorch has, but for
+`DropConnect` with a mask for each example, which has the first, and no batches of ``torch.vmap``.
+
+An ONNX export of our modules has PyTorch's Dropout, which knows no seed, in train mode.
+
 Each call draws a mask of its own, named by a seed and a call number. Without ``seed=`` PyTorch's
 CPU generator gives both, so ``torch.manual_seed`` repeats a run. With it, a module counts its
 calls, and the metadata of its state dict says where it is: a run with the same seed that goes on
@@ -36,6 +43,7 @@ PyTorch's own modules, if there is no seed. For backward a bit per element is ke
 captured by hand the mask would be the same each time, as the draw is decided on the CPU.
 """
 
+from fastdrop.adapters.torch.connect import DropConnect
 from fastdrop.adapters.torch.models import replace, restore
 from fastdrop.adapters.torch.modules import (
     AlphaDropout,
@@ -47,14 +55,29 @@ from fastdrop.adapters.torch.modules import (
     dropout,
 )
 from fastdrop.adapters.torch.program import disable, enable
+from fastdrop.adapters.torch.variants import (
+    DropPath,
+    EmbeddingDropout,
+    GaussianDropout,
+    GaussianNoise,
+    LockedDropout,
+    Zoneout,
+)
 
 __all__ = [
     "AlphaDropout",
+    "DropConnect",
+    "DropPath",
     "Dropout",
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
+    "EmbeddingDropout",
     "FeatureAlphaDropout",
+    "GaussianDropout",
+    "GaussianNoise",
+    "LockedDropout",
+    "Zoneout",
     "disable",
     "dropout",
     "enable",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from threading import Lock
+from threading import Lock, local
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
@@ -19,15 +22,17 @@ def as_tensor(draw: Numbers) -> Tensor:
     if torch._C._are_functorch_transforms_active():  # in which it would be a value of the transform
         with temporarily_clear_interpreter_stack():
             return as_tensor(draw)
-    signed = [(number ^ 1 << 63) - (1 << 63) for number in draw]
-    return torch.tensor(signed, dtype=torch.int64, device="cpu")
+    return torch.tensor(_signed(draw), dtype=torch.int64, device="cpu")
 
 
-_buffer = torch.empty(2, dtype=torch.int64, device="cpu")
+def _signed(draw: Numbers) -> list[int]:
+    return [(number ^ 1 << 63) - (1 << 63) for number in draw]
 
 
 class FromGenerator:
     """By PyTorch's CPU generator, so that ``torch.manual_seed`` repeats them."""
+
+    named = False
 
     @staticmethod
     def numbers() -> Numbers:
@@ -41,12 +46,25 @@ class FromGenerator:
         return (bits * torch.pow(2, torch.arange(63, device="cpu"))).sum(1)
 
 
+class _Room(local):
+    """A thread's, where its generator's numbers come in; new memory each time takes longer."""
+
+    def __init__(self) -> None:
+        with torch.inference_mode(False):
+            self.tensor = torch.empty(2, dtype=torch.int64, device="cpu")
+        self.array = self.tensor.numpy()
+
+
+_room = _Room()
+
+
 def _token() -> Numbers:
-    """63 random bits each; `random_` of new memory is the fastest way to them."""
+    """63 random bits each."""
     if torch._C._are_functorch_transforms_active():
         with temporarily_clear_interpreter_stack():
             return _token()
-    first, second = _buffer.new_empty(2).random_().tolist()
+    _room.tensor.random_()
+    first, second = _room.array.tolist()
     return first, second
 
 
@@ -60,19 +78,21 @@ _lock = Lock()
 @torch.library.custom_op("fastdrop::next_call", mutates_args={"state"})
 def next_call(state: Tensor, token: Tensor) -> Tensor:
     """Seed and number of the next call of a module that counts them; token: int64, of any shape."""
-    return torch.tensor(_next(state, tuple(token.flatten().tolist())), dtype=torch.int64)
+    return torch.tensor(_next(state.numpy(), tuple(token.flatten().tolist())), dtype=torch.int64)
 
 
 next_call.register_fake(lambda state, token: torch.empty_like(state))
 
 
-def _next(state: Tensor, token: tuple[int, ...]) -> list[int]:
+def _next(state: npt.NDArray[np.int64], token: tuple[int, ...]) -> list[int]:
     """In a backward pass a forward call is one that a checkpoint computes again. The checkpoint has
     set back PyTorch's generator, so the token tells which of the module's calls it was."""
     with _lock:
         draw: list[int] = state.tolist()
-        name = (state.data_ptr(), draw[0], *token)
-        if torch._C._current_graph_task_id() != -1:
+        again = torch._C._current_graph_task_id() != -1
+        if again or token:
+            name = (state.ctypes.data, draw[0], *token)
+        if again:
             if name not in _calls:
                 raise RuntimeError(
                     "a Dropout with a seed was called in a backward pass, but not by a checkpoint "
@@ -97,8 +117,15 @@ class Counted:
     is asked for a number, by which the call is known again.
     """
 
+    named = True
+
     def __init__(self, seed: int, call: int = 0) -> None:
-        self.state = as_tensor((seed, call))  # no buffer, which would be the same on all ranks
+        self.array = np.array(_signed((seed, call)), np.int64)
+        with temporarily_clear_interpreter_stack():
+            self.state = torch.from_numpy(self.array)  # no buffer, as ranks' would be the same
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Counted, (self.seed, self.call)
 
     def numbers(self) -> Numbers:
         again = (
@@ -106,11 +133,8 @@ class Counted:
             or torch._C._current_graph_task_id() != -1
             or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         )
-        if torch._C._are_functorch_transforms_active():
-            with temporarily_clear_interpreter_stack():
-                seed, call = _next(self.state, ())
-        else:
-            seed, call = _next(self.state, _token() if again else ())
+        again = again and not torch._C._are_functorch_transforms_active()
+        seed, call = _next(self.array, _token() if again else ())
         return seed & U64, call & U64
 
     def tensor(self) -> Tensor:
@@ -118,15 +142,17 @@ class Counted:
 
     @property
     def seed(self) -> int:
-        return int(self.state[0]) & U64
+        return int(self.array[0]) & U64
 
     @property
     def call(self) -> int:
-        return int(self.state[1]) & U64
+        return int(self.array[1]) & U64
 
 
 class Named:
     """One mask, by the caller's numbers."""
+
+    named = True
 
     def __init__(self, seed: int, call: int) -> None:
         self.draw = uint64(seed, "seed"), uint64(call, "call")
@@ -136,3 +162,25 @@ class Named:
 
     def tensor(self) -> Tensor:
         return as_tensor(self.draw)
+
+
+class Once:
+    """The next draw of others, for several tensors."""
+
+    named = True
+
+    def __init__(self, draws: Any) -> None:
+        self.draws = draws
+        self.drawn: Any = None
+
+    def numbers(self) -> Numbers:
+        if self.drawn is None:
+            self.drawn = self.draws.numbers()
+        numbers: Numbers = self.drawn
+        return numbers
+
+    def tensor(self) -> Tensor:
+        if self.drawn is None:
+            self.drawn = self.draws.tensor()
+        tensor: Tensor = self.drawn
+        return tensor

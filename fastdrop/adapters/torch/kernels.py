@@ -1,7 +1,7 @@
 """Tensors and fastdrop's kernels: how a tensor gets there, and the three roads that lead there.
 
 - Eager: a lean ``autograd.Function`` that keeps a bit per element; 5 to 10 times less Python than
-  a custom operator.
+  a custom operator. For a small tensor whose mask nobody has named, a number per element.
 - Compiled, exported, or on tensors without numbers: custom operators, which a graph holds as one
   node. Backward draws again.
 - All else (function transforms, dual numbers): the mask as a tensor, and PyTorch's own operations.
@@ -21,13 +21,32 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 from torch.nn import Parameter
 
+from fastdrop import _core
 from fastdrop.backends.interface import Constants
-from fastdrop.ops.door import ALPHA_DROPOUT, DROPOUT, affine, drop, drop_and_keep, inverted
+from fastdrop.ops.door import (
+    ALPHA_DROPOUT,
+    DROPOUT,
+    NOISE_ADD,
+    NOISE_SCALE,
+    affine,
+    drop,
+    drop_and_keep,
+    drop_memory,
+    inverted,
+    noise,
+)
 
 U64 = 2**64 - 1
-DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+DTYPES = {
+    torch.float32: _core.FLOAT32,
+    torch.bfloat16: _core.BFLOAT16,
+    torch.float16: _core.FLOAT16,
+    torch.float64: _core.FLOAT64,
+}
+"""And what the kernels call them."""
 HAS_BFLOAT16 = find_spec("ml_dtypes") is not None
 
 Numbers = tuple[int, int]  # seed and call, 0 to 2**64 - 1
@@ -41,10 +60,11 @@ class How(NamedTuple):
     shared_axes: tuple[int, ...] = ()
     region: Any = None
     rows: Any = None  # a NumPy array
+    scale: float | None = None  # of what is kept, 1 / (1 - p) if None; or of noise
 
     def constants(self) -> Constants:
         """The op's numbers."""
-        return _constants(self.p, self.op)
+        return _constants(self.p, self.op) if self.scale is None else (self.scale, 0.0, 0.0)
 
 
 @lru_cache
@@ -54,6 +74,9 @@ def _constants(p: float, op: int) -> Constants:
 
 class Draws(Protocol):
     """Where seed and call of a tensor's mask come from; each gives the next."""
+
+    named: bool
+    """Whether the user can name them, and so knows each bit of y."""
 
     def numbers(self) -> Numbers: ...
 
@@ -72,7 +95,12 @@ def dropped(x: Tensor, draws: Draws, how: How) -> Tensor:
 
 def dropped_lean(x: Tensor, draws: Draws, how: How) -> Tensor:
     """`dropped` of a tensor that `is_plain`."""
-    y: Tensor = Lean.apply(x, draws.numbers(), how, how.constants(), None)
+    x, draw, constants = _alive(x), draws.numbers(), how.constants()
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return _run(x, draw, how, constants)[0]
+    if not draws.named and x.numel() <= SMALL and x.dtype in ONES and is_memory(x, how):
+        return _dropped_small(x, draw, how, constants)
+    y: Tensor = _apply(x, draw, how, constants, None)
     return y
 
 
@@ -80,7 +108,7 @@ def is_plain(x: Tensor) -> bool:
     """Whether x is memory that kernels take, and nobody follows what is done to it but autograd."""
     kind = type(x)
     return (
-        not torch.compiler.is_compiling()
+        not is_compiling()
         and (kind is Tensor or kind is Parameter)
         and x.dtype in DTYPES
         and x.layout is torch.strided
@@ -88,10 +116,15 @@ def is_plain(x: Tensor) -> bool:
         and not x.is_nested
         and not x.is_neg()
         and forward_ad._current_level < 0
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._get_tracing_state() is None
+        and not _transforms_active()
+        and _modes() == 0
+        and _tracing_state() is None
     )
+
+
+_transforms_active = torch._C._are_functorch_transforms_active
+_modes = torch._C._len_torch_dispatch_stack
+_tracing_state = torch._C._get_tracing_state
 
 
 def is_traced(x: Tensor) -> bool:
@@ -123,20 +156,51 @@ def as_numbers(draw: Tensor) -> Numbers:
     return seed & U64, call & U64
 
 
+def is_memory(x: Tensor, how: How) -> bool:
+    """Whether x's elements follow each other in the CPU's memory as they do in the mask array."""
+    whole = not how.shared_axes and how.region is None and how.rows is None
+    return whole and x.is_contiguous() and x.is_cpu
+
+
 def _run(
     x: Tensor, draw: Numbers, how: How, constants: Constants, given: Any = None, keep: bool = False
 ) -> tuple[Tensor, Any]:
     """y in x's memory order, and the bits if they are to be kept."""
+    if is_memory(x, how):
+        y = torch.empty_like(x)
+        return y, _at(how.op, x, y, x.numel(), *draw, how.p, constants, given, keep)
     if x.dtype is torch.bfloat16 and not HAS_BFLOAT16 and not x.is_cuda:
         # float32 holds each bfloat16; the kernel, too, would compute in it and round.
         y, bits = _run(x.float(), draw, how, constants, given, keep)
         return y.to(torch.bfloat16), bits
     y = torch.empty_like(x)
-    p, op, *place = how
+    p, op, *place = how[:5]
     if keep:
         return y, drop_and_keep(array(x), p, draw, constants, op, *place, out=array(y))[1]
     drop(array(x), p, draw, constants, op, *place, out=array(y), given=given)
     return y, None
+
+
+SMALL = 4096
+ONES = {dtype: torch.ones(SMALL, dtype=dtype) for dtype in (torch.float32, torch.float64)}
+"""Of other dtypes a scale would be rounded."""
+
+
+def _dropped_small(x: Tensor, draw: Numbers, how: How, constants: Constants) -> Tensor:
+    """`Lean` has a Python function for the backward pass, which takes longer than all else here.
+    PyTorch's own has none, with a number an element: it gives the same gradient, but for the sign
+    of a zero, and for NaN where an infinite gradient meets a dropped element.
+    """
+    noise, ones = torch.empty_like(x), ONES[x.dtype]
+    more = x.numel(), *draw, how.p
+    _at(DROPOUT, ones, noise, *more, (constants[0], 0.0, 0.0), None, False)
+    y = x * noise
+    _at(how.op, x, y, *more, constants, None, False)
+    return y
+
+
+def _at(op: int, x: Tensor, y: Tensor, *more: Any) -> Any:
+    return drop_memory(op, DTYPES[x.dtype], x.data_ptr(), y.data_ptr(), *more)
 
 
 class Lean(torch.autograd.Function):
@@ -146,25 +210,30 @@ class Lean(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, draw: Numbers, how: How, constants: Constants, given: Any
     ) -> Tensor:
-        keep = ctx.needs_input_grad[0] and given is None
+        keep = given is None and ctx.needs_input_grad[0]
         y, bits = _run(x, draw, how, constants, given, keep)
-        ctx.draw, ctx.bits = draw, bits if keep else given
-        ctx.how, ctx.slope = how, (constants[0], 0.0, 0.0)
-        if how.op != DROPOUT:
-            ctx.how = how._replace(op=DROPOUT)
+        ctx.call = draw, how, constants, bits if keep else given
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         """dy * scale where kept, which is dropout with the same mask."""
-        how, constants = ctx.how, ctx.slope
+        draw, how, constants, bits = ctx.call
+        if how.op != DROPOUT:
+            how, constants = how._replace(op=DROPOUT), (constants[0], 0.0, 0.0)
+        dy = _alive(dy)
         if not is_plain(dy):
-            dx = _composed(dy, ctx.draw, how, constants)
+            dx = _composed(dy, draw, how, constants)
         elif torch.is_grad_enabled():
-            dx = Lean.apply(dy, ctx.draw, how, constants, ctx.bits)
+            dx = _apply(dy, draw, how, constants, bits)
         else:
-            dx = _run(dy, ctx.draw, how, constants, ctx.bits)[0]
+            dx = _run(dy, draw, how, constants, bits)[0]
         return dx, None, None, None, None
+
+
+# Without what `apply` does for those with ``setup_context``.
+_apply = super(torch.autograd.Function, Lean).apply
+_alive = torch._C._functorch.unwrap_if_dead  # of a transform that has ended
 
 
 def _composed(x: Tensor, draw: Numbers, how: How, constants: Constants | None = None) -> Tensor:
@@ -173,12 +242,35 @@ def _composed(x: Tensor, draw: Numbers, how: How, constants: Constants | None = 
     y = x * scale
     if how.op == ALPHA_DROPOUT:
         y = y + shift
-    return torch.where(_mask(x, draw, how), y, torch.full((), out, dtype=x.dtype, device=x.device))
+    kept = _drawn(x, draw, how, KEPT)
+    return torch.where(kept, y, torch.full((), out, dtype=x.dtype, device=x.device))
 
 
-def _mask(x: Tensor, draw: Numbers, how: How) -> Tensor:
-    """True where kept, of x's shape. Under ``vmap`` with randomness="different", the examples are
-    further axes of one mask; with "same", they share it."""
+KEPT, FACTORS, TERMS = "kept", "factors", "terms"
+"""What a draw can be as a tensor: bool; 1 + scale * noise; scale * noise."""
+
+
+def drawn(x: Tensor, draws: Draws, how: How, kind: str) -> Tensor:
+    """The draw for x as a tensor, for PyTorch's own operations: of length 1 along axes that share a
+    draw. Noise is float64 for such an x, else float32. No derivative goes through it."""
+    if not is_traced(x):
+        return _drawn(x, draws.numbers(), how, kind)
+    if how.rows is not None:
+        raise NotImplementedError(_ROWS)
+    start, whole = _ends(how.region)
+    shape = _mask_array(tuple(x.shape), how.shared_axes)
+    more = how.p, how.scale, list(how.shared_axes), start, whole, kind
+    made: Tensor = drawn_op(draws.tensor(), list(shape), x.dtype, x.device, *more)
+    return made
+
+
+def _mask_array(shape: tuple[int, ...], shared_axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(1 if axis in shared_axes else n for axis, n in enumerate(shape))
+
+
+def _drawn(x: Tensor, draw: Numbers, how: How, kind: str) -> Tensor:
+    """`drawn`, now. Under ``vmap`` with randomness="different", the examples are further axes of
+    one mask; with "same", they share it."""
     levels, sizes = [], []
     for interpreter in torch._C._functorch.get_interpreter_stack() or ():
         if interpreter.key() != torch._C._functorch.TransformType.Vmap:
@@ -193,21 +285,36 @@ def _mask(x: Tensor, draw: Numbers, how: How) -> Tensor:
         if vmap.randomness() == torch._C._functorch.RandomnessType.Different:
             levels.append(interpreter.level())
             sizes.append(int(vmap.batchSize()))
-    shape, more = tuple(x.shape), len(sizes)
+    more = len(sizes)
     if more and (how.region is not None or how.rows is not None):
         raise ValueError(
             "region and rows name one mask, which vmap with randomness='different' has not; use "
             "randomness='same'"
         )
-    axes = tuple(axis + more for axis in how.shared_axes)
-    how = how._replace(op=DROPOUT, shared_axes=axes)
+    shape = (*sizes, *_mask_array(tuple(x.shape), how.shared_axes))
+    how = how._replace(shared_axes=tuple(axis + more for axis in how.shared_axes))
     with temporarily_clear_interpreter_stack(), torch.no_grad():
-        device = x.device if x.is_cuda else "cpu"
-        ones = torch.ones((*sizes, *shape), dtype=torch.float32, device=device)
-        mask = _run(ones, draw, how, (1.0, 0.0, 0.0))[0] != 0
+        made = _made(shape, x.dtype, x.device if x.is_cuda else "cpu", draw, how, kind)
     for level in levels:
-        mask = torch._C._functorch._add_batch_dim(mask, 0, level)
-    return mask
+        made = torch._C._functorch._add_batch_dim(made, 0, level)
+    return made
+
+
+def _made(
+    shape: tuple[int, ...], dtype: torch.dtype, device: Any, draw: Numbers, how: How, kind: str
+) -> Tensor:
+    made = torch.full(shape, float(kind != TERMS), dtype=_noise_dtype(dtype), device=device)
+    if kind == KEPT:
+        return _run(made, draw, how._replace(op=DROPOUT), (1.0, 0.0, 0.0))[0] != 0
+    op = NOISE_SCALE if kind == FACTORS else NOISE_ADD
+    place = how.shared_axes, how.region, how.rows
+    noise(array(made), draw, how.constants()[0], op, *place, out=array(made))
+    return made
+
+
+def _noise_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What kernels compute in."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 # Traced.
@@ -244,17 +351,49 @@ def alpha_dropout_op(
     return _run(x, as_numbers(draw), how, affine(p))[0]
 
 
+_ROWS = "rows cannot be traced or compiled; use region"
+
+
+def _ends(region: Any) -> tuple[Any, Any]:
+    """Where it begins, and the whole's shape."""
+    return (None, None) if region is None else (list(region[0]), list(region[1]))
+
+
 def _region(start: list[int] | None, whole: list[int] | None) -> Any:
     return None if start is None or whole is None else (tuple(start), tuple(whole))
 
 
+@torch.library.custom_op("fastdrop::drawn", mutates_args=())
+def drawn_op(
+    draw: Tensor,
+    shape: list[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    p: float,
+    scale: float | None,
+    shared_axes: list[int],
+    start: list[int] | None,
+    whole: list[int] | None,
+    kind: str,
+) -> Tensor:
+    """`drawn`; draw as in `dropout_op`."""
+    how = How(p, DROPOUT, tuple(shared_axes), _region(start, whole), scale=scale)
+    return _made(tuple(shape), dtype, device, as_numbers(draw), how, kind)
+
+
+@drawn_op.register_fake
+def _(
+    draw: Tensor, shape: list[int], dtype: torch.dtype, device: torch.device, *more: Any
+) -> Tensor:
+    dtype = torch.bool if more[-1] == KEPT else _noise_dtype(dtype)
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
 def _traced(x: Tensor, draw: Tensor, how: How) -> Tensor:
     if how.rows is not None:
-        raise NotImplementedError("rows cannot be traced or compiled; use region")
+        raise NotImplementedError(_ROWS)
     op = dropout_op if how.op == DROPOUT else alpha_dropout_op
-    start, whole = (None, None) if how.region is None else how.region
-    start, whole = (None if part is None else list(part) for part in (start, whole))
-    more = draw, how.p, list(how.shared_axes), None, start, whole
+    more = draw, how.p, list(how.shared_axes), how.scale, *_ends(how.region)
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         y: Tensor = op(x, *more)
         return y

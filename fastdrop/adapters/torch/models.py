@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fastdrop.adapters.torch.modules import OURS, Dropout1d, Dropout2d, Dropout3d, Seeded
+from fastdrop.adapters.torch.modules import OURS, Dropout1d, Dropout2d, Dropout3d, Drops
 from fastdrop.rng import Rng
 
 
@@ -59,7 +59,8 @@ def replace(model: nn.Module, seed: int | None = None, verbose: bool = False) ->
 
 
 def restore(model: nn.Module) -> nn.Module:
-    """Make each of our modules in a model PyTorch's again; the opposite of `replace`.
+    """Make each of our modules in a model PyTorch's again; the opposite of `replace`. Those that
+    ``torch.nn`` has not stay.
 
     Parameters
     ----------
@@ -72,7 +73,7 @@ def restore(model: nn.Module) -> nn.Module:
         The model.
     """
     for module in model.modules():
-        if isinstance(module, Seeded):
+        if isinstance(module, Drops) and not module.alone:
             del module.draws, module.copies
             module.__class__ = _theirs(type(module))
     return model
@@ -81,7 +82,7 @@ def restore(model: nn.Module) -> nn.Module:
 def _replacement(module: nn.Module) -> tuple[type[Any] | None, str]:
     """Our class for a module, or None and why there is none ("" if it drops nothing)."""
     kind = type(module)
-    if isinstance(module, Seeded):
+    if isinstance(module, Drops):
         return None, "it is fastdrop's already"
     for theirs, ours in OURS.items():
         if kind is theirs:
@@ -97,7 +98,7 @@ def _replacement(module: nn.Module) -> tuple[type[Any] | None, str]:
     return None, ""
 
 
-class _Joined(Seeded):
+class _Joined(Drops):
     """A user's subclass of a module of ``torch.nn``, with our `forward`."""
 
     of: type[nn.Module]
@@ -113,7 +114,7 @@ def _joined(both: tuple[Any, Any]) -> Any:
     return type(kind.__name__, (_Joined, ours, kind), {"of": kind, "_ours": ours})
 
 
-def _blank(kind: type[nn.Module], ours: type[Seeded]) -> Any:
+def _blank(kind: type[nn.Module], ours: type[Drops]) -> Any:
     joined = _joined((kind, ours))
     return joined.__new__(joined)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 
 from fastdrop.adapters.torch import sharded
-from fastdrop.adapters.torch.draws import FROM_GENERATOR, Counted, Named
+from fastdrop.adapters.torch.draws import FROM_GENERATOR, Named
 from fastdrop.adapters.torch.kernels import (
     DTYPES,
     Draws,
@@ -20,10 +20,10 @@ from fastdrop.adapters.torch.kernels import (
     is_plain,
     is_traced,
 )
+from fastdrop.adapters.torch.seeded import Seeded, eval_script, served
 from fastdrop.adapters.torch.stored import dropped_entries
 from fastdrop.base import gate
 from fastdrop.ops.door import ALPHA_DROPOUT, DROPOUT
-from fastdrop.rng import copy_seed, uint64
 
 
 def dropout(
@@ -76,36 +76,21 @@ def dropout(
     p = gate.rate(p)
     if not training or p == 0.0:
         return input
-    _served(input)
+    served(input)
     draws = FROM_GENERATOR if draw is None else Named(*draw)
     if isinstance(rows, Tensor):
         rows = rows.cpu().numpy()
-    axes = tuple(axis % input.ndim for axis in shared_axes) if shared_axes else ()
+    axes = gate.axes(shared_axes, input.ndim, "shared_axes") if shared_axes else ()
     y = _any_kind(input, draws, How(p, shared_axes=axes, region=region, rows=rows))
     return input.copy_(y) if inplace else y
-
-
-def _served(x: Tensor) -> None:
-    if x.dtype not in DTYPES or x.is_nested:
-        kind = "nested" if x.is_nested else str(x.dtype).removeprefix("torch.")
-        raise TypeError(
-            "input must be a tensor of float16, bfloat16, float32 or float64 that is not nested, "
-            f"got {kind}"
-        )
 
 
 def _any_kind(x: Tensor, draws: Draws, how: How) -> Tensor:
     return sharded.dropped(x, draws, how) if sharded.is_sharded(x) else dropped(x, draws, how)
 
 
-if TYPE_CHECKING:
-    from torch.nn import Module as _Base  # what comes behind, in all subclasses
-else:
-    _Base = object
-
-
-class Seeded(_Base):
-    """What the modules share; comes before one of ``torch.nn``, which checks p.
+class Drops(Seeded):
+    """Comes before one of ``torch.nn``'s dropout modules, which checks p.
 
     Parameters
     ----------
@@ -130,39 +115,16 @@ class Seeded(_Base):
         super().__init__(p, inplace)
         self.adopt(seed)
 
-    def adopt(self, seed: int | None) -> None:
-        """Sets what ``torch.nn``'s module has not."""
-        self.draws = FROM_GENERATOR if seed is None else Counted(uint64(seed, "seed"))
-        self.copies = 0
-
-    @property
-    def seed(self) -> int | None:
-        """Of the masks; None: PyTorch's generator gives them."""
-        return self.draws.seed if isinstance(self.draws, Counted) else None
-
-    @property
-    def call(self) -> int | None:
-        """Number of the next call, if the module has a seed."""
-        return self.draws.call if isinstance(self.draws, Counted) else None
-
-    def reset(self, call: int = 0) -> None:
-        """The next call draws the mask of this number; for modules with a seed."""
-        if self.seed is None:
-            raise ValueError("the module has no seed whose calls are counted; use manual_seed")
-        self.draws = Counted(self.seed, uint64(call, "call"))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        other = memo[id(self)] = type(self).__new__(type(self))
-        state = {name: value for name, value in vars(self).items() if name != "draws"}
-        other.__setstate__({"draws": FROM_GENERATOR, **deepcopy(state, memo)})
-        if self.seed is not None:
-            other.adopt(copy_seed(self.seed, self.copies))
-            self.copies += 1
-        return other
-
     def __prepare_scriptable__(self) -> nn.Module:
         """TorchScript has no custom operators written in Python: it gets PyTorch's own module."""
+        if self.alone:
+            return eval_script(self)
         return self._plain()(self.p, self.inplace).train(self.training)
+
+    @property
+    def alone(self) -> bool:
+        """Whether no module of ``torch.nn`` does the same."""
+        return False
 
     @classmethod
     def _plain(cls) -> Any:
@@ -170,29 +132,37 @@ class Seeded(_Base):
         return next(kind for kind in cls.__mro__ if kind.__module__.startswith("torch.nn"))
 
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, torch.fx.Proxy):  # one node, which asks for the mode when it runs
-            name = input.tracer.path_of_module(self)
-            return input.tracer.create_proxy("call_module", name, (input,), {})
+        if isinstance(input, Proxy):
+            return self._node((input,), {})
         if not self.training or self.p == 0.0:
             return input
         return self._drop(input)
 
     def _drop(self, x: Tensor, region: Any = None, rows: Any = None) -> Tensor:
-        plain = is_plain(x)
-        if not plain:
-            if self.seed is None and self._is_theirs(x):
-                return self._plain().forward(self, x)
-            _served(x)
-        axes = self._shared_axes(x) if self.axis else ()
-        how = How(self.p, self.op, axes, region, rows)
-        y = dropped_lean(x, self.draws, how) if plain else _any_kind(x, self.draws, how)
+        if not is_plain(x):
+            return self._drop_other(x, region, rows)
+        y = dropped_lean(x, self.draws, self._how(x, region, rows))
         return x.copy_(y) if self.inplace else y
 
+    def _drop_other(self, x: Tensor, region: Any, rows: Any) -> Tensor:
+        """Of a tensor that is not plain."""
+        if self._is_theirs(x):
+            y: Tensor = self._plain().forward(self, x)
+            return y
+        served(x)
+        y = _any_kind(x, self.draws, self._how(x, region, rows))
+        return x.copy_(y) if self.inplace else y
+
+    def _how(self, x: Tensor, region: Any, rows: Any) -> How:
+        return How(self.p, self.op, self._shared_axes(x) if self.axis else (), region, rows)
+
     def _is_theirs(self, x: Tensor) -> bool:
-        """Whether PyTorch's own module has to do it."""
+        """Whether PyTorch's own module has to do it. ONNX knows its dropout alone."""
+        if self.alone:
+            return False
         if is_traced(x):
             return torch.onnx.is_in_onnx_export()
-        return x.dtype not in DTYPES or x.is_nested
+        return self.draws is FROM_GENERATOR and (x.dtype not in DTYPES or x.is_nested)
 
     def _shared_axes(self, x: Tensor) -> tuple[int, ...]:
         axis = self.axis.get(x.ndim)
@@ -202,47 +172,65 @@ class Seeded(_Base):
             axis = 2
         return tuple(range(axis, x.ndim))
 
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        """The call number goes to the metadata: no key, that others would not expect."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        metadata = getattr(destination, "_metadata", None)
-        if self.seed is not None and metadata is not None:
-            metadata[prefix[:-1]]["fastdrop_call"] = self.call
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], *others: Any
-    ) -> None:
-        """The seed stays: it is this rank's, and the state dict may be another's."""
-        super()._load_from_state_dict(state_dict, prefix, metadata, *others)
-        call = metadata.get("fastdrop_call")
-        if call is not None and self.seed is not None:
-            self.reset(call)
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + ("" if self.seed is None else f", seed={self.seed}")
-
-
-class Dropout(Seeded, nn.Dropout):
+class Dropout(Drops, nn.Dropout):
     """`fastdrop.dropout` in place of ``nn.Dropout``; takes ``seed=``, too.
 
     A call takes ``region=`` and ``rows=``, as `dropout` does. The stored entries of a sparse tensor
     (COO or CSR) get the dense tensor's mask.
+
+    Parameters
+    ----------
+    p : float
+        Drop rate in [0, 1]; can be assigned between calls.
+    inplace : bool
+        Whether the input gets the result, too. Saves no memory.
+    seed : int, optional
+        0 to 2**64 - 1. If given, the masks do not depend on PyTorch's random state.
+    shared_axes : tuple of int
+        Axes along which one draw is shared: ``(0,)`` for one mask for the whole batch.
     """
 
+    shared_axes: tuple[int, ...] = ()
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        inplace: bool = False,
+        seed: int | None = None,
+        shared_axes: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__(p, inplace, seed)
+        if shared_axes:
+            self.shared_axes = gate.integers(shared_axes, "shared_axes", "a tuple of ints")
+
+    @property
+    def alone(self) -> bool:
+        return bool(self.shared_axes)
+
     def forward(self, input: Tensor, region: Any = None, rows: Any = None) -> Tensor:
-        if isinstance(input, torch.fx.Proxy) or not self.training or self.p == 0.0:
-            return super().forward(input)
-        if input.layout in _SPARSE:
-            if self.inplace:
-                raise ValueError(
-                    "inplace must be False for sparse tensors, of which y is a new one"
-                )
-            return dropped_entries(input, self.draws.numbers(), self.p)
-        if isinstance(rows, Tensor):
+        if isinstance(input, Proxy):
+            return self._node((input,), {"region": region, "rows": rows})
+        if not self.training or self.p == 0.0:
+            return input
+        if rows is not None and isinstance(rows, Tensor):
             rows = rows.cpu().numpy()
         return self._drop(input, region, rows)
+
+    def _drop_other(self, x: Tensor, region: Any, rows: Any) -> Tensor:
+        if x.layout not in _SPARSE:
+            return super()._drop_other(x, region, rows)
+        if self.inplace:
+            raise ValueError("inplace must be False for sparse tensors, of which y is a new one")
+        return dropped_entries(x, self.draws.numbers(), self._how(x, None, None))
+
+    def _how(self, x: Tensor, region: Any, rows: Any) -> How:
+        axes = self.shared_axes and gate.axes(self.shared_axes, x.ndim, "shared_axes")
+        return How(self.p, DROPOUT, axes, region, rows)
+
+    def extra_repr(self) -> str:
+        more = f", shared_axes={self.shared_axes}" if self.shared_axes else ""
+        return super().extra_repr() + more
 
 
 _SPARSE = frozenset(
@@ -250,38 +238,38 @@ _SPARSE = frozenset(
 )
 
 
-class Dropout1d(Seeded, nn.Dropout1d):
+class Dropout1d(Drops, nn.Dropout1d):
     """Whole channels of (N, C, L) or (C, L), as ``nn.Dropout1d``; takes ``seed=``, too."""
 
     axis: ClassVar = {2: 1, 3: 2}
 
 
-class Dropout2d(Seeded, nn.Dropout2d):
+class Dropout2d(Drops, nn.Dropout2d):
     """Whole maps of (N, C, H, W) or (N, C, L), as ``nn.Dropout2d``; takes ``seed=``, too."""
 
     axis: ClassVar = {4: 2}
 
 
-class Dropout3d(Seeded, nn.Dropout3d):
+class Dropout3d(Drops, nn.Dropout3d):
     """Whole maps of (N, C, D, H, W) or (C, D, H, W), as ``nn.Dropout3d``; takes ``seed=``, too."""
 
     axis: ClassVar = {4: 1, 5: 2}
 
 
-class AlphaDropout(Seeded, nn.AlphaDropout):
+class AlphaDropout(Drops, nn.AlphaDropout):
     """`fastdrop.alpha_dropout` in place of ``nn.AlphaDropout``; takes ``seed=``, too."""
 
     op = ALPHA_DROPOUT
 
 
-class FeatureAlphaDropout(Seeded, nn.FeatureAlphaDropout):
+class FeatureAlphaDropout(Drops, nn.FeatureAlphaDropout):
     """Whole maps of (N, C, ...), as ``nn.FeatureAlphaDropout``; takes ``seed=``, too."""
 
     op = ALPHA_DROPOUT
     axis: ClassVar = {2: 2, 3: 2, 4: 2, 5: 2}
 
 
-OURS: dict[type[nn.Module], type[Seeded]] = {
+OURS: dict[type[nn.Module], type[Drops]] = {
     getattr(nn, ours.__name__): ours
     for ours in (Dropout, Dropout1d, Dropout2d, Dropout3d, AlphaDropout, FeatureAlphaDropout)
 }

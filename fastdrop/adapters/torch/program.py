@@ -16,7 +16,7 @@ from fastdrop.adapters.torch.draws import FROM_GENERATOR
 from fastdrop.adapters.torch.kernels import How, dropped_lean, is_plain
 from fastdrop.ops.door import ALPHA_DROPOUT, DROPOUT
 
-LEAST = 8192
+LEAST = 2048
 """Elements; PyTorch's own kernels are done with a smaller tensor sooner than a call of Python."""
 
 KEYS = "AutogradCPU", "CPU"  # the second one for inference_mode
@@ -55,11 +55,12 @@ def enable() -> Enabled:
     ``scaled_dot_product_attention``, ``nn.LSTM`` and ``nn.GRU``, and models that call these. Masks
     come from PyTorch's CPU generator (``torch.manual_seed``), with other bits than PyTorch's.
     PyTorch's own do all else: other devices and dtypes, DTensors, nested tensors, function
-    transforms (``torch.func``), forward-mode differentiation, tensors of fewer than 8,192
+    transforms (``torch.func``), forward-mode differentiation, tensors of fewer than 2,048
     elements, and whole feature maps (``F.dropout2d``).
 
     It does not act inside ``torch.compile``, where PyTorch decomposes dropout before it gets here:
-    there `replace` helps.
+    there `replace` helps. A graph that ``torch.export`` or an ONNX export makes meanwhile has the
+    operators that dropout is composed of: to keep it in one, close what is open before.
 
     Returns
     -------

@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastdrop.adapters.torch.kernels import Numbers
-from fastdrop.ops.door import inverted
+from fastdrop.adapters.torch.kernels import How, Numbers
 from fastdrop.ops.dropout import keep_mask
 from fastdrop.rng import Rng
 
 
-def dropped_entries(x: Tensor, draw: Numbers, p: float) -> Tensor:
+def dropped_entries(x: Tensor, draw: Numbers, how: How) -> Tensor:
     """`dropout` of a sparse tensor; its derivatives are those of PyTorch's own operations."""
     if x.layout is torch.sparse_coo:
         x = x.coalesce()
@@ -25,8 +24,9 @@ def dropped_entries(x: Tensor, draw: Numbers, p: float) -> Tensor:
     if len(at) != x.ndim:
         raise TypeError(f"input must be sparse along all {x.ndim} axes, got {len(at)}")
     positions = tuple(at.cpu().numpy())
-    keep = torch.from_numpy(keep_mask(x.shape, p, rng=Rng(*draw), at=positions))
-    values = torch.where(keep.to(x.device), x.values() * inverted(p)[0], 0.0)
+    shared_axes, scale = how.shared_axes, how.constants()[0]
+    mask = keep_mask(x.shape, how.p, rng=Rng(*draw), shared_axes=shared_axes, at=positions)
+    values = torch.where(torch.from_numpy(mask).to(x.device), x.values() * scale, 0.0)
     if x.layout is torch.sparse_coo:
         return torch.sparse_coo_tensor(
             at, values, x.shape, check_invariants=False, is_coalesced=True
