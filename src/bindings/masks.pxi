@@ -99,7 +99,7 @@ cpdef tuple forward(fd_op op, cnp.ndarray x, cnp.ndarray residual, cnp.ndarray b
     -------
     y : ndarray
     bits : bytes or None
-        The packed mask for backward, if `save`; of the ops with ReLU which elements have a gradient.
+        The packed mask for backward, if `save`; with ReLU: which elements have a gradient.
     """
     cdef fd_constants c
     c.scale, c.shift, c.dropped = constants
