@@ -99,8 +99,8 @@ def test_out_where_there_is_none():
 EVERY = {
     "DropConnect": (lambda: fd.layers.DropConnect(4, 4, rng=1), 1),
     "BiasDropoutAdd": (lambda: fd.layers.BiasDropoutAdd(rng=1), 3),
-    "BiasGeluDropout": (lambda: fd.layers.BiasGeluDropout(rng=1), 2),
-    "BiasReluDropout": (lambda: fd.layers.BiasReluDropout(rng=1), 2),
+    "BiasGeluDropout": (lambda: fd.layers.BiasGeluDropout(rng=1), "bias"),
+    "BiasReluDropout": (lambda: fd.layers.BiasReluDropout(rng=1), "bias"),
     "DropoutAdd": (lambda: fd.layers.DropoutAdd(rng=1), 2),
     "EmbeddingDropout": (lambda: fd.layers.EmbeddingDropout(np.ones((8, 4)), rng=1), 0),
     "LockedDropout": (lambda: fd.layers.LockedDropout(time_axis=1, rng=1), 1),
@@ -114,8 +114,9 @@ EVERY = {
 
 
 def operands(x, inputs):
-    """x, bias and residual, or all alike."""
-    return [x, x[(0,) * (x.ndim - 1)], x] if inputs == 3 else [x] * inputs
+    """x, bias and residual; x and bias; or all alike."""
+    bias = x[(0,) * (x.ndim - 1)]
+    return {3: [x, bias, x], "bias": [x, bias]}.get(inputs) or [x] * inputs
 
 
 @pytest.mark.parametrize("name", LAYER_NAMES)

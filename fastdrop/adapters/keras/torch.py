@@ -27,11 +27,15 @@ class Draws(Counted):
         self.generator = generator
 
     @property
-    def state(self) -> Any:  # Keras's; a call is counted in its memory
+    def array(self) -> Any:  # type: ignore[override]  # Keras's tensor, in which calls are counted
         state = self.generator.state
         if in_stateless_scope():  # it was given, and stays as it is
             state.assign(state.value.clone())
         return state.value
+
+    @property
+    def address(self) -> int:
+        return int(self.generator.state.value.data_ptr())
 
     def tensor(self) -> Any:
         """Of a graph, which knows what Keras does."""

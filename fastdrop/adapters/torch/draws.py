@@ -7,7 +7,6 @@ from threading import Lock, local
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
@@ -84,14 +83,15 @@ def next_call(state: Tensor, token: Tensor) -> Tensor:
 next_call.register_fake(lambda state, token: torch.empty_like(state))
 
 
-def _next(state: npt.NDArray[np.int64], token: tuple[int, ...]) -> list[int]:
+def _next(of: Counted, token: tuple[int, ...]) -> list[int]:
     """In a backward pass a forward call is one that a checkpoint computes again. The checkpoint has
     set back PyTorch's generator, so the token tells which of the module's calls it was."""
     with _lock:
+        state = of.array
         draw: list[int] = state.tolist()
         again = torch._C._current_graph_task_id() != -1
         if again or token:
-            name = (state.ctypes.data, draw[0], *token)
+            name = (of.address, draw[0], *token)
         if again:
             if name not in _calls:
                 raise RuntimeError(
@@ -134,11 +134,16 @@ class Counted:
             or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         )
         again = again and not torch._C._are_functorch_transforms_active()
-        seed, call = _next(self.array, _token() if again else ())
+        seed, call = _next(self, _token() if again else ())
         return seed & U64, call & U64
 
     def tensor(self) -> Tensor:
         return next_call(self.state, FROM_GENERATOR.tensor())
+
+    @property
+    def address(self) -> int:
+        """Of the state: it tells one from another that began alike."""
+        return self.array.ctypes.data
 
     @property
     def seed(self) -> int:

@@ -92,6 +92,7 @@ def test_x86(isa, tmp_path):
     check_native(isa, tmp_path)
 
 
+@pytest.mark.slow
 def test_avx512_through_simde(tmp_path):
     need_cpu("avx2")
     compiler = [need_tool("gcc", "gcc libc6-dev")]
