@@ -33,10 +33,6 @@ class Draws(Counted):
             state.assign(state.value.clone())
         return state.value
 
-    @property
-    def address(self) -> int:
-        return int(self.generator.state.value.data_ptr())
-
     def tensor(self) -> Any:
         """Of a graph, which knows what Keras does."""
         return self.generator.next()

@@ -77,21 +77,21 @@ _lock = Lock()
 @torch.library.custom_op("fastdrop::next_call", mutates_args={"state"})
 def next_call(state: Tensor, token: Tensor) -> Tensor:
     """Seed and number of the next call of a module that counts them; token: int64, of any shape."""
-    return torch.tensor(_next(state.numpy(), tuple(token.flatten().tolist())), dtype=torch.int64)
+    return torch.tensor(_next(state, tuple(token.flatten().tolist())), dtype=torch.int64)
 
 
 next_call.register_fake(lambda state, token: torch.empty_like(state))
 
 
-def _next(of: Counted, token: tuple[int, ...]) -> list[int]:
+def _next(state: Tensor | np.ndarray[Any, Any], token: tuple[int, ...]) -> list[int]:
     """In a backward pass a forward call is one that a checkpoint computes again. The checkpoint has
     set back PyTorch's generator, so the token tells which of the module's calls it was."""
     with _lock:
-        state = of.array
         draw: list[int] = state.tolist()
         again = torch._C._current_graph_task_id() != -1
         if again or token:
-            name = (of.address, draw[0], *token)
+            at = state.ctypes.data if isinstance(state, np.ndarray) else state.data_ptr()
+            name = (at, draw[0], *token)
         if again:
             if name not in _calls:
                 raise RuntimeError(
@@ -134,16 +134,11 @@ class Counted:
             or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         )
         again = again and not torch._C._are_functorch_transforms_active()
-        seed, call = _next(self, _token() if again else ())
+        seed, call = _next(self.array, _token() if again else ())
         return seed & U64, call & U64
 
     def tensor(self) -> Tensor:
         return next_call(self.state, FROM_GENERATOR.tensor())
-
-    @property
-    def address(self) -> int:
-        """Of the state: it tells one from another that began alike."""
-        return self.array.ctypes.data
 
     @property
     def seed(self) -> int:
