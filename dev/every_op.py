@@ -29,6 +29,7 @@ OPS = {
     "gaussian_noise": lambda: fd.gaussian_noise(x, 0.3, rng=1),
     "locked_dropout": lambda: fd.locked_dropout(x[0], 0.3, rng=1),
     "relu_dropout": lambda: fd.relu_dropout(x, 0.3, rng=1),
+    "softmax_dropout": lambda: fd.softmax_dropout(x, 0.3, causal=True, rng=1),
     "sparse_variational_linear": lambda: fd.sparse_variational_linear(
         inputs, W, np.full_like(W, -3), None, rng=1
     ),

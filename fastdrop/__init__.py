@@ -46,6 +46,7 @@ from fastdrop.ops.fused import (
 )
 from fastdrop.ops.gaussian import gaussian_dropout, gaussian_noise
 from fastdrop.ops.shared import drop_path, embedding_dropout, locked_dropout, spatial_dropout
+from fastdrop.ops.softmax import softmax_dropout
 from fastdrop.ops.targeted import targeted_dropout, targeted_prune
 from fastdrop.ops.variational import (
     sparse_variational_kl,
@@ -110,6 +111,7 @@ __all__ = [
     "relu_dropout",
     "schedules",
     "set_num_threads",
+    "softmax_dropout",
     "sparse_variational_kl",
     "sparse_variational_linear",
     "spatial_dropout",

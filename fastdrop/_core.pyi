@@ -254,6 +254,29 @@ def noise_backward(
     /,
 ) -> None: ...
 
+# Softmax.
+
+def softmax(
+    x: _Array,
+    out: _Array | None,
+    bits: bytes | None,
+    part: tuple[
+        npt.NDArray[np.int64] | None, npt.NDArray[np.uint8] | None, npt.NDArray[np.int64] | None
+    ],
+    factor: float,
+    scale: float,
+    /,
+) -> tuple[_Array, _Array]: ...
+def softmax_backward(
+    dy: _Array,
+    weights: _Array,
+    out: _Array | None,
+    bits: bytes | None,
+    factor: float,
+    scale: float,
+    /,
+) -> _Array: ...
+
 # Linear layers.
 
 def connect(operands: tuple[Any, ...], y: _Array, draw: Draw, first: int, /) -> None: ...

@@ -128,6 +128,17 @@ void fd_noise_forward(const fd_noise_task *task);
  * t == NULL, element i added to sums[i % row] as in fd_backward_sums. dx may be NULL. */
 void fd_noise_backward(const fd_noise_task *task, char *dx, char *t, size_t row, double *sums);
 
+/* Softmax and dropout of rows. */
+typedef struct {
+    fd_machine machine;
+    int back;
+    fd_dtype dtype;
+    fd_softmax operands;
+    uint64_t rows;
+} fd_softmax_task;
+
+void fd_softmax_rows(const fd_softmax_task *task);
+
 /* DropConnect: a linear layer each of whose examples keeps other weights. C-contiguous float32 or
  * float64; bias NULL: none is dropped. An example's mask is that of the weights, then that of the
  * bias. What is computed are the sums, not multiplied by the scale. */

@@ -30,6 +30,7 @@ GOOD = [
     lambda: fd.relu_dropout(X, 0.2, rng=RNG)[1].backward(X),
     lambda: fd.bias_relu_dropout(X, W[:, 0].copy(), 0.2, rng=RNG)[1].backward(X),
     lambda: fd.bias_gelu_dropout(X, W[:, 0].copy(), 0.2, rng=RNG)[1].backward(X),
+    lambda: fd.softmax_dropout(X, 0.2, rng=RNG, causal=True)[1].backward(X),
     lambda: fd.alpha_dropout(X, 0.2, rng=RNG)[1].backward(X),
     lambda: fd.zoneout(X, X, 0.2, rng=RNG)[1].backward(X),
     lambda: fd.gaussian_dropout(X, 0.2, rng=RNG)[1].backward(X),

@@ -43,6 +43,7 @@ OPS = {
     "bias_gelu_dropout": lambda rng: fd.bias_gelu_dropout(ROWS, ROWS[0], 0.2, rng=rng),
     "alpha_dropout": lambda rng: fd.alpha_dropout(X, 0.2, rng=rng),
     "zoneout": lambda rng: fd.zoneout(X, -X, 0.2, rng=rng),
+    "softmax_dropout": lambda rng: fd.softmax_dropout(ROWS, 0.2, causal=True, rng=rng),
     "spatial_dropout": lambda rng: fd.spatial_dropout(MAPS, 0.2, rng=rng),
     "embedding_dropout": lambda rng: fd.embedding_dropout(ROWS, 0.2, ids=IDS, rng=rng),
     "drop_block": lambda rng: fd.drop_block(MAPS, 0.2, 5, rng=rng),

@@ -30,7 +30,7 @@ OPS = [
     *("gaussian_noise", "spatial_dropout", "locked_dropout", "drop_path", "drop_block"),
     *("embedding_dropout", "targeted_dropout", "concrete_dropout", "variational_dropout"),
     *("dropout_add", "zoneout", "adversarial_dropout", "bias_dropout_add", "dropconnect"),
-    *("bias_relu_dropout", "bias_gelu_dropout"),
+    *("bias_relu_dropout", "bias_gelu_dropout", "softmax_dropout"),
     *("sparse_variational_linear", "keep_mask", "concrete_regularizer", "variational_kl"),
     *("sparse_variational_kl", "targeted_prune", "dropconnect_inference"),
 ]

@@ -83,6 +83,8 @@ def contexts():
         yield fd.bias_dropout_add(x, x[0, 0, 0], x, 0.3, rng=4, save=save)
         yield fd.bias_gelu_dropout(x, x[0, 0, 0], 0.3, rng=4, save=save)
         yield fd.zoneout(x, -x, 0.3, rng=4, save=save)
+        yield fd.softmax_dropout(x, 0.3, rng=4, save=save, causal=True)
+        yield fd.softmax_dropout(x, 0.3, rng=4, save=save, axis=1, shared_axes=(0,))
         for last in (True, False):
             yield fd.drop_block(x, 0.3, 3, rng=4, save=save, channels_last=last, per_channel=last)
     for op in (fd.dropout, fd.relu_dropout):

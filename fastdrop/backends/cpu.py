@@ -13,6 +13,7 @@ from fastdrop import _core
 from fastdrop._core import (
     ANY_LAYOUT,
     BIAS_GELU_BACKWARD,
+    BITS_PAD,
     CONCRETE,
     DROPOUT,
     LOGISTIC,
@@ -27,6 +28,8 @@ from fastdrop.base import gate
 from fastdrop.base.dtypes import compute_type
 
 Array = npt.NDArray[Any]
+Masking = tuple[Array | None, Array | None, Array | None]
+"""What takes part in the softmax of each row; see `part` of `_core.softmax`."""
 _INVERTED = bytes(255 - byte for byte in range(256))
 
 
@@ -199,6 +202,42 @@ class Cpu:
     def chain(weights: Array, slopes: Array, dtype: Any) -> Array:
         return np.asarray(np.where(weights < 0, 0.0, weights * slopes), dtype)
 
+    # Softmax.
+
+    @staticmethod
+    def softmax(
+        x: Array,
+        out: Array | None,
+        bits: bytes | None,
+        part: Masking,
+        factor: float,
+        scale: float,
+        axis: int,
+    ) -> tuple[Array, Array]:
+        """y = kept(w) * scale, and w = softmax(x * factor) along an axis, which is the last one of
+        what `bits` and `part` are for.
+        """
+        rows = np.asarray(_moved(x, axis, -1), order="C")
+        own = out if rows is x and out is not None and out.flags.c_contiguous else None
+        y, weights = _core.softmax(rows, own, bits, part, factor, scale)
+        return delivered(_moved(y, -1, axis), out), _moved(weights, -1, axis)
+
+    @staticmethod
+    def softmax_gradient(
+        dy: Array,
+        weights: Array,
+        out: Array | None,
+        bits: bytes | None,
+        factor: float,
+        scale: float,
+        axis: int,
+    ) -> Array:
+        rows = np.asarray(_moved(dy, axis, -1), order="C")
+        weights = np.asarray(_moved(weights, axis, -1), order="C")
+        own = out if rows is dy and out is not None and out.flags.c_contiguous else None
+        dx = _core.softmax_backward(rows, weights, own, bits, factor, scale)
+        return delivered(_moved(dx, -1, axis), out)
+
     # Rows of a table.
 
     @staticmethod
@@ -304,6 +343,11 @@ def unpacked(bits: bytes, draw: Draw) -> npt.NDArray[np.bool_]:
     return mask if place.shape == place.of else np.broadcast_to(mask, place.of).copy()
 
 
+def packed(mask: npt.NDArray[np.bool_]) -> bytes:
+    """A packed mask of bools in C order."""
+    return np.packbits(mask, None, "little").tobytes() + bytes(BITS_PAD)
+
+
 def normals(draw: Draw) -> npt.NDArray[np.float32]:
     """Standard normal variates of a draw, in C order and of the shape that its place is of."""
     place = draw.place
@@ -317,6 +361,11 @@ def maps_of(x: Array, squares: Squares) -> Array:
     if squares.channels_last:
         x = x.transpose(0, x.ndim - 1, *range(1, x.ndim - 1))
     return x if x.ndim == 4 else x[:, :, None]
+
+
+def _moved(x: Array, axis: int, to: int) -> Array:
+    """x itself, if nothing moves."""
+    return x if (axis - to) % x.ndim == 0 else np.moveaxis(x, axis, to)
 
 
 def delivered(y: Array, out: Array | None) -> Array:

@@ -34,6 +34,7 @@ from fastdrop.ops.fused import (
 )
 from fastdrop.ops.gaussian import gaussian_dropout, gaussian_noise
 from fastdrop.ops.shared import drop_path, locked_dropout, spatial_dropout
+from fastdrop.ops.softmax import softmax_dropout
 from fastdrop.ops.zoneout import zoneout
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "Layer",
     "LockedDropout",
     "ReluDropout",
+    "SoftmaxDropout",
     "SparseVariationalLinear",
     "SpatialDropout",
     "TargetedDropout",
@@ -110,6 +112,10 @@ class BiasReluDropout(OpLayer, op=bias_relu_dropout, inputs=2):
 
 
 class BiasGeluDropout(OpLayer, op=bias_gelu_dropout, inputs=2):
+    pass
+
+
+class SoftmaxDropout(OpLayer, op=softmax_dropout):
     pass
 
 

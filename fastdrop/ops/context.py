@@ -167,10 +167,11 @@ def _numbers(value: Any, name: str) -> tuple[float, ...] | None:
 
 # What the further fields hold, by their names, in every kind of context.
 _CHECKS = {
-    **dict.fromkeys(("x", "weight", "log_variance", "log_alpha"), array),
+    **dict.fromkeys(("x", "weight", "weights", "log_variance", "log_alpha"), array),
     **dict.fromkeys(("bias", "sigma"), _optional_array),
     **dict.fromkeys(("channels_last", "per_channel", "mask_bias"), _instance(bool)),
-    **dict.fromkeys(("first", "op"), _index),
+    **dict.fromkeys(("axis", "first", "op"), _index),
+    "factor": gate.real,
     "block_size": gate.count,
     "relaxed": _numbers,
     "previous": gate.rate,

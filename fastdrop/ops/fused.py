@@ -390,7 +390,8 @@ def bias_gelu_dropout(
 
     gelu(u) = u / 2 * (1 + tanh(sqrt(2 / pi) * (u + 0.044715 u^3))). It is computed of operations
     that IEEE 754 rounds exactly, so its bits are the same everywhere. Its error, before the scale,
-    is at most 1.3e-7 |u| in float32 and 2.3e-16 |u| in float64, that of its slope 3e-7 and 5e-16.
+    is at most 1.3e-7 abs(u) in float32 and 2.3e-16 abs(u) in float64, that of its slope 3e-7 and
+    5e-16.
     From u = -10.06 on downwards (-21.16 in float64) it is -0, and so at -inf.
 
     Parameters

@@ -16,6 +16,7 @@ from fastdrop.reference.dropout import *  # noqa: F403
 from fastdrop.reference.gaussian import *  # noqa: F403
 from fastdrop.reference.noise import *  # noqa: F403
 from fastdrop.reference.shared import *  # noqa: F403
+from fastdrop.reference.softmax import *  # noqa: F403
 from fastdrop.reference.targeted import *  # noqa: F403
 from fastdrop.reference.variational import *  # noqa: F403
 from fastdrop.reference.zoneout import *  # noqa: F403

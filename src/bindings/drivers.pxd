@@ -41,6 +41,16 @@ cdef extern from "kernels/table.h" nogil:
         const float *noise
         char *y
         fd_noise_constants constants
+    ctypedef struct fd_softmax:
+        const char *x
+        char *weights
+        char *y
+        const uint8_t *bits
+        const int64_t *live
+        const uint8_t *mask
+        const int64_t *mask_row
+        size_t mask_bytes, length
+        double factor, scale
     ctypedef struct fd_kernels:
         const char *name
         void (*philox)(const uint32_t *counters, const uint32_t *key, int rounds, size_t n,
@@ -103,6 +113,14 @@ cdef extern from "fastdrop.h" nogil:
         size_t sigma_length, n
     void fd_noise_forward(const fd_noise_task *)
     void fd_noise_backward(const fd_noise_task *, char *dx, char *t, size_t row, double *sums)
+
+    ctypedef struct fd_softmax_task:
+        fd_machine machine
+        int back
+        fd_dtype dtype
+        fd_softmax operands
+        uint64_t rows
+    void fd_softmax_rows(const fd_softmax_task *)
 
     ctypedef struct fd_linear:
         fd_dtype dtype

@@ -262,11 +262,15 @@ static void NAME(add_rows, SUFFIX)(const char *x, size_t rows, size_t row, doubl
 {
     enum { COLUMNS = F64_WIDTH < 4 ? 32 : 8 * F64_WIDTH, VECTORS = COLUMNS / F64_WIDTH };
     for (size_t i = 0, m; i < n; i += m) {
-        char padded[COLUMNS * SIZE] = {0};
-        double total[COLUMNS] = {0};
+        char padded[COLUMNS * SIZE];
+        double total[COLUMNS], *to = sum + i;
         F64_VEC v[VECTORS];
         m = n - i < COLUMNS ? n - i : COLUMNS;
-        double *const to = m < COLUMNS ? memcpy(total, sum + i, m * sizeof *total) : sum + i;
+        if (m < COLUMNS) {
+            memset(padded, 0, sizeof padded);
+            memset(total, 0, sizeof total);
+            to = memcpy(total, sum + i, m * sizeof *total);
+        }
         UNROLL
         for (int k = 0; k < VECTORS; k++)
             v[k] = F64_LOAD((const char *)(to + k * F64_WIDTH));
@@ -295,6 +299,7 @@ static void NAME(add_rows, SUFFIX)(const char *x, size_t rows, size_t row, doubl
 }
 
 #include "kernels/apply_noise.h"
+#include "kernels/softmax.h"
 #if SIZE >= 4
 #include "kernels/connect.h"
 #endif

@@ -7,6 +7,8 @@
 #include "kernels/philox.h"
 #include "kernels/draw.h"
 #include "kernels/noise.h"
+#include <float.h>
+#include <math.h>
 
 #define F32_FROM_F32(p) F32_LOAD((const char *)(p))
 #define F32_POWER(v) words_f32(words_add(words_shl(f32_words(v), 23), words_set(0x3f800000)))
@@ -59,6 +61,7 @@ const fd_kernels KERNELS = {
     .apply_noise = {OP(noise_scale), OP(noise_add), OP(noise_gradient), OP(concrete),
                     OP(concrete_gradient)},
     .add_rows = OP(add_rows),
+    .softmax = {OP(softmax), OP(softmax_back)},
     .connect = {connect_f32, connect_f64},
     .connect_back = {connect_back_f32, connect_back_f64},
     .philox = philox_blocks,

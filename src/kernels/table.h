@@ -125,6 +125,20 @@ typedef struct {
     size_t rows, n, padded, row_bits;
 } fd_weights;
 
+/* Rows of `length` elements. w = softmax(x * factor) of the elements that take part, of others 0: of row i those
+ * before live[i] whose bit is set in row mask_row[i] of `mask`. y = kept(w) * scale. */
+typedef struct {
+    const char *x;        /* backward: dy */
+    char *weights;        /* w; backward reads it */
+    char *y;              /* may be x; backward: dx */
+    const uint8_t *bits;  /* keep bits; NULL: all are kept */
+    const int64_t *live;  /* NULL: the whole row */
+    const uint8_t *mask;  /* NULL: all; its rows are mask_bytes apart, FD_BITS_PAD of which are room */
+    const int64_t *mask_row;
+    size_t mask_bytes, length;
+    double factor, scale;
+} fd_softmax;
+
 typedef struct {
     const char *name;
     /* Keep bits of n elements; `bits` is FD_BITS_PAD bytes longer. */
@@ -146,6 +160,8 @@ typedef struct {
      * g and the rows of dw are padded as w is. */
     void (*connect_back[FD_FLOAT64 + 1])(const fd_weights *w, const uint8_t *bits, size_t bit,
                                          const char *g, const void *x, void *dx, char *dw);
+    /* A row, forward and back. */
+    void (*softmax[2][FD_DTYPES])(const fd_softmax *s, uint64_t row);
     /* n blocks of Philox4x32 with 7 or 10 rounds: the hook of the known-answer tests. */
     void (*philox)(const uint32_t *counters, const uint32_t key[2], int rounds, size_t n,
                    uint32_t *words);

@@ -81,6 +81,7 @@ APPLIED = {
     "bias": (fd.bias_dropout_add, [x, x[0, 0], x[::-1]], {"p": 0.3}),
     "bias, relu": (fd.bias_relu_dropout, [x, x[0, 0]], {"p": 0.3}),
     "bias, gelu": (fd.bias_gelu_dropout, [x, x[0, 0]], {"p": 0.3}),
+    "softmax": (fd.softmax_dropout, [x], {"p": 0.3}),
     "alpha": (fd.alpha_dropout, [x], {"p": 0.3, "shared_axes": 1}),
     "feature alpha": (fd.feature_alpha_dropout, [x], {"p": 0.3}),
     "gaussian": (fd.gaussian_dropout, [x], {"p": 0.3}),

@@ -12,7 +12,7 @@ import fastdrop as fd
 X = np.ones((3, 4, 6, 6), np.float32)
 W = np.ones((6, 5), np.float32)
 GOOD = {
-    **dict.fromkeys(("x", "residual", "previous", "new", "gradient"), X),
+    **dict.fromkeys(("x", "residual", "previous", "new", "gradient", "scores"), X),
     **dict.fromkeys(("weight", "log_variance"), W),
     **{"bias": np.ones(6, np.float32), "log_alpha": np.ones(6, np.float32), "shape": (3, 4)},
     **{"logit": 0.3, "std": 0.1, "p": 0.5},
@@ -39,6 +39,8 @@ BAD = {
     **{"first": [-1, 1.5, True, "1", None, object(), 2**63], "time_axis": [9, -9, 1.5, "a", True]},
     **dict.fromkeys(("temperature", "std"), (-1, np.nan, np.inf, "1", 1j, None, [1.0], True)),
     "logit": [np.nan, np.inf, -99, 99, "1", 1j, None, [1.0], True, object(), np.ones(1)],
+    **{"causal": [0, 1, "yes", None], "axis": [4, -5, 1.5, "a", None, (0,)]},
+    **{"scale": [np.nan, np.inf, "1", 1j, None, [1.0], True]},
     "ids": [[9], [-1], [0.5], ["a"], [1j], [None], np.zeros(3), object()],
 }
 OPS = [name for name in fuzz.OPS if name not in ("concrete_regularizer", "dropconnect_inference")]

@@ -35,6 +35,7 @@ OPS = {
     "gaussian_noise": lambda x, **how: fd.gaussian_noise(x, 1.0, **how),
     "locked_dropout": fd.locked_dropout,
     "relu_dropout": fd.relu_dropout,
+    "softmax_dropout": fd.softmax_dropout,
     "sparse_variational_linear": lambda x, **how: fd.sparse_variational_linear(
         x.reshape(-1, 64), W, W * 0, **how
     ),

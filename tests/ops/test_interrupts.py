@@ -122,6 +122,8 @@ OPS = {
     "locked_dropout": (of(fd.locked_dropout), "out save"),
     "relu_dropout": (of(fd.relu_dropout), "out"),
     "relu_dropout, shared": (of(fd.relu_dropout, shared_axes=(1,)), "out"),
+    "softmax_dropout": (of(fd.softmax_dropout, causal=True), "out save"),
+    "softmax_dropout, mask": (of(fd.softmax_dropout, axis=1, mask=X > 0), "out save"),
     "sparse_variational_linear": (of(fd.sparse_variational_linear, weight, weight, bias), "wide"),
     "spatial_dropout": (of(fd.spatial_dropout), "out save"),
     "targeted_dropout": (of(fd.targeted_dropout), ""),

@@ -209,6 +209,14 @@ CASES = {
         lambda previous, new: ref.zoneout(previous, new, 0.1, *DRAW)[0],
         lambda dy, *_: ref.zoneout_gradient(dy, kept(dy.shape, 0.1)),
     ),
+    "softmax_dropout": Case(
+        {"scores": X},
+        lambda x: ref.softmax_dropout(x, True, kept(x.shape), 1.0, 2.0)[0],
+        lambda dy, x: ref.softmax_dropout_backward(
+            dy, ref.softmax_dropout(x, True, kept(x.shape), 1.0, 2.0)[1], kept(x.shape), 1.0, 2.0
+        ),
+        kernels=False,
+    ),
     "targeted_dropout": Case(
         {"weight": W},
         lambda weight: ref.targeted_dropout(weight, 0.5, 0.5, "weight", *DRAW)[0],

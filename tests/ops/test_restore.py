@@ -31,6 +31,7 @@ OPS = {
     "zoneout": lambda **mode: fd.zoneout(X, X + 1, 0.3, **mode),
     "adversarial_dropout": lambda **mode: fd.adversarial_dropout(X, X, 0.1, 0.2, **mode),
     "targeted_dropout": lambda **mode: fd.targeted_dropout(W, **mode),
+    "softmax_dropout": lambda **mode: fd.softmax_dropout(X, causal=True, **mode),
     "alpha_dropout": lambda **mode: fd.alpha_dropout(X, 0.2, **mode),
     "bias_dropout_add": lambda **mode: fd.bias_dropout_add(X, X[0, 0, 0], X, **mode),
     "relu_dropout": lambda **mode: fd.relu_dropout(X, **mode),

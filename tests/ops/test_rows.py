@@ -51,6 +51,7 @@ OPS = {
     "shared noise": lambda x, **how: fd.gaussian_noise(x, 0.3, shared_axes=(2,), **how),
     "concrete": lambda x, **how: fd.concrete_dropout(x, -1.0, **how),
     "zoneout": lambda x, **how: fd.zoneout(x, -x, 0.3, **how),
+    "softmax": lambda x, **how: fd.softmax_dropout(x, 0.3, **how),
     "bias relu": lambda x, **how: fd.bias_relu_dropout(x, x[0, 0, 0] * 0 + 1, 0.3, **how),
     "bias gelu": lambda x, **how: fd.bias_gelu_dropout(x, x[0, 0, 0] * 0 + 1, 0.3, **how),
     "bias": lambda x, **how: fd.bias_dropout_add(x, x[0, 0, 0] * 0 + 1, x, 0.3, **how),

@@ -46,6 +46,7 @@ def all_ops():
                 back(fd.concrete_dropout(layout, -1.0, rng=1, shared_axes=0))
                 back(fd.variational_dropout(layout, -np.ones(layout.shape[-1]), rng=1))
                 back(fd.drop_block(layout, 0.3, 3, rng=1))
+                back(fd.softmax_dropout(layout, 0.3, causal=True, rng=1))
             if dtype != np.float16:
                 for columns in (33, 5000):
                     x = np.ones((70, 64), dtype)

@@ -605,6 +605,80 @@ static void test_apply_noise(fd_noise_op op, fd_dtype dtype, size_t n)
     free(x.base), free(g.base), free(sigma.base), free(noise.base);
 }
 
+/* Ordinary numbers, from 1/16 to 16. */
+static void fill_tame(fd_dtype dtype, uint8_t *p, size_t n)
+{
+    static const int exponent_bits[FD_DTYPES] = {8, 11, 5, 8};
+    const size_t size = fd_itemsize[dtype];
+    const int mantissa = (int)size * 8 - 1 - exponent_bits[dtype];
+    for (size_t i = 0; i < n; i++) {
+        const uint64_t one = UINT64_C(1), word = random64(), exponent = (one << (exponent_bits[dtype] - 1)) - 5 + (word & 7);
+        const uint64_t v = (random64() & ((one << mantissa) - 1)) | exponent << mantissa | (word >> 63) << (8 * size - 1);
+        for (size_t b = 0; b < size; b++)
+            p[i * size + b] = (uint8_t)(v >> 8 * b);
+    }
+}
+
+/* The elements of two arrays are the same, or both NaN: which NaN comes out is open. */
+static void same_rows(const char *what, fd_dtype dtype, const fd_softmax *s, size_t n, const uint8_t *a, const uint8_t *b)
+{
+    for (size_t i = 0; i < n; i++) {
+        const uint64_t u = element(dtype, a + i * fd_itemsize[dtype]), v = element(dtype, b + i * fd_itemsize[dtype]);
+        if (u != v && !(is_nan(dtype, u) && is_nan(dtype, v)))
+            fail("softmax, %s of %s, rows of %zu, factor %g, scale %g, bits %d, live %d, mask %d: element %zu is %#"
+                 PRIx64 ", not %#" PRIx64, what, dtype_name[dtype], s->length, s->factor, s->scale, s->bits != NULL,
+                 s->live != NULL, s->mask != NULL, i, u, v);
+    }
+}
+
+/* Softmax of some rows, and back. */
+static void test_softmax(fd_dtype dtype, size_t length, int tame)
+{
+    enum { ROWS = 3, MASKS = 2 };
+    const size_t n = ROWS * length, size = fd_itemsize[dtype], mask_bytes = (length + 7) / 8 + FD_BITS_PAD;
+    const int in_place = random64() & 1;
+    memory x = take(n * size, 0, 0), dy = take(n * size, 0, 0), bits = take((n + 7) / 8 + FD_BITS_PAD, 0, 0);
+    memory mask = take(MASKS * mask_bytes, 0, 0), w[2], y[2], dx[2];
+    (tame ? fill_tame : fill)(dtype, x.at, n);
+    (tame ? fill_tame : fill)(dtype, dy.at, n);
+    for (size_t i = 0; i < bits.size; i++)
+        bits.at[i] = (uint8_t)random64();
+    for (size_t i = 0; i < mask.size; i++)
+        mask.at[i] = (uint8_t)(random64() | random64());
+    int64_t live[ROWS], mask_row[ROWS];
+    for (int r = 0; r < ROWS; r++)
+        live[r] = (int64_t)below(length + 1), mask_row[r] = (int64_t)below(MASKS);
+    const fd_softmax s = {
+        .bits = below(3) ? bits.at : NULL, .live = below(2) ? live : NULL, .mask = below(2) ? mask.at : NULL,
+        .mask_row = mask_row, .mask_bytes = mask_bytes, .length = length,
+        .factor = ldexp((double)below(64) - 16, -(int)below(7)), .scale = tame ? 1.25 : some_scale()};
+    for (int i = 0; i < 2; i++) {
+        const fd_kernels *k = i ? &fd_portable : &TABLE;
+        w[i] = take(n * size, below(64), GUARD), y[i] = take(n * size, below(64), GUARD);
+        dx[i] = take(n * size, below(64), GUARD);
+        fd_softmax t = s;
+        t.x = (char *)x.at, t.weights = (char *)w[i].at, t.y = (char *)y[i].at;
+        if (in_place)
+            t.x = memcpy(y[i].at, x.at, n * size);
+        for (uint64_t r = 0; r < ROWS; r++)
+            k->softmax[0][dtype](&t, r);
+        t.x = (char *)dy.at, t.weights = (char *)w[0].at, t.y = (char *)dx[i].at; /* the same NaNs for both */
+        if (in_place)
+            t.x = memcpy(dx[i].at, dy.at, n * size);
+        for (uint64_t r = 0; r < ROWS; r++)
+            k->softmax[1][dtype](&t, r);
+    }
+    same_rows("y", dtype, &s, n, y[0].at, y[1].at);
+    same_rows("weights", dtype, &s, n, w[0].at, w[1].at);
+    same_rows("dx", dtype, &s, n, dx[0].at, dx[1].at);
+    for (int i = 0; i < 2; i++) {
+        if (!guarded(w[i]) || !guarded(y[i]) || !guarded(dx[i]))
+            fail("softmax of %s, rows of %zu: %s wrote outside", dtype_name[dtype], length, i ? "portable" : TABLE.name);
+        free(w[i].base), free(y[i].base), free(dx[i].base);
+    }
+    free(x.base), free(dy.base), free(bits.base), free(mask.base);
+}
+
 int main(int argc, char **argv)
 {
     const long effort = argc > 2 ? strtol(argv[2], NULL, 10) : 100;
@@ -629,6 +703,12 @@ int main(int argc, char **argv)
     const long forwards = test_forwards(effort);
     for (long c = 0; c < 40 * effort; c++)
         test_connect(c & 1 ? FD_FLOAT64 : FD_FLOAT32, c % 4 > 0);
+    for (int dtype = 0; dtype < FD_DTYPES; dtype++) {
+        for (size_t n = 1; n <= 200; n++)
+            test_softmax((fd_dtype)dtype, n, n % 4 > 0);
+        for (long turn = 0; turn < effort; turn++)
+            test_softmax((fd_dtype)dtype, 1 + below(turn % 8 ? 400 : 4000), turn % 4 > 0);
+    }
     for (int op = 0; op < FD_NOISE_OPS; op++)
         for (int dtype = 0; dtype < FD_DTYPES; dtype++) {
             for (size_t n = 0; n <= 200; n++, noise_runs++)
