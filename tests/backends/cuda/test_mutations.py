@@ -27,7 +27,7 @@ def forward(dtype="float32", p=0.2, n=6007, **where):
 
 
 def tail():
-    forward(n=6015)
+    forward(n=6143)
 
 
 def keep_mask():
@@ -71,7 +71,7 @@ def sums():
 
 
 # Behind the head of the dropout kernel's loop, of which others have the same.
-THERE = "\n            i = group << 4\n            left"
+THERE = "\n            own = group + U64(lane)"
 
 # What is changed, into what, and the check that must fail.
 MUTATIONS = {
@@ -112,26 +112,26 @@ MUTATIONS = {
         lambda: forward(start=2**40),
     ),
     "one round key twice": ("keys[12], keys[13])", "keys[10], keys[13])", forward),
-    "mask of the tail not cut": ("k = U32(k & missing)", "k = k", forward),
-    "tail one element too long": (
-        "missing = ones(left)",
-        "missing = ones(left + U64(1))",
+    "mask of the tail not cut": (
+        "k = U32(k & ones(left))\n            i",
+        "k = k\n            i",
         forward,
     ),
+    "tail one element too long": ("if at < n:\n", "if at <= n:\n", forward),
     "tail left out": (
         "while group << 4 < n:" + THERE,
-        "while group << 4 | U64(15) < n:" + THERE,
+        "while group << 4 | U64(511) < n:" + THERE,
         forward,
     ),
-    "tail not seen": ("and known and left >= U64(16):", "and known and left >= U64(15):", tail),
+    "tail not seen": ("if run[0] >= end1:", "if run[0] + U64(4) >= end1:", tail),
     "misaligned arrays not seen": (
         "aligned = (x | y | residual | bias) & U64(15) == U64(0)",
         "aligned = (x | y | residual | bias) & U64(3) == U64(0)",
         lambda: forward(offset=1),
     ),
     "one group too many": (
-        "while group << 4 < n:" + THERE,
-        "while group << 4 < n + U64(16):" + THERE,
+        "if saved != U64(0) and own << 4 < n:",
+        "if saved != U64(0):",
         forward,
     ),
     "every second turn left out": (
@@ -140,8 +140,8 @@ MUTATIONS = {
         forward,
     ),
     "two threads on one group": (
-        "group = first()\n        aligned = aligned_of",
-        "group = first() >> 1\n        aligned = aligned_of",
+        "group = first()\n        lane",
+        "group = first() >> 1\n        lane",
         forward,
     ),
     "store in the wrong place": (
@@ -150,13 +150,28 @@ MUTATIONS = {
         forward,
     ),
     "bias goes on at the wrong column": (
-        "column = U32(column - row) if column >= U32(row) else column",
-        "column = U32(column - row) if column > U32(row) else column",
+        "columns = U32((step() << 4) % row)",
+        "columns = U32((step() << 3) % row)",
         lambda: checks.test_bias("float32", 112),
     ),
+    "bias read behind its end": (
+        "column % row if around else column",
+        "column",
+        lambda: checks.test_bias("float32", 112),
+    ),
+    "chunks of another thread": (
+        "(c * apart)",
+        "(c)",
+        forward,
+    ),
+    "bits given back to another thread": (
+        "U32(((lane << down) + U32(c)) & wrap)",
+        "U32((lane << down) & wrap)",
+        lambda: checks.test_other_ops("float32", "relu_dropout"),
+    ),
     "of a chunk with a NaN nothing is done": (
-        "missing = (bits0 if nan0 else NONE) | (bits1 if nan1 else NONE)",
-        "missing = bits0 if nan0 else NONE",
+        "active = U32(a0 | a1)\n            if not nan0",
+        "active = U32(a0 | a1)\n            missing = NONE\n            if not nan0",
         forward,
     ),
     "NaN not looked for": ("(nan0 | nan1) | (nan2 | nan3)", "nan0 | nan2", forward),

@@ -23,7 +23,9 @@ FEW = [
     and c.dtype in ("float32", "float16")
 ]
 GELU = [c for c in ALL if "gelu" in c.title]
-COUNTED = [c for c in ALL if c.name == "dropout" and c not in GELU]
+# With 16 bits the bias, which begins anew anywhere, costs more than memory leaves time for.
+BUSY = [c for c in ALL if c.title == "bias_relu_dropout" and ITEMSIZE[c.dtype] == 2]
+COUNTED = [c for c in ALL if c.name == "dropout" and c not in GELU and c not in BUSY]
 
 
 def label(case):
@@ -36,7 +38,7 @@ def test_dropout(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", [80, 100], ids=label)
+@pytest.mark.parametrize("arch", [80, 100, 120], ids=label)
 @pytest.mark.parametrize("case", ALL, ids=label)
 def test_on_other_architectures(case, arch):
     check(case, arch)
@@ -63,7 +65,8 @@ def check(case, arch):
     r = reading(case, arch)
     assert r.spilled == 0
     assert r.local == 0
-    assert r.registers <= (64 if case in GELU else 48 if "bias" in case.title else 40)
+    few = 64 if case in GELU else 48 if "bias" in case.title or "from bits" in case.title else 40
+    assert r.registers <= few + 8 * (case.dtype == "float64")
     if case.name == "dropout":  # 16 elements, 16 bytes at a time
         assert r.stores == ITEMSIZE[case.dtype]
         assert r.loads == ITEMSIZE[case.dtype] * ARRAYS_READ.get(case.title, 1)
@@ -85,8 +88,16 @@ def test_instructions_an_element(case):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", GELU, ids=label)
 def test_instructions_of_gelu(case):
-    """Of one exponential and one division, which are the limit with 16 bits."""
-    assert reading(case, 90).usual <= (130 if case.dtype == "float64" else 70)
+    """Of one exponential and one division, which are the limit with 16 bits. Ten to fifteen are
+    for elements that threads exchange.
+    """
+    assert reading(case, 90).usual <= (150 if case.dtype == "float64" else 76)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", BUSY, ids=label)
+def test_instructions_with_a_bias(case):
+    assert reading(case, 90).usual <= 33
 
 
 def test_what_the_tests_look_for_is_found():
