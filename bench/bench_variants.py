@@ -39,6 +39,7 @@ def variants(e, p):
         "embedding_dropout, ids": pair(fd.embedding_dropout, table, p, ids=ids),
         "drop_path, 16 examples": pair(fd.drop_path, x.reshape(16, -1), p),
         "alpha_dropout": pair(fd.alpha_dropout, x, p),
+        "softmax_dropout": pair(fd.softmax_dropout, x.reshape(-1, 64), p),
         "zoneout": pair(fd.zoneout, x, other, p),
         "gaussian_dropout": pair(fd.gaussian_dropout, x, p),
         "gaussian_noise": pair(fd.gaussian_noise, x, p),

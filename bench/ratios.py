@@ -215,6 +215,36 @@ def against_their_parts(threads):
     yield name, 1.3, ratio(functions, "bias", ["relu"])
 
 
+def softmax_against_its_parts(threads):
+    """Forward and backward of attention's weights, in an array that is there."""
+    rng = fd.Rng(1)
+    for count in sorted({1, threads}):
+        for shape in [(16, 4, 128, 128), (4096, 16, 16), (2, 2, 512, 512), (1, 1, 2048, 2048)]:
+            n = math.prod(shape)
+            x, dy, dx, y = (a[:n].reshape(shape) for a in arrays(22, 4))
+            future = np.triu(np.ones(shape[-2:], bool), 1)
+
+            def own(x=x, dy=dy, dx=dx, y=y):
+                _, ctx = fd.softmax_dropout(x, 0.2, scale=0.1, causal=True, rng=rng, out=y)
+                return ctx.backward(dy, dx)
+
+            def parts(x=x, dy=dy, dx=dx, y=y, future=future):
+                weights = np.multiply(x, np.float32(0.1))
+                weights[..., future] = -np.inf
+                weights -= weights.max(-1, keepdims=True)
+                np.exp(weights, out=weights)
+                weights /= weights.sum(-1, keepdims=True)
+                _, ctx = fd.dropout(weights, 0.2, rng=rng, out=y)
+                g = ctx.backward(dy, dx)
+                g -= (g * weights).sum(-1, keepdims=True)
+                g *= weights
+                g *= np.float32(0.1)
+
+            functions = {"own": on(count, own), "parts": on(count, parts)}
+            name = f"softmax_dropout / its parts, {shape}, {count} threads"
+            yield name, 0.9, ratio(functions, "own", ["parts"])
+
+
 def dropconnect(threads):
     """How many times faster than masks for single examples in NumPy: 128 of them, 512 x 512."""
     batch, size = 128, 512
@@ -375,6 +405,7 @@ def main():
         "calls": calls,
         "fused": lambda: fused(threads),
         "parts": lambda: against_their_parts(threads),
+        "softmax": lambda: softmax_against_its_parts(threads),
         "dropconnect": lambda: dropconnect(threads),
         "variants": variants,
         "compositions": compositions,

@@ -27,6 +27,9 @@ static inline double softmax_total(const double *sums)
     return lanes[0];
 }
 
+/* The library's copy: in line, few bytes cost as much as a hundred elements. */
+static NOINLINE void copy_few(char *to, const char *from, size_t bytes) { memcpy(to, from, bytes); }
+
 /* Elements of a row that the kernel looks at: those that take part, and up to a multiple of 32, as those cost less
  * than an end of a row does. */
 static inline size_t live_groups(const fd_softmax *s, uint64_t row)
@@ -67,8 +70,11 @@ static inline const char *NAME(group, SUFFIX)(const char *p, size_t left, char *
 {
     if (left >= 32)
         return p;
-    memset(padded, 0, 32 * SIZE);
-    return memcpy(padded, p, left * SIZE);
+    UNROLL
+    for (int k = 0; k < 32; k += WIDTH)
+        STORE(padded + k * SIZE, SET(0));
+    copy_few(padded, p, left * SIZE);
+    return padded;
 }
 
 /* z = x * factor of elements i ... i + m - 1 of a row, -inf where they do not take part, and behind them up to
@@ -95,9 +101,10 @@ static inline VEC NAME(softmax_read, SUFFIX)(const fd_softmax *s, uint64_t row, 
 /* z becomes e^(z - largest). */
 static inline void NAME(softmax_exponentials, SUFFIX)(SCALAR *z, size_t m, SCALAR largest)
 {
-    enum { VECTORS = 32 / WIDTH < 4 ? 32 / WIDTH : 4 };
+    enum { VECTORS = WIDTH > 8 ? 1 : WIDTH > 4 ? 2 : 4 };
     const VEC most = SET(largest), least = SET(SOFTMAX_LEAST);
-    for (size_t j = 0; j < (m + 31) / 32 * 32; j += VECTORS * WIDTH) {
+    size_t j = 0;
+    for (; j < m; j += VECTORS * WIDTH) {
         char *const at = (char *)(z + j);
         VEC v[VECTORS];
         UNROLL
@@ -108,6 +115,8 @@ static inline void NAME(softmax_exponentials, SUFFIX)(SCALAR *z, size_t m, SCALA
         for (int k = 0; k < VECTORS; k++)
             STORE_SCALARS(at + k * WIDTH * sizeof *z, v[k]);
     }
+    for (; j % 32; j += WIDTH)
+        STORE_SCALARS((char *)(z + j), SET(0));
 }
 
 /* weights = z * inverse, and y, from element i of a row on. */
@@ -131,8 +140,8 @@ static inline void NAME(softmax_write, SUFFIX)(const fd_softmax *s, uint64_t row
             STORE(y + k * SIZE, CHOOSE(MUL(v, scale), zero, kept, k));
         }
         if (end) {
-            memcpy(w_to, w, (m - j) * SIZE);
-            memcpy(y_to, y, (m - j) * SIZE);
+            copy_few(w_to, w, (m - j) * SIZE);
+            copy_few(y_to, y, (m - j) * SIZE);
         }
     }
 }
@@ -199,7 +208,7 @@ static void NAME(softmax_back, SUFFIX)(const fd_softmax *s, uint64_t row)
                     STORE_SCALARS((char *)(terms + k), MUL(g, w));
             }
             if (write && n - i < 32)
-                memcpy(y_to, y, (n - i) * SIZE);
+                copy_few(y_to, y, (n - i) * SIZE);
             if (!write && (i % SOFTMAX_PART == SOFTMAX_PART - 32 || n - i <= 32))
                 SOFTMAX_ADD((const char *)z, i % SOFTMAX_PART / 32 + 1, 32, sums, 32);
         }
