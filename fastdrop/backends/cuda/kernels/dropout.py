@@ -115,9 +115,10 @@ def dropout_kernel(
                 column = U32(column + columns)
                 column = U32(column - row) if column >= U32(row) else column
 
-    # With 40 registers, some would spill, on sm_80 or sm_120 if not on others.
-    wide = dtype == "float64"
-    registers = (64 if op in GELU else 48 if has_bias or source == "given" else 40) + 8 * wide
+    # With 40 registers, the others would spill, on sm_80 or sm_120 if not on all.
+    reads_more = has_bias or op in RESIDUAL
+    plain = source in ("bytes", "bits") and not (shifted or reads_more)
+    registers = (64 if op in GELU else 40 if plain else 48) + 8 * (dtype == "float64")
     return p.kernel(dropout, registers)
 
 
