@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fastdrop import _core
 from fastdrop.base import gate, words
+from fastdrop.layers.saving import Stateful
 from fastdrop.rng import LayerRng, Rng, RngLike
 
 __all__ = ["Layer", "OpLayer", "Rate"]
@@ -70,7 +71,7 @@ def _held(ctx: Any) -> int:
     return own if x is None else max(own, x.nbytes)
 
 
-class Layer:
+class Layer(Stateful):
     """A mode, a random state, a rate, and the contexts of its calls.
 
     Calls are undone in reverse order, as in a network that uses a layer more than once: each

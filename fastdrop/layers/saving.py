@@ -10,14 +10,45 @@ import numpy.typing as npt
 
 from fastdrop._core import CallCounter
 from fastdrop.base import gate
-from fastdrop.layers.layer import Layer
 from fastdrop.rng import LayerRng, Rng
 
 VERSION = 1
-Layers = Layer | Sequence[Layer] | Mapping[str, Layer]
 Arrays = dict[str, npt.NDArray[Any]]
 if TYPE_CHECKING:  # what loads np.random takes longer than the rest
     Numbers = Rng | np.random.Generator | np.random.BitGenerator
+
+
+class Stateful:
+    """What has a state, which layers are."""
+
+    step: int
+    training: bool
+    rng: Any
+
+    @property
+    def parameters(self) -> Arrays:
+        """The learned parameters: the arrays themselves, to be updated in place."""
+        raise NotImplementedError(f"{type(self).__name__} is a base")
+
+    def forget(self) -> None:
+        """Drop the contexts of all calls."""
+
+    @property
+    def state(self) -> tuple[dict[str, Any], Arrays]:
+        """`fastdrop.layers.state` of this layer alone. Assign it to one that was made in the same
+        way, and that goes on as this one does.
+        """
+        return state(self)
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        parts = gate.items(value, "state", "info and arrays")
+        if len(parts) != 2:
+            raise ValueError(f"state must be info and arrays, got {len(parts)} parts")
+        load_state(self, *parts)
+
+
+Layers = Stateful | Sequence[Stateful] | Mapping[str, Stateful]
 
 
 def state(layers: Layers) -> tuple[dict[str, Any], Arrays]:
@@ -136,15 +167,15 @@ def load_state(layers: Layers, info: Mapping[str, Any], arrays: Mapping[str, Any
             setattr(layer, parameter, value)
 
 
-def _named(layers: Any) -> dict[str, Layer]:
+def _named(layers: Any) -> dict[str, Stateful]:
     """The layers by name."""
-    if isinstance(layers, Layer):
+    if isinstance(layers, Stateful):
         layers = [layers]
     if not isinstance(layers, Mapping):
         parts = gate.items(layers, "layers", "a Layer, several, or a dict of them")
         layers = {str(i): layer for i, layer in enumerate(parts)}
     for name, layer in layers.items():
-        if not isinstance(layer, Layer) or not isinstance(name, str):
+        if not isinstance(layer, Stateful) or not isinstance(name, str):
             raise TypeError(
                 "layers must be a Layer, several, or a dict of them by name, got "
                 f"{gate.shown(name)}: {gate.shown(layer)}"
@@ -152,7 +183,7 @@ def _named(layers: Any) -> dict[str, Layer]:
     return dict(layers)
 
 
-def _random_numbers(named: Mapping[str, Layer]) -> list[Numbers]:
+def _random_numbers(named: Mapping[str, Stateful]) -> list[Numbers]:
     """What layers draw from, each once, in the order of the layers."""
     found: list[Any] = []
     for layer in named.values():

@@ -161,3 +161,17 @@ def test_layers_of_another_kind():
             fd.layers.state(wrong)
     with pytest.raises((TypeError, ValueError), match="info must be"):
         fd.layers.load_state(fd.layers.Dropout(), None, {})
+
+
+def test_the_state_of_one_layer():
+    """A property that can be read and assigned, as that of `Rng`."""
+    layer, other = made("ConcreteDropout", 1), made("ConcreteDropout", 2)
+    stepped("ConcreteDropout", layer)
+    info, arrays = layer.state
+    assert (info, list(arrays)) == (fd.layers.state(layer)[0], list(fd.layers.state(layer)[1]))
+    other.state = info, arrays
+    np.testing.assert_array_equal(layer(X), other(X))
+    with pytest.raises(ValueError, match="state must be info and arrays"):
+        other.state = (info,)
+    with pytest.raises(TypeError, match="state must be info and arrays"):
+        other.state = None
