@@ -11,6 +11,8 @@ Those with parameters of their own, in `fastdrop.layers.learned`, have ``.parame
 ``.gradients``.
 """
 
+from typing import Any
+
 from fastdrop.layers.layer import Layer, OpLayer
 from fastdrop.layers.learned import (
     AdversarialDropout,
@@ -116,7 +118,10 @@ class BiasGeluDropout(OpLayer, op=bias_gelu_dropout, inputs=2):
 
 
 class SoftmaxDropout(OpLayer, op=softmax_dropout):
-    pass
+    def _forward(self, *inputs: Any, **options: Any) -> tuple[Any, Any]:
+        if len(inputs) > 1:  # not out, as elsewhere: it might be meant for a mask
+            raise TypeError("a call of SoftmaxDropout takes scores; give mask= and out= by name")
+        return super()._forward(*inputs, **options)
 
 
 class DropBlock(OpLayer, op=drop_block):

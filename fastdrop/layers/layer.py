@@ -363,6 +363,9 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "mode": lambda value: gate.choice(value, ("row", "batch"), "mode"),
     "block_size": lambda value: gate.count(value, "block_size"),
     "std": lambda value: gate.real(value, "std", 0.0),
+    "scale": lambda value: gate.real(value, "scale"),
+    "causal": lambda value: gate.flag(value, "causal"),
+    "axis": lambda value: gate.integer(value, "axis", "an int"),
 }
 """Arguments that are checked when a layer is made, not only when it is called."""
 

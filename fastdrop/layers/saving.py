@@ -35,17 +35,16 @@ class Stateful:
 
     @property
     def state(self) -> tuple[dict[str, Any], Arrays]:
-        """`fastdrop.layers.state` of this layer alone. Assign it to one that was made in the same
-        way, and that goes on as this one does.
+        """(info, arrays), `fastdrop.layers.state` of this layer alone. Assign both to one that was
+        made in the same way, and it goes on as this one does; it forgets its calls.
         """
         return state(self)
 
     @state.setter
     def state(self, value: Any) -> None:
-        parts = gate.items(value, "state", "info and arrays")
-        if len(parts) != 2:
-            raise ValueError(f"state must be info and arrays, got {len(parts)} parts")
-        load_state(self, *parts)
+        if not isinstance(value, tuple) or len(value) != 2:
+            raise TypeError(f"state must be the tuple (info, arrays), got {gate.shown(value)}")
+        load_state(self, *value)
 
 
 Layers = Stateful | Sequence[Stateful] | Mapping[str, Stateful]
@@ -69,7 +68,7 @@ def state(layers: Layers) -> tuple[dict[str, Any], Arrays]:
     Raises
     ------
     TypeError
-        layers is none of the above, or has something else among them.
+        layers is none of the above, or has something else among them; or the step of one is no int.
 
     See Also
     --------
@@ -90,8 +89,8 @@ def state(layers: Layers) -> tuple[dict[str, Any], Arrays]:
     told = {
         name: {
             "kind": type(layer).__name__,
-            "step": int(layer.step),
-            "training": layer.training,
+            "step": gate.count(layer.step, "step", 0),
+            "training": gate.flag(layer.training, "training"),
             "rng": next(i for i, rng in enumerate(numbers) if rng is layer.rng),
         }
         for name, layer in named.items()

@@ -17,6 +17,8 @@ from fastdrop import _core
 from fastdrop._core import Draw, Place
 from fastdrop.backends.cpu import CPU, Masking, packed, unpacked
 from fastdrop.base import gate, watch
+from fastdrop.base.devices import on_device
+from fastdrop.base.dtypes import compute_type
 from fastdrop.base.gate import Region
 from fastdrop.ops.dropout import Context, inverted
 from fastdrop.rng import RngLike, with_draw
@@ -97,9 +99,10 @@ def softmax_dropout(
     """dropout(softmax(scores * scale)), as attention weighs its values: one pass over each row.
 
     What takes no part (`causal`, `mask`) has the weight 0, and so has all of a row in which nothing
-    does. Of operations that IEEE 754 rounds exactly, so the bits are the same everywhere; the
-    exponentials' error is 2e-7 in float32, relative, and weights of less than 2^-126 of a row's
-    largest are 0. 16-bit types are computed in float32 and rounded once.
+    does, or that is -inf alone. Of operations that IEEE 754 rounds exactly, so the bits are the
+    same everywhere. A weight's error, relative, is at most 4e-7 and 6e-8 times the difference to
+    the row's largest score; weights of less than 2^-126.5 of the largest are 0. (In float64 8e-16,
+    1.1e-16 and 2^-1022.5.) 16-bit types are computed in float32 and rounded once.
 
     Parameters
     ----------
@@ -108,10 +111,12 @@ def softmax_dropout(
     p : float
         Drop rate of the weights, in [0, 1].
     scale : float
-        What scores are multiplied by first, such as 1 / sqrt(units of a head).
+        What scores are multiplied by first, such as 1 / sqrt(units of a head). A bias that you
+        have added to scores is multiplied, too: add bias / scale.
     causal : bool
         Query i, an index of the axis before the last one, reads the keys 0 ... i alone. Of a region
-        and of rows their places in the larger array count. `axis` must be the last one.
+        its place in the larger array counts: the last of t queries alone has ``region=((0, t - 1,
+        0), (n, t, t))``. So do rows of a 2-d array. `axis` must be the last one.
     mask : array_like of bool, optional
         Which scores take part; of any shape that broadcasts to that of scores, such as (batch, 1,
         1, keys). It says nothing of what is dropped.
@@ -146,8 +151,16 @@ def softmax_dropout(
     Megatron-LM. arXiv:1909.08053 (2019), section 3: dropout of attention's weights.
     """
     keep = gate.keeps_bits(save)
+    if on_device(scores):
+        raise TypeError(
+            "scores is a CUDA array, for which softmax_dropout has no kernels; copy it to the host, "
+            "or take the attention of its library"
+        )
     x, p = CPU.array(scores, "scores"), gate.rate(p)
     factor, causal = gate.real(scale, "scale"), gate.flag(causal, "causal")
+    kind = compute_type(x.dtype)
+    if abs(factor) > float(np.finfo(kind).max):
+        raise ValueError(f"scale must be finite in {kind.__name__}, got {factor!r}")
     if not x.ndim:
         raise ValueError("scores must have at least one axis, got 0-d")
     (along,) = gate.axes(gate.integer(axis, "axis", "an int"), x.ndim, "axis")
@@ -178,22 +191,24 @@ def _of_rows(bits: bytes, draw: Draw, axis: int) -> bytes:
 
 def _masking(shape: tuple[int, ...], axis: int, place: Place, causal: bool, mask: Any) -> Masking:
     """What takes part in the softmax of each row."""
-    region = place.region
-    if (region is not None and region[1][axis] != shape[axis]) or (
-        place.rows is not None and not axis
-    ):
+    region, length = place.region, shape[axis]
+    if region is not None and region[1][axis] != length:
         raise ValueError(
-            f"region and rows must hold all of axis {axis}, along which the softmax is; got "
-            f"{shape[axis]} elements of it"
+            f"region must hold all of axis {axis}, along which the softmax is; got {length} of "
+            f"{region[1][axis]} elements of it"
         )
+    if place.rows is not None and not axis:
+        raise ValueError("rows must not be given along axis 0, along which the softmax is")
     live = _causal(shape, axis, place) if causal else None
     if mask is None:
         return live, None, None
     given = gate.host(mask, "mask")
     if given.dtype != np.bool_:
+        remedies = dict.fromkeys("iu", "; convert it with .astype(bool)")
+        remedies["f"] = "; one that is added to scores, add yourself, divided by scale"
         raise TypeError(
-            f"mask must be bool, True where a score takes part, got {given.dtype}; one that is "
-            "added to scores, add yourself"
+            f"mask must be bool, True where a score takes part, got {given.dtype}"
+            + remedies.get(given.dtype.kind, "")
         )
     try:
         np.broadcast_to(given, shape)
@@ -203,9 +218,9 @@ def _masking(shape: tuple[int, ...], axis: int, place: Place, causal: bool, mask
         ) from None
     given = np.moveaxis(given.reshape((1,) * (len(shape) - given.ndim) + given.shape), axis, -1)
     rows = [n for d, n in enumerate(shape) if d != axis]
-    masks, length = given.shape[:-1], shape[axis]
-    bits = np.packbits(np.broadcast_to(given, (*masks, length)), -1, "little")
-    bits = bits.reshape(prod(masks), (length + 7) // 8)
+    masks = given.shape[:-1]
+    given = np.broadcast_to(given, (*masks, length)).reshape(prod(masks), length)
+    bits = np.packbits(given, -1, "little")
     room = np.zeros((len(bits), _core.BITS_PAD), np.uint8)
     numbers = np.arange(len(bits)).reshape(masks)
     number = np.ascontiguousarray(np.broadcast_to(numbers, rows), np.int64)

@@ -171,7 +171,11 @@ def test_the_state_of_one_layer():
     assert (info, list(arrays)) == (fd.layers.state(layer)[0], list(fd.layers.state(layer)[1]))
     other.state = info, arrays
     np.testing.assert_array_equal(layer(X), other(X))
-    with pytest.raises(ValueError, match="state must be info and arrays"):
-        other.state = (info,)
-    with pytest.raises(TypeError, match="state must be info and arrays"):
-        other.state = None
+    for wrong in ((info,), info, None):
+        with pytest.raises(TypeError, match="state must be the tuple"):
+            other.state = wrong
+    layer.training = np.True_
+    assert json.dumps(layer.state[0])
+    layer.step = 1.5
+    with pytest.raises(TypeError, match="step must be an int"):
+        fd.layers.state(layer)

@@ -231,11 +231,13 @@ def test_memory_and_the_same_mask_on_another_array():
         ({"scores": np.ones(3), "causal": True}, ValueError, "causal needs queries"),
         ({"axis": 2}, np.exceptions.AxisError, "axis"),
         ({"axis": (0, 1)}, TypeError, "axis must be an int"),
-        ({"mask": np.ones((3, 4))}, TypeError, "mask must be bool"),
+        ({"mask": np.ones((3, 4))}, TypeError, "mask must be bool.*added to scores"),
+        ({"mask": np.ones((3, 4), int)}, TypeError, "mask must be bool.*astype"),
+        ({"scale": 1e300, "scores": np.ones((3, 4), "f4")}, ValueError, "scale must be finite in"),
         ({"mask": np.ones((3, 5), bool)}, ValueError, "mask must have a shape that broadcasts"),
         ({"mask": np.ones((1, 3, 4), bool)}, ValueError, "mask must have a shape that broadcasts"),
-        ({"region": ((0, 2), (3, 9))}, ValueError, "must hold all of axis 1"),
-        ({"axis": 0, "rows": [0, 1, 2]}, ValueError, "must hold all of axis 0"),
+        ({"region": ((0, 2), (3, 9))}, ValueError, "region must hold all of axis 1"),
+        ({"axis": 0, "rows": [0, 1, 2]}, ValueError, "rows must not be given along axis 0"),
     ],
 )
 def test_errors(arguments, error, message):
@@ -243,6 +245,33 @@ def test_errors(arguments, error, message):
     with pytest.raises(error, match=message):
         fd.softmax_dropout(**{"scores": np.ones((3, 4)), "rng": rng} | arguments)
     assert rng.call == 0
+
+
+def test_more_axes_than_packbits_has():
+    x = scores((1,) * 38 + (3, 40), np.float32)
+    mask = np.random.default_rng(0).random((3, 1)) < 0.5
+    check(x, x, 0.3, mask, mask=mask)
+    check(x, x, 0.3, tril(x.shape), causal=True)
+
+
+def test_the_last_query_alone(isa):
+    """As with a cache of keys: causal knows its place by the region."""
+    x = scores((2, 9, 9), np.float32)
+    whole, _ = fd.softmax_dropout(x, 0.3, causal=True, rng=1)
+    last = ((0, 8, 0), x.shape)
+    y, _ = fd.softmax_dropout(x[:, 8:], 0.3, causal=True, rng=1, region=last)
+    assert_same_bits(y, whole[:, 8:].copy())
+
+
+def test_the_layer_takes_its_mask_by_name():
+    x, mask = scores((3, 5), np.float32), np.ones((3, 5), bool)
+    layer = fd.layers.SoftmaxDropout(0.3, rng=1)
+    with pytest.raises(TypeError, match="give mask= and out= by name"):
+        layer(x, mask)
+    assert_same_bits(layer(x, mask=mask), fd.softmax_dropout(x, 0.3, rng=1)[0])
+    for wrong in ({"scale": np.nan}, {"causal": 1}, {"axis": 0.5}):
+        with pytest.raises((TypeError, ValueError), match=f"{next(iter(wrong))} must be"):
+            fd.layers.SoftmaxDropout(0.3, **wrong)
 
 
 @pytest.mark.parametrize(
