@@ -153,8 +153,8 @@ def softmax_dropout(
     keep = gate.keeps_bits(save)
     if on_device(scores):
         raise TypeError(
-            "scores is a CUDA array, for which softmax_dropout has no kernels; copy it to the host, "
-            "or take the attention of its library"
+            "scores is a CUDA array, for which softmax_dropout has no kernels; copy it to the "
+            "host, or take the attention of its library"
         )
     x, p = CPU.array(scores, "scores"), gate.rate(p)
     factor, causal = gate.real(scale, "scale"), gate.flag(causal, "causal")
