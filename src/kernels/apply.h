@@ -227,8 +227,8 @@ OP(dropout, FD_DROPOUT) STREAMED(dropout, FD_DROPOUT)
 OP(dropout_add, FD_DROPOUT_ADD) STREAMED(dropout_add, FD_DROPOUT_ADD)
 OP(bias_dropout_add, FD_BIAS_DROPOUT_ADD) STREAMED(bias_dropout_add, FD_BIAS_DROPOUT_ADD)
 OP(relu_dropout, FD_RELU_DROPOUT) STREAMED(relu_dropout, FD_RELU_DROPOUT)
-OP(alpha_dropout, FD_ALPHA_DROPOUT) STREAMED(alpha_dropout, FD_ALPHA_DROPOUT)
-OP(zoneout, FD_ZONEOUT) STREAMED(zoneout, FD_ZONEOUT)
+OP(alpha_dropout, FD_ALPHA_DROPOUT)
+OP(zoneout, FD_ZONEOUT)
 OP(bias_relu_dropout, FD_BIAS_RELU_DROPOUT)
 #undef OP
 #undef STREAMED
@@ -253,6 +253,8 @@ static void NAME(bias_gelu_dropout_forward, SUFFIX)(const fd_draw *draw, fd_indi
         draw_bits(draw, from, FD_TILE, bits);                                                     \
         NAME(name, SUFFIX)(o, before, bit, FD_TILE);                                              \
     }
+STREAMED(alpha_dropout)
+STREAMED(zoneout)
 STREAMED(bias_relu_dropout)
 STREAMED(bias_gelu_dropout)
 #undef STREAMED

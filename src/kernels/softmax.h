@@ -55,6 +55,12 @@ static inline void softmax_no_sums(double *sums)
         F64_STORE((char *)(sums + k * F64_WIDTH), F64_SET(0));
 }
 #endif
+/* Of narrow vectors that would be much code. */
+#if WIDTH >= 8
+#define UNROLL_WIDE UNROLL
+#else
+#define UNROLL_WIDE
+#endif
 #if SIZE == 8
 #define SOFTMAX_LEAST (-709.08984375) /* e to this and less is 0, as 2^-1023 is */
 #define SOFTMAX_LOWEST (-DBL_MAX)
@@ -70,7 +76,6 @@ static inline const char *NAME(group, SUFFIX)(const char *p, size_t left, char *
 {
     if (left >= 32)
         return p;
-    UNROLL
     for (int k = 0; k < 32; k += WIDTH)
         STORE(padded + k * SIZE, SET(0));
     copy_few(padded, p, left * SIZE);
@@ -88,7 +93,7 @@ static inline VEC NAME(softmax_read, SUFFIX)(const fd_softmax *s, uint64_t row, 
     for (size_t j = 0; j < m; j += 32) {
         const char *from = NAME(group, SUFFIX)(x + j * SIZE, m - j, padded);
         const BITS b = bits_of(taking_part(s, row, i + j));
-        UNROLL
+        UNROLL_WIDE
         for (int k = 0; k < 32; k += WIDTH) {
             const VEC v = CHOOSE(MUL(LOAD(from + k * SIZE), factor), nothing, b, k);
             STORE_SCALARS((char *)(z + j + k), v);
@@ -101,7 +106,7 @@ static inline VEC NAME(softmax_read, SUFFIX)(const fd_softmax *s, uint64_t row, 
 /* z becomes e^(z - largest). */
 static inline void NAME(softmax_exponentials, SUFFIX)(SCALAR *z, size_t m, SCALAR largest)
 {
-    enum { VECTORS = WIDTH > 8 ? 1 : WIDTH > 4 ? 2 : 4 };
+    enum { VECTORS = WIDTH == 1 || WIDTH > 8 ? 1 : WIDTH > 4 ? 2 : 4 };
     const VEC most = SET(largest), least = SET(SOFTMAX_LEAST);
     size_t j = 0;
     for (; j < m; j += VECTORS * WIDTH) {
@@ -132,7 +137,7 @@ static inline void NAME(softmax_write, SUFFIX)(const fd_softmax *s, uint64_t row
         char *const w = end ? w_end : w_to, *const y = end ? y_end : y_to;
         const BITS kept = s->bits ? bits_load(s->bits + (first + j) / 8, (first + j) % 8) : bits_of(~UINT32_C(0));
         const BITS part = bits_of(taking_part(s, row, i + j));
-        UNROLL
+        UNROLL_WIDE
         for (int k = 0; k < 32; k += WIDTH) {
             /* What takes no part is 0 beside a NaN, too. */
             const VEC v = CHOOSE(MUL(LOAD_SCALARS((const char *)(z + j + k)), one_over), zero, part, k);
@@ -199,7 +204,7 @@ static void NAME(softmax_back, SUFFIX)(const fd_softmax *s, uint64_t row)
             char *const y_to = s->y + first * SIZE, *const y = n - i < 32 ? y_end : y_to;
             const BITS b = s->bits ? bits_load(s->bits + first / 8, first % 8) : bits_of(~UINT32_C(0));
             SCALAR *const terms = z + i % SOFTMAX_PART;
-            UNROLL
+            UNROLL_WIDE
             for (int k = 0; k < 32; k += WIDTH) {
                 const VEC g = MUL(LOAD_KEPT(g_at + k * SIZE, b, k), scale), w = LOAD(w_at + k * SIZE);
                 if (write)
@@ -215,6 +220,7 @@ static void NAME(softmax_back, SUFFIX)(const fd_softmax *s, uint64_t row)
     }
 }
 
+#undef UNROLL_WIDE
 #undef SOFTMAX_LEAST
 #undef SOFTMAX_LOWEST
 #undef SOFTMAX_ADD
