@@ -105,8 +105,6 @@ class Layer(Stateful):
         Those of the learned parameters, after `backward`.
     """
 
-    learned: tuple[str, ...] = ()
-    """Attributes that are learned, in the order of what ``ctx.backward`` returns behind dx."""
     shared_axes: int | Sequence[int]
     """Of layers whose op takes them."""
     _ctx: Any
@@ -185,11 +183,6 @@ class Layer(Stateful):
     def _forward(self, *inputs: Any, **options: Any) -> tuple[Any, Any]:
         """What a call does."""
         raise NotImplementedError(f"{type(self).__name__} is a base")
-
-    @property
-    def parameters(self) -> dict[str, npt.NDArray[Any]]:
-        """The learned parameters: the arrays themselves, to be updated in place."""
-        return {name: getattr(self, name) for name in self.learned}
 
     def train(self, mode: bool = True) -> Self:
         """Drop from now on (or, with False, no more). Returns the layer."""

@@ -24,14 +24,14 @@ class Stateful:
     step: int
     training: bool
     rng: Any
+    forget: Any  # a method of Layer
+    learned: tuple[str, ...] = ()
+    """Attributes that are learned, in the order of what ``ctx.backward`` returns behind dx."""
 
     @property
     def parameters(self) -> Arrays:
         """The learned parameters: the arrays themselves, to be updated in place."""
-        raise NotImplementedError(f"{type(self).__name__} is a base")
-
-    def forget(self) -> None:
-        """Drop the contexts of all calls."""
+        return {name: getattr(self, name) for name in self.learned}
 
     @property
     def state(self) -> tuple[dict[str, Any], Arrays]:
