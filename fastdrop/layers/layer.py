@@ -101,8 +101,13 @@ class Layer(Stateful):
     step : int
         What a rate that is a function is called with; counts the calls in training mode. Assign it
         where a step is not a call.
+    parameters : dict of str to ndarray
+        What is learned: the arrays themselves, to be updated in place.
     gradients : dict of str to ndarray
         Those of the learned parameters, after `backward`.
+    state : tuple
+        (info, arrays), as `fastdrop.layers.state` has them, of this layer alone. Assign both to a
+        layer that was made in the same way, and it goes on as this one does.
     """
 
     shared_axes: int | Sequence[int]
