@@ -64,7 +64,7 @@ if not _TYPE_CHECKING:  # a type checker knows the names
     def __getattr__(name: str) -> object:
         """Where a name is that is not here."""
         for module in (layers, mc, schedules):
-            if name in module.__all__:
+            if name in getattr(module, "__all__", vars(module)):
                 raise AttributeError(f"fastdrop has no {name}: it is {module.__name__}.{name}")
         told = f": it is {_NAMES[name]}" if name in _NAMES else "; see fastdrop.__all__"
         raise AttributeError(f"fastdrop has no {name}{told}")

@@ -7,132 +7,47 @@
 
 Most take the arguments of their op, and a rate that may be a function of the step (see
 `fastdrop.schedules`): ``help(fastdrop.layers.Dropout)``. What all of them have stands in `Layer`.
-Those with parameters of their own, in `fastdrop.layers.learned`, have ``.parameters`` and
-``.gradients``.
+
+======================  ============================================================================
+elements                Dropout, AlphaDropout, GaussianDropout, GaussianNoise
+whole features          SpatialDropout, FeatureAlphaDropout, DropBlock
+whole examples, rows    DropPath, LockedDropout
+fused                   ReluDropout, DropoutAdd, BiasDropoutAdd, BiasReluDropout, BiasGeluDropout,
+                        SoftmaxDropout
+recurrent               Zoneout
+with parameters         EmbeddingDropout, DropConnect, TargetedDropout, ConcreteDropout,
+                        VariationalDropout, SparseVariationalLinear
+two passes              AdversarialDropout
+======================  ============================================================================
+
+Those with parameters have ``.parameters`` and ``.gradients``. `state` and `load_state` save and
+restore all layers of a model.
 """
 
-from typing import Any
-
-from fastdrop.layers.layer import Layer, OpLayer
-from fastdrop.layers.learned import (
-    AdversarialDropout,
-    ConcreteDropout,
-    DropConnect,
-    EmbeddingDropout,
-    SparseVariationalLinear,
-    TargetedDropout,
-    VariationalDropout,
-)
-from fastdrop.layers.saving import load_state, state
-from fastdrop.ops.alpha import alpha_dropout, feature_alpha_dropout
-from fastdrop.ops.dropblock import drop_block
-from fastdrop.ops.dropout import dropout
-from fastdrop.ops.fused import (
-    bias_dropout_add,
-    bias_gelu_dropout,
-    bias_relu_dropout,
-    dropout_add,
-    relu_dropout,
-)
-from fastdrop.ops.gaussian import gaussian_dropout, gaussian_noise
-from fastdrop.ops.shared import drop_path, locked_dropout, spatial_dropout
-from fastdrop.ops.softmax import softmax_dropout
-from fastdrop.ops.zoneout import zoneout
-
-__all__ = [
-    "AdversarialDropout",
-    "AlphaDropout",
-    "BiasDropoutAdd",
-    "BiasGeluDropout",
-    "BiasReluDropout",
-    "ConcreteDropout",
-    "DropBlock",
-    "DropConnect",
-    "DropPath",
-    "Dropout",
-    "DropoutAdd",
-    "EmbeddingDropout",
-    "FeatureAlphaDropout",
-    "GaussianDropout",
-    "GaussianNoise",
-    "Layer",
-    "LockedDropout",
-    "ReluDropout",
-    "SoftmaxDropout",
-    "SparseVariationalLinear",
-    "SpatialDropout",
-    "TargetedDropout",
-    "VariationalDropout",
-    "Zoneout",
-    "load_state",
-    "state",
-]
-
-
-class Dropout(OpLayer, op=dropout):
-    pass
-
-
-class SpatialDropout(OpLayer, op=spatial_dropout):
-    pass
-
-
-class LockedDropout(OpLayer, op=locked_dropout):
-    pass
-
-
-class AlphaDropout(OpLayer, op=alpha_dropout):
-    pass
-
-
-class FeatureAlphaDropout(OpLayer, op=feature_alpha_dropout):
-    pass
-
-
-class GaussianDropout(OpLayer, op=gaussian_dropout):
-    pass
-
-
-class GaussianNoise(OpLayer, op=gaussian_noise):
-    pass
-
-
-class ReluDropout(OpLayer, op=relu_dropout):
-    pass
-
-
-class DropoutAdd(OpLayer, op=dropout_add, inputs=2):
-    pass
-
-
-class BiasDropoutAdd(OpLayer, op=bias_dropout_add, inputs=3):
-    pass
-
-
-class BiasReluDropout(OpLayer, op=bias_relu_dropout, inputs=2):
-    pass
-
-
-class BiasGeluDropout(OpLayer, op=bias_gelu_dropout, inputs=2):
-    pass
-
-
-class SoftmaxDropout(OpLayer, op=softmax_dropout):
-    def _forward(self, *inputs: Any, **options: Any) -> tuple[Any, Any]:
-        if len(inputs) > 1:  # not out, as elsewhere: it might be meant for a mask
-            raise TypeError("a call of SoftmaxDropout takes scores; give mask= and out= by name")
-        return super()._forward(*inputs, **options)
-
-
-class DropBlock(OpLayer, op=drop_block):
-    pass
-
-
-class Zoneout(OpLayer, op=zoneout, inputs=2):
-    pass
-
-
-class DropPath(OpLayer, op=drop_path):
-    def share_batch(self) -> None:
-        """One draw for the whole batch; see `Layer.share_batch`."""
-        self.mode = "batch"
+# No __all__: with one, help(fastdrop.layers) repeats for each layer what all of them inherit.
+from fastdrop.layers.fixed import AlphaDropout as AlphaDropout
+from fastdrop.layers.fixed import BiasDropoutAdd as BiasDropoutAdd
+from fastdrop.layers.fixed import BiasGeluDropout as BiasGeluDropout
+from fastdrop.layers.fixed import BiasReluDropout as BiasReluDropout
+from fastdrop.layers.fixed import DropBlock as DropBlock
+from fastdrop.layers.fixed import Dropout as Dropout
+from fastdrop.layers.fixed import DropoutAdd as DropoutAdd
+from fastdrop.layers.fixed import DropPath as DropPath
+from fastdrop.layers.fixed import FeatureAlphaDropout as FeatureAlphaDropout
+from fastdrop.layers.fixed import GaussianDropout as GaussianDropout
+from fastdrop.layers.fixed import GaussianNoise as GaussianNoise
+from fastdrop.layers.fixed import LockedDropout as LockedDropout
+from fastdrop.layers.fixed import ReluDropout as ReluDropout
+from fastdrop.layers.fixed import SoftmaxDropout as SoftmaxDropout
+from fastdrop.layers.fixed import SpatialDropout as SpatialDropout
+from fastdrop.layers.fixed import Zoneout as Zoneout
+from fastdrop.layers.layer import Layer as Layer
+from fastdrop.layers.learned import AdversarialDropout as AdversarialDropout
+from fastdrop.layers.learned import ConcreteDropout as ConcreteDropout
+from fastdrop.layers.learned import DropConnect as DropConnect
+from fastdrop.layers.learned import EmbeddingDropout as EmbeddingDropout
+from fastdrop.layers.learned import SparseVariationalLinear as SparseVariationalLinear
+from fastdrop.layers.learned import TargetedDropout as TargetedDropout
+from fastdrop.layers.learned import VariationalDropout as VariationalDropout
+from fastdrop.layers.saving import load_state as load_state
+from fastdrop.layers.saving import state as state

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import pydoc
+import re
 import weakref
 
 import numpy as np
@@ -21,6 +23,14 @@ def test_draws_a_new_mask_each_call():
         expected, ctx = fd.dropout(x, 0.5, rng=rng)
         assert_same_bits(layer(x), expected)
         assert_same_bits(layer.backward(x), ctx.backward(x))
+
+
+def test_help():
+    """It names each layer once, and is short."""
+    text = pydoc.plain(pydoc.render_doc(fd.layers))
+    contents = text[text.index("=====") : text.rindex("=====")]
+    assert sorted(re.findall(r"\b[A-Z]\w*[a-z]\w*", contents)) == LAYER_NAMES
+    assert len(text.splitlines()) < 60
 
 
 def test_eval_passes_through_and_takes_no_call():

@@ -2,4 +2,4 @@
 
 import fastdrop as fd
 
-NAMES = sorted(name for name in fd.layers.__all__ if name[0].isupper() and name != "Layer")
+NAMES = sorted(name for name in vars(fd.layers) if name[0].isupper() and name != "Layer")
