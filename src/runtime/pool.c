@@ -1,3 +1,6 @@
+#if defined(__linux__)
+#define _GNU_SOURCE /* for CPUs and who may run on them */
+#endif
 #include "runtime/pool.h"
 #include <stddef.h>
 
@@ -23,6 +26,7 @@ static struct {
     int workers; /* threads there are, asleep or not */
     int seats;   /* how many more of them may join the job */
     int active;  /* how many have joined and not yet left */
+    int cpu;     /* on which the caller gave the latest job; negative: unknown */
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER,
           .wake = PTHREAD_COND_INITIALIZER,
           .idle = PTHREAD_COND_INITIALIZER};
@@ -44,13 +48,48 @@ static void take_chunks(int seat)
     }
 }
 
+/* Workers stay off the caller's CPU. Where other threads spin on the rest, as those of BLAS do behind a
+ * product of matrices, the system would let a worker wait behind the caller, until the job is done. */
+#if defined(__linux__)
+#include <sched.h>
+typedef struct {
+    cpu_set_t may, set; /* what others allow this thread; what it has set itself */
+    int off;            /* the CPU that it stays off; negative: none */
+} Where;
+
+static Where anywhere(void) { return (Where){.off = -1}; }
+
+static int current_cpu(void) { return sched_getcpu(); }
+
+static void stay_off(Where *where, int cpu)
+{
+    cpu_set_t now;
+    if (where->off == cpu || cpu < 0 || cpu >= CPU_SETSIZE || sched_getaffinity(0, sizeof now, &now))
+        return;
+    if (where->off < 0 || !CPU_EQUAL(&now, &where->set))
+        where->may = now; /* others have changed it */
+    where->set = where->may, where->off = cpu;
+    CPU_CLR(cpu, &where->set);
+    if (CPU_COUNT(&where->set))
+        sched_setaffinity(0, sizeof where->set, &where->set);
+}
+#else
+typedef int Where;
+static Where anywhere(void) { return 0; }
+static int current_cpu(void) { return -1; }
+static void stay_off(Where *where, int cpu) { (void)where, (void)cpu; }
+#endif
+
 static void *worker(void *unused)
 {
     (void)unused;
+    Where where = anywhere();
     pthread_mutex_lock(&pool.lock);
     for (;;) {
-        while (!pool.seats)
+        while (!pool.seats) {
+            stay_off(&where, pool.cpu);
             pthread_cond_wait(&pool.wake, &pool.lock);
+        }
         const int seat = pool.seats--;
         pool.active++;
         pthread_mutex_unlock(&pool.lock);
@@ -111,6 +150,7 @@ void pool_run(int threads, uint64_t n, uint64_t chunk, pool_work *work, const vo
     if (pool.workers < others)
         hire(others);
     pool.seats = others < pool.workers ? others : pool.workers;
+    pool.cpu = current_cpu();
     pthread_cond_broadcast(&pool.wake);
     pthread_mutex_unlock(&pool.lock);
 

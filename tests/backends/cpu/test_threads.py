@@ -199,6 +199,39 @@ print(small - before, count() - before)
     assert threads_of(code, **single)[0] == "0 2"
 
 
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs CPUs"
+)
+def test_workers_stay_off_the_callers_cpu():
+    """Or they would wait behind it while another library's threads spin on the other CPUs."""
+    code = """
+import time
+first, second = sorted(os.sched_getaffinity(0))[:2]
+threads = lambda: {int(name) for name in os.listdir("/proc/self/task")}
+before = threads()
+fd.set_num_threads(2)
+
+def allowed(call_from):
+    os.sched_setaffinity(0, {call_from})
+    for _ in range(2):  # the worker may come too late to the first
+        fd.dropout(np.ones(600_000, np.float32), 0.2, rng=1)
+        time.sleep(0.05)
+    (worker,) = threads() - before
+    return worker, os.sched_getaffinity(worker)
+
+fd.dropout(np.ones(600_000, np.float32), 0.2, rng=1)
+worker, at = allowed(first)
+assert first not in at and second in at, (first, at)
+at = allowed(second)[1]
+assert second not in at and first in at, (second, at)
+os.sched_setaffinity(worker, {second})  # what others say counts, and one CPU is not taken away
+assert allowed(first)[1] == allowed(second)[1] == {second}
+print("as told")
+"""
+    single = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")
+    assert threads_of(code, **single) == ("as told", "")
+
+
 def test_set_num_threads():
     fd.set_num_threads(4)
     assert fd.get_num_threads() == 4
