@@ -52,6 +52,7 @@ BYTES = 1 << 28  # no allocation is larger
 # AttributeError: a state that is appended, as they do not change.
 REFUSED = TypeError, ValueError, IndexError, OverflowError, MemoryError
 LOAD = (*REFUSED, AttributeError, pickle.UnpicklingError)
+LAYERS = [kind for name, kind in vars(layers).items() if name[0].isupper()]
 VALUES = Saved, Place, Draw, CallCounter
 # All else are plain Python objects, which take any state, and raise what then comes of it.
 PLAIN = (Exception,)
@@ -131,9 +132,7 @@ def inputs_of(layer):
 
 def plain():
     """Layers, fresh and in use, schedules, accumulators, and what belongs to them."""
-    kinds = [
-        getattr(layers, name) for name in layers.__all__ if name[0].isupper() and name != "Layer"
-    ]
+    kinds = [kind for kind in LAYERS if kind is not layers.Layer]
     sized = {
         layers.EmbeddingDropout: (np.ones((4, 3), np.float32),),
         layers.SparseVariationalLinear: (5, 4),
@@ -178,7 +177,7 @@ def roots():
 CALLABLES = [Place, Draw, CallCounter, Saved, _core.saved, fd.Rng, LayerRng, Calls, Geometry]
 CALLABLES += [schedules.Schedule, schedules.Ramp, schedules._linear, schedules._steps]
 CALLABLES += [schedules.linear, mc.Moments, mc.Regression, mc.Classification, copyreg.__newobj__]
-CALLABLES += [getattr(layers, name) for name in layers.__all__]
+CALLABLES += [*LAYERS, layers.state, layers.load_state]
 
 
 class Node:
