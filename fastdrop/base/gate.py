@@ -11,7 +11,7 @@ import math
 import numbers
 import operator
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from typing import Any
 
@@ -319,6 +319,19 @@ def place(
     shared = NO_AXES if shared_axes is NO_AXES else axes(shared_axes, len(shape), "shared_axes")
     part = None if region is None else _part(region)
     return Place(shape, shared, part, None if rows is None else whole_numbers(rows, "rows"))
+
+
+def uncut(place: Place, axes: Iterable[int], why: str) -> None:
+    """No region that cuts one of these axes; why tells what needs them whole."""
+    if place.region is None:
+        return
+    for axis in axes:
+        length, whole = place.of[axis], place.region[1][axis]
+        if length != whole:
+            raise ValueError(
+                f"region must hold all of axis {axis}, {why}; got {length} of {whole} elements "
+                "of it"
+            )
 
 
 def _part(region: Region) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -281,11 +281,4 @@ def _maps_of(shape: tuple[int, ...]) -> None:
 
 def _only_the_batch(place: Place) -> None:
     """Checks that a region cuts no other axis."""
-    if place.region is None:
-        return
-    start, whole = place.region
-    if any(start[1:]) or whole[1:] != place.of[1:]:
-        raise ValueError(
-            "region must cut the batch axis only, as a scale needs a whole example, "
-            f"got {place.region!r}"
-        )
+    gate.uncut(place, range(1, len(place.of)), "as a scale needs a whole example")

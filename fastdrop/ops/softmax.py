@@ -191,12 +191,8 @@ def _of_rows(bits: bytes, draw: Draw, axis: int) -> bytes:
 
 def _masking(shape: tuple[int, ...], axis: int, place: Place, causal: bool, mask: Any) -> Masking:
     """What takes part in the softmax of each row."""
-    region, length = place.region, shape[axis]
-    if region is not None and region[1][axis] != length:
-        raise ValueError(
-            f"region must hold all of axis {axis}, along which the softmax is; got {length} of "
-            f"{region[1][axis]} elements of it"
-        )
+    length = shape[axis]
+    gate.uncut(place, (axis,), "along which the softmax is")
     if place.rows is not None and not axis:
         raise ValueError("rows must not be given along axis 0, along which the softmax is")
     live = _causal(shape, axis, place) if causal else None

@@ -276,9 +276,9 @@ def test_errors():
     refuses(TypeError, "x must be float16, bfloat16, float32 or", np.ones((2, 3, 8, 9), int))
     refuses(ValueError, "save must be one of 'bits', 'seed', got 'all'", save="all")
     refuses(ValueError, "out must have shape (2, 3, 8, 9), got (2,)", out=np.ones(2))
-    words = "region must cut the batch axis only"
-    refuses(ValueError, words, region=((0, 0, 0, 0), (2, 4, 8, 9)))
-    refuses(ValueError, words, region=((0, 0, 1, 0), (2, 3, 9, 9)))
+    words = "as a scale needs a whole example"
+    for axis, region in [(1, ((0, 0, 0, 0), (2, 4, 8, 9))), (2, ((0, 0, 1, 0), (2, 3, 9, 9)))]:
+        refuses(ValueError, f"region must hold all of axis {axis}, {words}", region=region)
     refuses(ValueError, "region must contain", region=((1, 0, 0, 0), (2, 3, 8, 9)))
     _, ctx = fd.drop_block(np.ones((2, 3, 8, 9)), 0.1, rng=1)
     with pytest.raises(ValueError, match=re.escape("dy must have shape (2, 3, 8, 9), got (2, 3)")):

@@ -185,7 +185,7 @@ def replaced(bits):
         (
             "drop_block",
             lambda c: {"draw": replaced(((0, 1, 0, 0), (4, 9, 6, 6)))},
-            "region must cut the batch",
+            "region must hold all of axis 1",
         ),
         ("drop_block", lambda c: {"block_size": 0}, "block_size must be at least 1"),
         ("drop_block", lambda c: {"per_channel": 1}, "per_channel must be a bool"),
