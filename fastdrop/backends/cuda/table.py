@@ -115,11 +115,10 @@ KERNELS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 _DRAWN = ("bytes", "bits")
 _SOURCES = (*_DRAWN, "given", "same", "rows", "examples")
-_OF_RUNS = ("scales", "slope")  # noise ops that take no region
 _CHOICES: dict[str, dict[str, Sequence[Any]]] = {
     "dropout": {"op": (*operations.OPS, *operations.OTHERS), "source": _SOURCES},
     "draw": {"source": _DRAWN},
-    "noise": {"op": ("scale", "add", "concrete", "gradient", *_OF_RUNS)},
+    "noise": {"op": ("scale", "scales", "add", "concrete", "gradient", "slope")},
     "sums": {"by": ("rows", "tiles")},
     "scale": {"dtype": ("float32", "float64")},
     "connect": {"dtype": ("float32", "float64")},
@@ -156,8 +155,6 @@ def is_launched(name: str, options: dict[str, Any]) -> bool:
     """Whether `fastdrop.cuda` has a use for these options together."""
     if name != "dropout":  # small counts for axes, shifted for none
         axes = options.get("axes", 1)
-        if options.get("op") in _OF_RUNS and axes:
-            return False
         return not options.get("shifted") if axes else bool(options["small"])
     op, source = options["op"], options["source"]
     if options["shifted"] and source not in _DRAWN:

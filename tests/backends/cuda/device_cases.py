@@ -571,6 +571,24 @@ def test_variational(dtype, per):
         same(ctx.backward(to_fake(dy)), ctx_cpu.backward(dy))
 
 
+@pytest.mark.parametrize("per", [0, 1, 3])
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"shared_axes": 1},
+        {"region": ((2, 1, 3), (9, 8, 11))},
+        {"region": ((1, 0, 0), (9, 4, 6))},  # a run
+        {"rows": [5, 0, 5]},
+    ],
+    ids=str,
+)
+def test_variational_places(place, per):
+    x, dy = numbers((3, 4, 6), np.float32), numbers((3, 4, 6), np.float32, 1)
+    log_alpha = np.random.default_rng(4).normal(-1, 1, x.shape[3 - per :])
+    _, ctx, _, ctx_cpu = both(fd.variational_dropout, x, log_alpha=log_alpha, **place)
+    same(ctx.backward(to_fake(dy)), ctx_cpu.backward(dy))
+
+
 def test_bytes_held_of_an_array_that_does_not_tell():
     x = to_fake(np.ones((4, 5), np.float32))
     assert not hasattr(x, "nbytes")

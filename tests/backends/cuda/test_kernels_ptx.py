@@ -526,6 +526,15 @@ def draw_for(shape, region=None):
     return Draw(SEED, CALL, 0.0, gate.place(shape, (), region))
 
 
+def where_noise_lies(place):
+    """The numbers of a place that a kernel takes, and for how many axes it is."""
+    if place.is_run:
+        return {"start": place.start}, 0
+    more = NOISE_AXES - len(place.shape)
+    axes = {"shape": (1,) * more + place.shape, "strides": (0,) * more + place.strides}
+    return {"start": place.start} | axes, NOISE_AXES
+
+
 @pytest.mark.parametrize("op", ["scale", "add", "concrete", "gradient"])
 def test_noise(dtype, op):
     cc = (9, 0)
@@ -533,34 +542,36 @@ def test_noise(dtype, op):
     for shape, region in cases:
         x, dy = (some(dtype, prod(shape), seed, quiet=True).reshape(shape) for seed in (0, 1))
         draw = draw_for(shape, region)
-        place = draw.place
         code, constants, numbers = noise_numbers(op, dtype)
         if op == "gradient":
             _, expected = CPU.noise_gradients(code, x, dy, draw, constants, None)
         else:
             expected = CPU.noise(code, x, draw, constants)
-        more = NOISE_AXES - len(shape)
-        shapes = {"shape": (1,) * more + place.shape, "strides": (0,) * more + place.strides}
-        numbers |= {"start": place.start} | ({} if place.is_run else shapes)
-        axes = 0 if place.is_run else NOISE_AXES
+        where, axes = where_noise_lies(draw.place)
         kernel = compiled("noise", cc, dtype, op=op, axes=axes, small=True)
         arrays = {"x": x, "g": dy, "y": np.full_like(expected, 7)}
-        after = run(kernel, arrays, n=x.size, **numbers)
+        after = run(kernel, arrays, n=x.size, **numbers, **where)
         assert_same_bits(after["y"], expected)
 
 
-@pytest.mark.parametrize("shape", [(1001, 6), (6006,)], ids=str)
-def test_noise_with_a_deviation_each(dtype, shape):
-    x, dy = (some(dtype, 6006, seed, quiet=True).reshape(shape) for seed in (0, 1))
+@pytest.mark.parametrize(
+    ("shape", "region"),
+    [((1001, 6), None), ((6006,), None), ((7, 9, 33), ((1, 2, 3), (9, 12, 40)))],
+    ids=str,
+)
+def test_noise_with_a_deviation_each(dtype, shape, region):
+    x, dy = (some(dtype, prod(shape), seed, quiet=True).reshape(shape) for seed in (0, 1))
     sigma = np.random.default_rng(2).random(shape[-1])
     sigma = sigma.astype(compute_type(dtype))
     of = _core.NOISE_SCALE, x
-    expected = CPU.noise(*of, draw_for(shape), sigma)
-    _, slopes = CPU.noise_gradients(*of, dy, draw_for(shape), sigma, None)
+    draw = draw_for(shape, region)
+    expected = CPU.noise(*of, draw, sigma)
+    _, slopes = CPU.noise_gradients(*of, dy, draw, sigma, None)
+    where, axes = where_noise_lies(draw.place)
     for op, wanted, more in (("scales", expected, {"sigmas": sigma}), ("slope", slopes, {"g": dy})):
-        kernel = compiled("noise", (9, 0), dtype, op=op, axes=0, small=True)
+        kernel = compiled("noise", (9, 0), dtype, op=op, axes=axes, small=True)
         arrays = {"x": x, "y": np.full_like(wanted, 7)} | more
-        after = run(kernel, arrays, n=x.size, row=sigma.size)
+        after = run(kernel, arrays, n=x.size, row=sigma.size, **where)
         assert_same_bits(after["y"], wanted)
 
 

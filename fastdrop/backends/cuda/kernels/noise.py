@@ -42,7 +42,7 @@ def noise_kernel(
     first, step, item = p.first, p.step, e.item
     kind = "logistic" if op in ("concrete", "gradient") else "normal"
     variates4, together = getattr(variates(where), kind), _together(where, dtype, op)
-    one, four_sigmas = _one(where, dtype, op), _four_sigmas(where, dtype, op)
+    one, (sigma_at, four_sigmas) = _one(where, dtype, op), _sigmas(where, dtype, op)
     fourth, wide_stores = p.fourth, op not in GRADIENTS
 
     if axes:
@@ -54,7 +54,7 @@ def noise_kernel(
             while i < n:
                 index = start + position(i, layout)
                 own = fourth(variates4(index >> 2, draw), index)
-                one(i, arrays, own, sigma, relaxed)
+                one(i, arrays, own, sigma_at(deviations, i, sigma), relaxed)
                 i += step()
 
     else:
@@ -161,15 +161,17 @@ def _together(where: str, dtype: str, op: str) -> Any:
     return {2: of_2_bytes, 4: of_4_bytes, 8: of_8_bytes}[ITEMSIZE[dtype]]
 
 
-def _four_sigmas(where: str, dtype: str, op: str) -> Any:
-    """``f(deviations, i, sigma)``: of elements i ... i + 3; ``deviations = sigmas, row``."""
+def _sigmas(where: str, dtype: str, op: str) -> tuple[Any, Any]:
+    """``f(deviations, i, sigma)``: of element i, and of elements i ... i + 3; ``deviations =
+    sigmas, row``.
+    """
     device, e = target(where).device, elements(where, dtype)
     load_real, real_item, value = e.load_real, e.real_item, e.value
 
     if op == "scales":
 
         @device
-        def sigma_at(deviations, column):
+        def of_column(deviations, column):
             """That of a column, and the next column."""
             sigmas, row = deviations
             sigma = value(load_real(sigmas + column * real_item))
@@ -177,20 +179,29 @@ def _four_sigmas(where: str, dtype: str, op: str) -> Any:
             return sigma, (column if column < row else U64(0))
 
         @device
+        def sigma_at(deviations, i, sigma):
+            own, _ = of_column(deviations, i % deviations[1])
+            return own
+
+        @device
         def four_sigmas(deviations, i, sigma):
-            s0, column = sigma_at(deviations, i % deviations[1])
-            s1, column = sigma_at(deviations, column)
-            s2, column = sigma_at(deviations, column)
-            s3, column = sigma_at(deviations, column)
+            s0, column = of_column(deviations, i % deviations[1])
+            s1, column = of_column(deviations, column)
+            s2, column = of_column(deviations, column)
+            s3, column = of_column(deviations, column)
             return s0, s1, s2, s3
 
     else:
 
         @device
+        def sigma_at(deviations, i, sigma):
+            return sigma
+
+        @device
         def four_sigmas(deviations, i, sigma):
             return sigma, sigma, sigma, sigma
 
-    return four_sigmas
+    return sigma_at, four_sigmas
 
 
 @cache
