@@ -108,12 +108,16 @@ def contexts():
     yield fd.concrete_dropout(x, 0.3, rng=4, training=False)
     for log_alpha in (-1.0, x[0, 0, 0], x):
         yield fd.variational_dropout(x, log_alpha, rng=4)
+        yield fd.variational_dropout(x, log_alpha, rng=4, rows=[7, 0], shared_axes=(1,))
     yield fd.sparse_variational_linear(rows, w, w - 4, w[0], rng=4)
+    yield fd.sparse_variational_linear(x, w, w - 4, rng=4, region=((1, 2, 3, 4), (9, 9, 9, 9)))
     yield fd.sparse_variational_linear(rows, w, w - 4, None, rng=4, training=False)
     yield fd.embedding_dropout(w, 0.3, ids=[1, 4, 1], rng=4)
     yield fd.adversarial_dropout(rows, rows, 0.1, 0.2, rng=4)
+    yield fd.adversarial_dropout(x, x, 0.1, 0.2, rng=4, rows=[7, 0])
     for mode in ("weight", "unit", "unit_weight"):
         yield fd.targeted_dropout(w, mode=mode, rng=4)
+    yield fd.targeted_dropout(w, rng=4, region=((0, 3), (5, 9)))
 
 
 def inputs_of(layer):

@@ -255,7 +255,7 @@ def apply(
     ----------
     op : function
         `fastdrop.relu_dropout`, `dropout_add`, `bias_dropout_add`, `alpha_dropout`,
-        `gaussian_dropout`, `gaussian_noise`, `zoneout`, and so on.
+        `gaussian_dropout`, `gaussian_noise`, `variational_dropout`, `zoneout`, and so on.
     x : dask.array.Array, xarray.DataArray or array_like
         The op's first operand.
     *operands
@@ -276,7 +276,8 @@ def apply(
     Raises
     ------
     TypeError
-        An op without ``region=``, and what the op itself refuses.
+        An op without ``region=``, or whose y has another shape than x; and what the op itself
+        refuses.
     ValueError
         Chunks of unknown size, and what the op itself refuses.
 
@@ -293,6 +294,8 @@ def apply(
     gate.function(op, "op")
     if not {"region", "rng"} <= signature(op).parameters.keys():
         raise TypeError(f"op must take region= and rng=, as fastdrop.dropout does, got {op!r}")
+    if op is fd.sparse_variational_linear:
+        raise TypeError(f"op must give y of x's shape, as fastdrop.dropout does, got {op!r}")
     values = floating(x, "x")
     cut = [v if np.ndim(v) == 0 else _beside(values, v, op) for v in operands]
 

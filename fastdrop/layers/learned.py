@@ -205,26 +205,42 @@ class VariationalDropout(RangedLayer):
         Of log_alpha: () for one of the layer, (features,) for one a neuron, or x's shape.
     alpha : float
         To begin with, above 0 and at most 1: the variance, p / (1 - p) of the dropout like it.
-    rng
+    rng, shared_axes
         As in `Dropout`.
     """
 
     learned = ("log_alpha",)
 
     def __init__(
-        self, shape: tuple[int, ...] = (), alpha: float = 0.5, *, rng: RngLike = None
+        self,
+        shape: tuple[int, ...] = (),
+        alpha: float = 0.5,
+        *,
+        rng: RngLike = None,
+        shared_axes: int | Sequence[int] = (),
     ) -> None:
         super().__init__(rng)
         alpha = gate.real(alpha, "alpha", 0.0, 1.0)
         if alpha == 0.0:
             raise ValueError("alpha must be above 0 to be learned, got 0.0")
         self.log_alpha = np.full(gate.shape(shape), np.log(alpha))
+        self.shared_axes = shared_axes
 
     def _range(self) -> tuple[str, Any, Any]:
         return "log_alpha", -np.inf, 0.0
 
-    def _forward(self, x: npt.ArrayLike) -> tuple[Any, Any]:
-        return variational_dropout(x, self._project(), rng=self.rng, training=self.training)
+    def _forward(
+        self, x: npt.ArrayLike, *, region: Region | None = None, rows: npt.ArrayLike | None = None
+    ) -> tuple[Any, Any]:
+        return variational_dropout(
+            x,
+            self._project(),
+            rng=self.rng,
+            training=self.training,
+            shared_axes=self.shared_axes,
+            region=region,
+            rows=rows,
+        )
 
     def kl(self) -> tuple[float, npt.NDArray[Any]]:
         """`variational_kl` of the layer, and its gradient."""
@@ -281,9 +297,18 @@ class SparseVariationalLinear(RangedLayer):
     def _range(self) -> tuple[str, Any, Any]:
         return "log_variance", *log_variance_range(self.weight)
 
-    def _forward(self, x: npt.ArrayLike) -> tuple[Any, Any]:
+    def _forward(
+        self, x: npt.ArrayLike, *, region: Region | None = None, rows: npt.ArrayLike | None = None
+    ) -> tuple[Any, Any]:
         return sparse_variational_linear(
-            x, self.weight, self._project(), self.bias, rng=self.rng, training=self.training
+            x,
+            self.weight,
+            self._project(),
+            self.bias,
+            rng=self.rng,
+            training=self.training,
+            region=region,
+            rows=rows,
         )
 
     def kl(self) -> tuple[float, npt.NDArray[Any], npt.NDArray[Any]]:
@@ -411,10 +436,15 @@ class TargetedDropout(Layer):
         self.targeted = targeted if callable(targeted) else gate.rate(targeted, "targeted")
         self.mode = gate.choice(mode, targeted_modes, "mode")
 
-    def _forward(self, weight: npt.ArrayLike) -> tuple[Any, Any]:
-        targeted = self._fraction()
+    def _forward(self, weight: npt.ArrayLike, *, region: Region | None = None) -> tuple[Any, Any]:
         return targeted_dropout(
-            weight, self.rate(), targeted, mode=self.mode, rng=self.rng, training=self.training
+            weight,
+            self.rate(),
+            self._fraction(),
+            mode=self.mode,
+            rng=self.rng,
+            training=self.training,
+            region=region,
         )
 
     def share_batch(self) -> None:
@@ -435,8 +465,9 @@ class AdversarialDropout(Layer):
     """`adversarial_dropout` as a layer: a pass with the base mask, then one with the adversarial.
 
     ``layer(x)`` is ``dropout(x, p)``. ``layer.search(gradient)`` then gives `adversarial_dropout`
-    of the same x, near the same mask. ``layer.backward(dy)`` is of whichever was called last. The
-    layer keeps x, not a copy: it must not change in between.
+    of the same x, near the same mask: that of its region or rows, if the call gave some.
+    ``layer.backward(dy)`` is of whichever was called last. The layer keeps x, not a copy: it must
+    not change in between.
 
     Parameters
     ----------
@@ -481,16 +512,20 @@ class AdversarialDropout(Layer):
         super().forget()
         self._base: dict[bool, tuple[npt.NDArray[Any], Context]] = {}
 
-    def __call__(self, x: npt.ArrayLike) -> npt.NDArray[Any]:
+    def __call__(self, x: npt.ArrayLike, **options: Any) -> npt.NDArray[Any]:
         x = gate.array(x)
 
         def changes(base: Context) -> dict[str, Any]:
             return {**self._changes(base), "_base": {**self._base, self.training: (x, base)}}
 
-        return self._kept(self._forward, changes, (x,), {})
+        return self._kept(self._forward, changes, (x,), options)
 
-    def _forward(self, x: npt.ArrayLike) -> tuple[Any, Any]:
-        return dropout(x, self.rate(), rng=self.rng, training=self.training)
+    def _forward(
+        self, x: npt.ArrayLike, *, region: Region | None = None, rows: npt.ArrayLike | None = None
+    ) -> tuple[Any, Any]:
+        return dropout(
+            x, self.rate(), rng=self.rng, training=self.training, region=region, rows=rows
+        )
 
     def search(self, gradient: npt.ArrayLike) -> npt.NDArray[Any]:
         """y with the adversarial mask; gradient: of D with respect to y of the base mask.
@@ -501,12 +536,15 @@ class AdversarialDropout(Layer):
             raise RuntimeError("search needs a forward call of the layer before it, in this mode")
         x, base = self._base[self.training]
         draw = base.draw
-        rng = None if draw is None else Rng(draw.seed, draw.call)
+        same: dict[str, Any] = {"training": False}
+        if draw is not None:
+            place = draw.place
+            same = {"rng": Rng(draw.seed, draw.call), "region": place.region, "rows": place.rows}
         return self._kept(
             adversarial_dropout,
             lambda ctx: {"_ctx": ctx},
             (x, gradient, self.delta, base.p),
-            {"rng": rng, "training": draw is not None},
+            same,
         )
 
     def __repr__(self) -> str:

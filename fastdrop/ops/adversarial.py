@@ -13,6 +13,7 @@ from fastdrop._core import BITS_PAD, Draw
 from fastdrop.backends.cpu import CPU, delivered, unpacked
 from fastdrop.base import gate
 from fastdrop.base.dtypes import compute_type
+from fastdrop.base.gate import Region
 from fastdrop.ops.dropout import Context
 from fastdrop.rng import RngLike, with_draw
 
@@ -83,6 +84,8 @@ def adversarial_dropout(
     *,
     rng: RngLike = None,
     training: bool = True,
+    region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
 ) -> tuple[npt.NDArray[Any], AdversarialContext]:
     """Dropout with the mask, near a base mask, that raises a divergence D most.
 
@@ -106,6 +109,9 @@ def adversarial_dropout(
         Names the draw of the base mask. Pass ``Rng(ctx.seed, ctx.call)`` of the base pass.
     training : bool
         If False, y is a copy of x and no random call is taken.
+    region, rows
+        As in `fastdrop.dropout`, but of a region only the examples may have been cut: the elements
+        of one are ranked together.
 
     Returns
     -------
@@ -120,7 +126,8 @@ def adversarial_dropout(
     TypeError
         dtype that is not supported or differs, delta or p that is not a real number.
     ValueError
-        delta or p outside [0, 1], x of less than two axes, gradient of another shape.
+        delta or p outside [0, 1], x of less than two axes, gradient of another shape, a region that
+        cuts examples apart.
 
     Notes
     -----
@@ -143,6 +150,8 @@ def adversarial_dropout(
     gate.like(gradient, "gradient", x.shape, x.dtype)
     delta, p = gate.rate(delta, "delta"), gate.rate(p)
     training = gate.flag(training, "training")
+    place = gate.place(x.shape, gate.NO_AXES, region, rows)
+    gate.uncut(place, range(1, x.ndim), "as the elements of an example are ranked together")
     examples, length = len(x), prod(x.shape[1:])
     if not training:
         ctx = AdversarialContext.made(
@@ -171,7 +180,7 @@ def adversarial_dropout(
         )
         return _scaled(ctx, x), ctx
 
-    return with_draw(rng, p, gate.place(x.shape), of_draw, of=x if p else None)
+    return with_draw(rng, p, place, of_draw, of=x if p else None)
 
 
 def _flipped(

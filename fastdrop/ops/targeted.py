@@ -12,6 +12,7 @@ from fastdrop import _core
 from fastdrop._core import BITS_PAD, Draw
 from fastdrop.backends.cpu import CPU
 from fastdrop.base import gate
+from fastdrop.base.gate import Region
 from fastdrop.ops.dropout import Context
 from fastdrop.rng import RngLike, with_draw
 
@@ -38,6 +39,7 @@ def targeted_dropout(
     mode: str = "weight",
     rng: RngLike = None,
     training: bool = True,
+    region: Region | None = None,
 ) -> tuple[npt.NDArray[Any], TargetedContext]:
     """Drops each of the smallest weights, or units, with chance p. Nothing is rescaled.
 
@@ -72,6 +74,9 @@ def targeted_dropout(
         If False, a copy of `weight` is returned and no random call is taken. It is not pruned:
         training wants to be watched with and without, and the authors' code does one or the other
         depending on the variant. `targeted_prune` is the pruned form.
+    region : (start, global_shape), optional
+        As in `fastdrop.dropout`, but only units may have been cut, and only in mode "weight": a
+        shard does not know the ranks of magnitudes that are elsewhere.
 
     Returns
     -------
@@ -85,7 +90,8 @@ def targeted_dropout(
     TypeError
         dtype that is not supported, p or targeted that is not a real number.
     ValueError
-        p or targeted outside [0, 1], another mode, weight of less than two axes.
+        p or targeted outside [0, 1], another mode, weight of less than two axes, a region that cuts
+        an axis along which magnitudes are ranked.
 
     Notes
     -----
@@ -109,7 +115,9 @@ def targeted_dropout(
         raise ValueError(f"weight must have at least two axes, (..., units), got {weight.shape}")
     p, targeted = gate.rate(p), gate.rate(targeted, "targeted")
     shared = tuple(range(weight.ndim - 1)) if mode == "unit" else gate.NO_AXES
-    place, training = gate.place(weight.shape, shared), gate.flag(training, "training")
+    place, training = gate.place(weight.shape, shared, region), gate.flag(training, "training")
+    ranked = range(weight.ndim - (mode == "weight"))
+    gate.uncut(place, ranked, f"along which magnitudes are ranked in mode {mode!r}")
 
     def of_draw(draw: Draw | None) -> tuple[npt.NDArray[Any], TargetedContext]:
         if draw is None or p == 0.0:

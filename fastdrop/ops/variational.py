@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastdrop._core import NOISE_SCALE, Draw, Place
+from fastdrop._core import NOISE_SCALE, Draw
 from fastdrop.backends import nbytes, of
 from fastdrop.backends.cpu import normals
 from fastdrop.base import gate, watch
 from fastdrop.base.dtypes import compute_type
+from fastdrop.base.gate import Region
 from fastdrop.ops import context
 from fastdrop.rng import RngLike, with_draw
 
@@ -85,6 +87,9 @@ def variational_dropout(
     *,
     rng: RngLike = None,
     training: bool = True,
+    shared_axes: int | Sequence[int] = (),
+    region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
 ) -> tuple[npt.NDArray[Any], VariationalContext]:
     """Multiply by 1 + sqrt(alpha) * noise, standard normal, with a learned alpha.
 
@@ -96,7 +101,8 @@ def variational_dropout(
         ln(alpha): 0-d for one of the layer, shape (x.shape[-1],) for one a neuron, x.shape for one
         an element (a weight, if x are weights). Above 0 it counts as 0, where the approximation of
         the divergence ends. In the host's memory, where x may be on a GPU; its gradient is there.
-    rng, training
+        A shard has those of its own neurons or elements.
+    rng, training, shared_axes, region, rows
         As in `fastdrop.dropout`. Without training y is a copy of x.
 
     Returns
@@ -104,7 +110,7 @@ def variational_dropout(
     y : ndarray
         Shape and dtype of x; C-contiguous.
     ctx : VariationalContext
-        ``ctx.backward(dy)`` gives (dx, dlog_alpha).
+        ``ctx.backward(dy)`` gives (dx, dlog_alpha); of a shard, dlog_alpha is its part of the sum.
 
     Raises
     ------
@@ -112,6 +118,8 @@ def variational_dropout(
         Kind or dtype of an argument.
     ValueError
         Value or shape of an argument.
+    numpy.exceptions.AxisError
+        Axis out of range.
     RuntimeError
         x is on a GPU, where no kernel can run here.
 
@@ -129,6 +137,7 @@ def variational_dropout(
         raise ValueError(
             f"log_alpha must have shape (), {x.shape[-1:]} or {x.shape}, got {log_alpha.shape}"
         )
+    place = gate.place(x.shape, shared_axes, region, rows)
     held = {"x": backend.held(x), "log_alpha": log_alpha}
     if not gate.flag(training, "training"):
         ctx = VariationalContext.made(x.shape, None, 1.0, None, sigma=None, **held)
@@ -139,7 +148,7 @@ def variational_dropout(
         y = backend.noise(NOISE_SCALE, x, draw, sigma)
         return y, VariationalContext.made(x.shape, draw, 1.0, None, sigma=sigma, **held)
 
-    return with_draw(rng, 0.0, gate.place(x.shape), of_draw, of=x)
+    return with_draw(rng, 0.0, place, of_draw, of=x)
 
 
 # c of KL = -(log_alpha / 2 + c1 alpha + c2 alpha^2 + c3 alpha^3) + constant: Kingma et al., eq. 14.
@@ -208,12 +217,14 @@ class SparseVariationalContext(context.Context):
         if (self.draw is None) != (self.held is None):
             raise ValueError("the deviation must be there if there is a draw")
         if self.draw is not None:
-            shape = len(_rows(self.x)), self.weight.shape[1]
+            outputs = self.weight.shape[1]
+            shape = len(_rows(self.x)), outputs
             if type(self.held) is not np.ndarray:
                 raise TypeError(f"deviation must be an array, got {gate.shown(self.held)}")
             gate.like(self.held, "deviation", shape, self.x.dtype)
-            if self.draw.place.of != shape:
-                raise ValueError(f"draw must be for shape {shape}, got {self.draw.place.of}")
+            whole = *self.shape[:-1], outputs
+            if self.draw.place.of not in (whole, shape):  # earlier pickles count examples
+                raise ValueError(f"draw must be for shape {whole}, got {self.draw.place.of}")
 
     def backward(self, dy: npt.ArrayLike) -> tuple[npt.NDArray[Any], ...]:
         """(dx, dweight, dlog_variance), and dbias if there is a bias.
@@ -232,7 +243,7 @@ class SparseVariationalContext(context.Context):
             dlog_variance = np.zeros_like(self.log_variance)
         else:
             watch.drawn_again(self.draw)
-            noise = normals(self.draw).astype(x.dtype, copy=False)
+            noise = _rows(normals(self.draw)).astype(x.dtype, copy=False)
             h = g * noise / (2 * self.held)
             variance = np.exp(self.log_variance)
             dx = g @ self.weight.T + 2 * x * (h @ variance.T)
@@ -250,6 +261,8 @@ def sparse_variational_linear(
     *,
     rng: RngLike = None,
     training: bool = True,
+    region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
 ) -> tuple[npt.NDArray[Any], SparseVariationalContext]:
     """Linear layer with a learned variance a weight, sampled by its activations.
 
@@ -265,12 +278,17 @@ def sparse_variational_linear(
     bias : array_like of x's dtype, shape (outputs,), optional
     rng, training
         As in `fastdrop.dropout`.
+    region, rows
+        As in `fastdrop.dropout`, but of y: a region's tuples have the axes (..., outputs). A shard
+        of the outputs has their weights; inputs are whole.
 
     Returns
     -------
     y : ndarray, shape (..., outputs)
     ctx : SparseVariationalContext
-        ``ctx.backward(dy)`` gives (dx, dweight, dlog_variance), and dbias if there is a bias.
+        ``ctx.backward(dy)`` gives (dx, dweight, dlog_variance), and dbias if there is a bias. Of a
+        shard of the examples, all of them but dx are its part of a sum; of a shard of the outputs,
+        dx alone is.
 
     Raises
     ------
@@ -278,6 +296,11 @@ def sparse_variational_linear(
         Kind or dtype of an argument.
     ValueError
         Value or shape of an argument.
+
+    Notes
+    -----
+    The noise of a shard has the bits of the whole's. Sums are left to BLAS, which may add those of
+    a shard in another order: y agrees to rounding.
 
     References
     ----------
@@ -288,24 +311,25 @@ def sparse_variational_linear(
     log_variance = gate.array(log_variance, "log_variance")
     bias = None if bias is None else gate.array(bias, "bias")
     _fit(x, weight, log_variance, bias)
-    rows = _rows(x)
-    outputs, training = (len(rows), weight.shape[1]), gate.flag(training, "training")
+    examples, shape = _rows(x), (*x.shape[:-1], weight.shape[1])
+    place, training = gate.place(shape, (), region, rows), gate.flag(training, "training")
     operands = {"x": x, "weight": weight, "log_variance": log_variance, "bias": bias}
 
     def of_draw(draw: Draw | None) -> tuple[npt.NDArray[Any], SparseVariationalContext]:
         if draw is None:
             deviation = None
-            y = rows @ (kept_weights(weight, log_variance) * weight)
+            y = examples @ (kept_weights(weight, log_variance) * weight)
         else:
-            deviation = np.sqrt((rows * rows) @ np.exp(log_variance) + x.dtype.type(_TINY))
-            y = rows @ weight
-            y += deviation * normals(draw)
+            squares = (examples * examples) @ np.exp(log_variance)
+            deviation = np.sqrt(squares + x.dtype.type(_TINY))
+            y = examples @ weight
+            y += deviation * _rows(normals(draw))
         if bias is not None:
             y += bias
         ctx = SparseVariationalContext.made(x.shape, draw, 1.0, deviation, **operands)
-        return y.reshape(*x.shape[:-1], weight.shape[1]), ctx
+        return y.reshape(shape), ctx
 
-    return with_draw(rng, 0.0, Place(outputs), of_draw, of=x) if training else of_draw(None)
+    return with_draw(rng, 0.0, place, of_draw, of=x) if training else of_draw(None)
 
 
 def _fit(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastdrop.reference.dropout import compute_type, element_index, keep, rounded
+from fastdrop.reference.dropout import Region, compute_type, element_index, keep, rounded
 
 __all__ = ["adversarial_dropout", "adversarial_mask", "kl_divergence", "squared_divergence"]
 
@@ -25,11 +25,20 @@ def adversarial_mask(
 
 
 def adversarial_dropout(
-    x: npt.NDArray[Any], gradient: npt.NDArray[Any], delta: float, p: float, seed: int, call: int
+    x: npt.NDArray[Any],
+    gradient: npt.NDArray[Any],
+    delta: float,
+    p: float,
+    seed: int,
+    call: int,
+    region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
-    """y, the keep mask and the scale of each example; backward multiplies dy by both."""
+    """y, the keep mask and the scale of each example; backward multiplies dy by both.
+    region: of whole examples.
+    """
     compute = compute_type(x.dtype).type
-    base = keep(element_index(x.shape), p, seed, call)
+    base = keep(element_index(x.shape, (), region, rows), p, seed, call)
     mask = np.empty(x.shape, np.bool_)
     scale = np.zeros(len(x))
     y = np.zeros(x.shape, compute)

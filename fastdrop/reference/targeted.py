@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastdrop.reference.dropout import element_index, keep
+from fastdrop.reference.dropout import Region, element_index, keep
 
 __all__ = ["targeted_dropout", "targets"]
 
@@ -39,10 +39,16 @@ def smaller(values: npt.NDArray[Any], fraction: float) -> npt.NDArray[np.bool_]:
 
 
 def targeted_dropout(
-    weight: npt.NDArray[Any], p: float, targeted: float, mode: str, seed: int, call: int
+    weight: npt.NDArray[Any],
+    p: float,
+    targeted: float,
+    mode: str,
+    seed: int,
+    call: int,
+    region: Region | None = None,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    """y and the keep mask; backward selects dy by that mask."""
+    """y and the keep mask; backward selects dy by that mask. region: whole along ranked axes."""
     shared = range(weight.ndim - 1) if mode == "unit" else ()
-    drawn = keep(element_index(weight.shape, shared), p, seed, call)
+    drawn = keep(element_index(weight.shape, shared, region), p, seed, call)
     kept = drawn | ~targets(weight, targeted, mode)
     return np.where(kept, weight, weight.dtype.type(0)), kept

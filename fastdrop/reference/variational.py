@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fastdrop.reference.dropout import Region, element_index
 from fastdrop.reference.noise import normals
 
 __all__ = ["sparse_variational_gradients", "sparse_variational_kl", "sparse_variational_linear"]
@@ -15,8 +15,10 @@ __all__ = ["sparse_variational_gradients", "sparse_variational_kl", "sparse_vari
 Floats = npt.NDArray[np.float64]
 
 
-def _noise(shape: tuple[int, ...], draw: tuple[int, int]) -> Floats:
-    return normals(np.arange(prod(shape)).reshape(shape), *draw).astype(np.float64)
+def _noise(
+    shape: tuple[int, ...], draw: tuple[int, int], region: Region | None, rows: npt.ArrayLike | None
+) -> Floats:
+    return normals(element_index(shape, (), region, rows), *draw).astype(np.float64)
 
 
 def sparse_variational_linear(
@@ -25,10 +27,15 @@ def sparse_variational_linear(
     log_variance: npt.NDArray[Any],
     bias: npt.NDArray[Any] | None,
     draw: tuple[int, int] | None,
+    region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
 ) -> Floats:
-    """x of shape (batch, inputs), all in float64; draw None: pruned weights, no noise."""
+    """x of shape (batch, inputs), all in float64; draw None: pruned weights, no noise. region and
+    rows are those of y.
+    """
     x, weight, log_variance = (np.asarray(a, np.float64) for a in (x, weight, log_variance))
     y = np.zeros((x.shape[0], weight.shape[1]))
+    noise = y if draw is None else _noise(y.shape, draw, region, rows)
     for b in range(y.shape[0]):
         for j in range(y.shape[1]):
             if draw is None:
@@ -36,8 +43,7 @@ def sparse_variational_linear(
                 y[b, j] = np.sum(x[b] * weight[:, j] * kept)
             else:
                 variance = np.sum(x[b] ** 2 * np.exp(log_variance[:, j])) + 1e-8
-                noise = _noise(y.shape, draw)[b, j]
-                y[b, j] = np.sum(x[b] * weight[:, j]) + np.sqrt(variance) * noise
+                y[b, j] = np.sum(x[b] * weight[:, j]) + np.sqrt(variance) * noise[b, j]
     return y if bias is None else y + np.asarray(bias, np.float64)
 
 
@@ -47,11 +53,13 @@ def sparse_variational_gradients(
     log_variance: npt.NDArray[Any],
     draw: tuple[int, int],
     dy: npt.NDArray[Any],
+    region: Region | None = None,
+    rows: npt.ArrayLike | None = None,
 ) -> tuple[Floats, Floats, Floats, Floats]:
     """Of x, weight, log_variance and bias, term by term in float64."""
     x, weight, v, dy = (np.asarray(a, np.float64) for a in (x, weight, log_variance, dy))
     dx, dweight, dv = np.zeros_like(x), np.zeros_like(weight), np.zeros_like(weight)
-    noise = _noise(dy.shape, draw)
+    noise = _noise(dy.shape, draw, region, rows)
     for b in range(dy.shape[0]):
         for j in range(dy.shape[1]):
             deviation = np.sqrt(np.sum(x[b] ** 2 * np.exp(v[:, j])) + 1e-8)

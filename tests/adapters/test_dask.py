@@ -89,16 +89,30 @@ APPLIED = {
     "spatial": (fd.spatial_dropout, [x], {"p": 0.3}),
     "zoneout": (fd.zoneout, [x, x[::-1]], {"p": 0.3}),
     "concrete": (fd.concrete_dropout, [x, np.float32(0.3)], {}),
+    "variational": (fd.variational_dropout, [x, np.float32(-0.3)], {}),
+    "variational, neurons": (fd.variational_dropout, [x, -np.abs(x[0, 0])], {}),
+    "variational, elements": (fd.variational_dropout, [x, -np.abs(x)], {}),
+    "targeted": (fd.targeted_dropout, [x], {"p": 0.4, "targeted": 0.7}),
+    "adversarial": (fd.adversarial_dropout, [x, x[::-1]], {"delta": 0.2, "p": 0.3}),
     "locked": (fd.locked_dropout, [x], {"p": 0.3}),
     "path": (fd.drop_path, [x], {"p": 0.3}),
     "block": (fd.drop_block, [x[..., None]], {"p": 0.3, "block_size": 3}),
 }
 
 
+CUT = {
+    fd.drop_block: (20, -1, -1, -1),  # its squares want whole examples
+    fd.softmax_dropout: (20, (2, 3), -1),  # along its last axis is the softmax
+    fd.targeted_dropout: (-1, -1, 20),  # along the others weights are ranked
+    fd.adversarial_dropout: (20, -1, -1),  # the elements of an example are ranked
+}
+
+
 def test_every_op_that_takes_a_region_is_below():
     public = [op for op in vars(fd).values() if callable(op) and not isinstance(op, type)]
     taking = {op for op in public if "region" in signature(op).parameters}
-    assert taking == {op for op, *_ in APPLIED.values()} | {fd.dropout, fd.keep_mask}
+    others = {fd.dropout, fd.keep_mask, fd.sparse_variational_linear}
+    assert taking == {op for op, *_ in APPLIED.values()} | others
 
 
 @pytest.mark.parametrize("name", APPLIED)
@@ -107,10 +121,8 @@ def test_every_op_that_takes_a_region(name, chunks):
     op, given, more = APPLIED[name]
     expected, ctx = op(*given, rng=fd.Rng(3, 7), **more)
     first, *others = given
-    if op is fd.drop_block and chunks != -1:
-        chunks = (20, -1, -1, -1)  # its squares want whole examples
-    if op is fd.softmax_dropout and chunks != -1:
-        chunks = (20, (2, 3), -1)  # along its last axis is the softmax
+    if chunks != -1:
+        chunks = CUT.get(op, chunks)
     lazy = [da.from_array(first, chunks=chunks), *others]
     rng = fd.Rng(3, 7)
     y, lazy_ctx = adapter.apply(op, *lazy, rng=rng, **more)
@@ -129,7 +141,10 @@ def test_every_op_that_takes_a_region(name, chunks):
 
 def test_what_cannot_be_applied():
     with pytest.raises(TypeError, match="op must take region= and rng="):
-        adapter.apply(fd.targeted_dropout, x, 0.5)
+        adapter.apply(fd.embedding_dropout, x, 0.5)
+    square = np.ones((4, 4))
+    with pytest.raises(TypeError, match="op must give y of x's shape"):
+        adapter.apply(fd.sparse_variational_linear, square, square, square)
     with pytest.raises(TypeError, match="op must be a function"):
         adapter.apply("dropout", x)
     with pytest.raises(ValueError, match=r"p must be in \[0, 1\]"):

@@ -300,6 +300,24 @@ def test_adversarial_masks_disturb_more_than_random_ones(divergence, p, supervis
     assert before < after
 
 
+@pytest.mark.parametrize("p", [0.0, 0.4])
+def test_a_shard_of_the_examples(any_dtype, p):
+    x, g = inputs((9, 5, 8), any_dtype)
+    for place in ({"region": ((4, 0, 0), (20, 5, 8))}, {"rows": [3, 0, 7, 3, 9, 1, 2, 50, 8]}):
+        y, ctx = fd.adversarial_dropout(x, g, 0.3, p, rng=fd.Rng(3, 4), **place)
+        expected, mask, scale = reference.adversarial_dropout(x, g, 0.3, p, 3, 4, **place)
+        assert_same_bits(y, expected)
+        np.testing.assert_array_equal(ctx.mask(), mask)
+        np.testing.assert_array_equal(ctx.scales, scale)
+        loaded = pickle.loads(pickle.dumps(ctx))
+        assert_same_bits(loaded.backward(g), ctx.backward(g))
+    for region, axis in [(((0, 1, 0), (9, 6, 8)), 1), (((0, 0, 0), (9, 5, 9)), 2)]:
+        for training in (True, False):
+            words = f"region must hold all of axis {axis}, as the elements of an example"
+            with pytest.raises(ValueError, match=words):
+                fd.adversarial_dropout(x, g, 0.3, p, rng=1, region=region, training=training)
+
+
 def test_layer():
     x, g = inputs((6, 40), np.float32)
     layer = AdversarialDropout(0.1, 0.5, rng=7)

@@ -128,6 +128,7 @@ OPS = {
     "spatial_dropout": (of(fd.spatial_dropout), "out save"),
     "targeted_dropout": (of(fd.targeted_dropout), ""),
     "variational_dropout": (of(fd.variational_dropout, row), ""),
+    "variational_dropout, rows": (of(fd.variational_dropout, row, rows=[5, 0, 5, 9]), ""),
     "zoneout": (of(fd.zoneout, same), "save"),
 }
 

@@ -282,6 +282,7 @@ def test_consistent_passes_are_the_same_functions_for_any_batch():
         lambda: fd.layers.FeatureAlphaDropout(),
         lambda: fd.layers.GaussianDropout(),
         lambda: fd.layers.ConcreteDropout(),
+        lambda: fd.layers.VariationalDropout(),
         lambda: fd.layers.DropPath(),
         lambda: fd.layers.DropConnect(6, 6, dtype=float),
     ],

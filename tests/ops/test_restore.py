@@ -26,11 +26,23 @@ OPS = {
     "gaussian_noise": lambda **mode: fd.gaussian_noise(X, 0.3, **mode),
     "concrete_dropout": lambda **mode: fd.concrete_dropout(X, 0.3, **mode),
     "variational_dropout": lambda **mode: fd.variational_dropout(X, X[0, 0, 0], **mode),
+    "variational_dropout, rows": lambda **mode: fd.variational_dropout(
+        X, X[0, 0, 0], rows=[7, 0, 7, 2], shared_axes=(2,), **mode
+    ),
     "sparse": lambda **mode: fd.sparse_variational_linear(X, W, W - 4, BIAS, **mode),
+    "sparse, region": lambda **mode: fd.sparse_variational_linear(
+        X, W, W - 4, BIAS, region=((1, 0, 2, 0), (9, 3, 9, 7)), **mode
+    ),
     "embedding_dropout": lambda **mode: fd.embedding_dropout(W, 0.3, ids=[1, 5, 1], **mode),
     "zoneout": lambda **mode: fd.zoneout(X, X + 1, 0.3, **mode),
     "adversarial_dropout": lambda **mode: fd.adversarial_dropout(X, X, 0.1, 0.2, **mode),
+    "adversarial_dropout, rows": lambda **mode: fd.adversarial_dropout(
+        X, X, 0.1, 0.2, rows=[7, 0, 7, 2], **mode
+    ),
     "targeted_dropout": lambda **mode: fd.targeted_dropout(W, **mode),
+    "targeted_dropout, region": lambda **mode: fd.targeted_dropout(
+        W, region=((0, 2), (6, 9)), **mode
+    ),
     "softmax_dropout": lambda **mode: fd.softmax_dropout(X, causal=True, **mode),
     "alpha_dropout": lambda **mode: fd.alpha_dropout(X, 0.2, **mode),
     "bias_dropout_add": lambda **mode: fd.bias_dropout_add(X, X[0, 0, 0], X, **mode),
@@ -207,6 +219,7 @@ def replaced(bits):
         ("concrete_dropout", lambda c: {"x": X[1:]}, "x must have shape"),
         ("variational_dropout", lambda c: {"log_alpha": W}, "log_alpha must have shape"),
         ("sparse", lambda c: {"held": c.held[1:]}, "deviation must have shape"),
+        ("sparse, region", lambda c: {"draw": Draw(1, 2, 0.0, Place((72, 6)))}, "draw must be for"),
         ("sparse", lambda c: {"log_variance": W[1:]}, "log_variance must have shape"),
         ("zoneout", lambda c: {"draw": None, "held": None}, "draw must be there"),
         ("relu_dropout", lambda c: {"held": None}, "bits must hold one"),

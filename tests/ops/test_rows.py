@@ -50,11 +50,15 @@ OPS = {
     "noise": lambda x, **how: fd.gaussian_noise(x, 0.3, **how),
     "shared noise": lambda x, **how: fd.gaussian_noise(x, 0.3, shared_axes=(2,), **how),
     "concrete": lambda x, **how: fd.concrete_dropout(x, -1.0, **how),
+    "variational": lambda x, **how: fd.variational_dropout(x, -1.0, **how),
     "zoneout": lambda x, **how: fd.zoneout(x, -x, 0.3, **how),
     "softmax": lambda x, **how: fd.softmax_dropout(x, 0.3, **how),
     "bias relu": lambda x, **how: fd.bias_relu_dropout(x, x[0, 0, 0] * 0 + 1, 0.3, **how),
     "bias gelu": lambda x, **how: fd.bias_gelu_dropout(x, x[0, 0, 0] * 0 + 1, 0.3, **how),
     "bias": lambda x, **how: fd.bias_dropout_add(x, x[0, 0, 0] * 0 + 1, x, 0.3, **how),
+}
+WHOLE = {  # of examples that nothing may cut
+    "adversarial": lambda x, **how: fd.adversarial_dropout(x, x[..., ::-1], 0.2, 0.3, **how),
 }
 LAYOUTS = {
     "C": np.asarray,
@@ -64,9 +68,9 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", OPS | WHOLE)
 def test_each_row_is_its_region(isa, op, layout):
-    op, x = OPS[op], LAYOUTS[layout](numbers())
+    op, x = (OPS | WHOLE)[op], LAYOUTS[layout](numbers())
     y, ctx = op(x, rng=RNG(), rows=IDS)
     assert_same_bits(y, of_rows(op, numbers(), rows=IDS))
     again = op(x, rng=RNG(), rows=list(IDS))[1]
@@ -197,6 +201,29 @@ def test_layers():
         concrete.rng = RNG()
         expected, _ = fd.concrete_dropout(x, logit, rng=RNG(), **place)
         assert_same_bits(concrete(x, **place), expected)
+
+
+def test_layers_with_variances_and_gradients():
+    x = numbers((6, 40))
+    for place in ({"rows": IDS}, {"region": ((1, 2), (9, 99))}):
+        layer = fd.layers.VariationalDropout((40,), 0.5, rng=RNG(), shared_axes=1)
+        expected, _ = fd.variational_dropout(x, layer.log_alpha, rng=RNG(), shared_axes=1, **place)
+        assert_same_bits(layer(x, **place), expected)
+        layer = fd.layers.SparseVariationalLinear(40, 30, rng=1)
+        layer.rng = RNG()
+        y = layer(x, **place)  # log_variance is in its range now
+        own = layer.weight, layer.log_variance, layer.bias
+        assert_same_bits(y, fd.sparse_variational_linear(x, *own, rng=RNG(), **place)[0])
+    for place in ({"rows": IDS}, {"region": ((1, 0), (9, 40))}):
+        layer = fd.layers.AdversarialDropout(0.2, 0.3, rng=RNG())
+        assert_same_bits(layer(x, **place), fd.dropout(x, 0.3, rng=RNG(), **place)[0])
+        expected, _ = fd.adversarial_dropout(x, -x, 0.2, 0.3, rng=RNG(), **place)
+        assert_same_bits(layer.search(-x), expected)
+    region = (0, 7), (6, 99)
+    layer = fd.layers.TargetedDropout(0.5, 0.6, rng=RNG())
+    expected, _ = fd.targeted_dropout(x, 0.5, 0.6, rng=RNG(), region=region)
+    assert_same_bits(layer(x, region=region), expected)
+    assert (fd.layers.TargetedDropout(0.5, 0.6, rng=RNG())(x) != expected).any()
 
 
 @pytest.mark.parametrize(

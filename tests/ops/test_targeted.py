@@ -2,7 +2,7 @@
 
 import pickle
 import re
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -57,6 +57,37 @@ def test_draws_the_mask_of_dropout():
         drawn = fd.keep_mask(W.shape, 0.3, rng=fd.Rng(8, 9), shared_axes=axes)
         target = fd.targeted_prune(W, 0.5, mode=mode) == 0
         np.testing.assert_array_equal(ctx.mask(), drawn | ~target)
+
+
+def test_a_shard_of_the_units(any_dtype):
+    whole, cuts = weights((3, 4, 30), any_dtype), (0, 1, 7, 20, 30)
+    y, ctx = fd.targeted_dropout(whole, 0.4, 0.6, rng=fd.Rng(3, 4))
+    for first, last in pairwise(cuts):
+        W, region = whole[..., first:last], ((0, 0, first), whole.shape)
+        part, part_ctx = fd.targeted_dropout(W, 0.4, 0.6, rng=fd.Rng(3, 4), region=region)
+        expected, keep = reference.targeted_dropout(W, 0.4, 0.6, "weight", 3, 4, region)
+        assert_same_bits(part, expected)
+        assert_same_bits(part, y[..., first:last])
+        loaded = pickle.loads(pickle.dumps(part_ctx))
+        assert_same_bits(loaded.backward(W), ctx.backward(whole)[..., first:last])
+        np.testing.assert_array_equal(loaded.mask(), keep)
+
+
+def test_a_shard_knows_no_ranks_of_others():
+    W, rng = weights((4, 6)), fd.Rng(1)
+    for mode in MODES:
+        for region, axis in [(((2, 0), (9, 6)), 0), (((0, 3), (4, 9)), 1), (((0, 0), (4, 7)), 1)]:
+            how = {"mode": mode, "rng": rng, "region": region}
+            if mode == "weight" and axis == 1:
+                fd.targeted_dropout(W, **how)
+                continue
+            for training in (True, False):
+                words = f"region must hold all of axis {axis}, along which magnitudes are ranked"
+                with pytest.raises(ValueError, match=words):
+                    fd.targeted_dropout(W, **how, training=training)
+        y, _ = fd.targeted_dropout(W, mode=mode, rng=7, region=((0, 0), (4, 6)))
+        assert_same_bits(y, fd.targeted_dropout(W, mode=mode, rng=7)[0])
+    assert rng.call == 2
 
 
 def test_expected_dropped_fraction():

@@ -10,6 +10,7 @@ from scipy import special, stats
 
 import fastdrop as fd
 from fastdrop import reference
+from fastdrop._core import Draw, Place
 
 
 def array(shape, dtype=np.float64, seed=0):
@@ -34,6 +35,31 @@ def test_against_the_reference(isa, any_dtype, shared):
         axes = {"layer": None, "neuron": tuple(range(len(shape) - 1)), "weight": ()}[shared]
         sums, size = terms.sum(axis=axes), np.abs(terms).sum()
         np.testing.assert_allclose(dlog_alpha, sums, rtol=1e-6, atol=1e-9 * size)
+
+
+PLACES = [
+    {"shared_axes": (1, 2)},
+    {"region": ((1, 2, 3, 4), (9, 9, 9, 9))},
+    {"rows": [5, 0, 7], "region": ((0, 1, 2, 0), (9, 9, 9, 9))},
+    {"shared_axes": 3, "rows": [5, 0, 2**40]},
+]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=str)
+@pytest.mark.parametrize("group", [0, 1, 4])
+def test_places(isa, dtype, place, group):
+    x, dy = array((3, 4, 5, 5), dtype), array((3, 4, 5, 5), dtype, 1)
+    log_alpha = np.asarray(-np.abs(array(x.shape, seed=2))[(0,) * (4 - group)])
+    y, ctx = fd.variational_dropout(x, log_alpha, rng=fd.Rng(5, 3), **place)
+    where = place.get("shared_axes", ()), place.get("region"), place.get("rows")
+    noise = reference.normals(reference.element_index(x.shape, *where), 5, 3)
+    sigma = np.exp(log_alpha / 2).astype(dtype)
+    assert_same_bits(y, reference.noise_scale(x, sigma, noise))
+    dx, dlog_alpha = ctx.backward(dy)
+    assert_same_bits(dx, reference.noise_scale(dy, sigma, noise))
+    terms = reference.noise_gradient(x, dy, noise).astype(np.float64) * sigma / 2
+    sums = terms.sum(axis=tuple(range(4 - group)))
+    np.testing.assert_allclose(dlog_alpha, sums, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("group", [(), (4,), (3, 4)])
@@ -174,6 +200,57 @@ def test_sparse_linear(dtype, bias, training):
         assert (grads[2] == 0).all()
 
 
+@pytest.mark.parametrize(
+    "place",
+    [{}, {"region": ((2, 3), (9, 11))}, {"rows": [7, 2, 2, 0, 8], "region": ((0, 1), (9, 6))}],
+    ids=str,
+)
+def test_sparse_linear_of_a_shard(dtype, place):
+    """Its noise is that of its place in the whole of y: examples and outputs may be cut."""
+    operands = array((5, 7), dtype), array((7, 4), dtype, 1), array((7, 4), dtype, 2)
+    y, ctx = fd.sparse_variational_linear(*operands, rng=fd.Rng(5, 3), **place)
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == np.float32 else {"rtol": 1e-11}
+    expected = reference.sparse_variational_linear(*operands, None, (5, 3), **place)
+    np.testing.assert_allclose(y, expected, **tolerance)
+    dy = array((5, 4), dtype, 4)
+    models = reference.sparse_variational_gradients(*operands, (5, 3), dy, **place)
+    for gradient, model in zip(pickle.loads(pickle.dumps(ctx)).backward(dy), models, strict=False):
+        np.testing.assert_allclose(gradient, model, **tolerance)
+
+
+def test_gradients_of_shards_add_up():
+    """Those of parameters where examples are cut, and that of x where outputs are."""
+    x, weight, dy = array((3, 4, 7)), array((7, 6), seed=1), array((3, 4, 6), seed=4)
+    log_variance, bias, how = array((7, 6), seed=2), array(6, seed=3), {"rng": fd.Rng(5, 3)}
+    _, ctx = fd.sparse_variational_linear(x, weight, log_variance, bias, **how)
+    whole = ctx.backward(dy)
+    for axis, length in ((0, 3), (1, 4), (2, 6)):
+        parts = []
+        for own in (slice(0, 2), slice(2, length)):
+            at = tuple(own if d == axis else slice(0, n) for d, n in enumerate(dy.shape))
+            how = {"rng": fd.Rng(5, 3), "region": (tuple(s.start for s in at), dy.shape)}
+            operands = weight[:, at[2]], log_variance[:, at[2]], bias[at[2]]
+            _, ctx = fd.sparse_variational_linear(x[at[:2]], *operands, **how)
+            parts.append(ctx.backward(dy[at]))
+        for k, (expected, *given) in enumerate(zip(whole, *parts, strict=True)):
+            summed = (k == 0) == (axis == 2)
+            found = sum(given) if summed else np.concatenate(given, axis if k == 0 else -1)
+            np.testing.assert_allclose(found, expected, rtol=1e-11)
+
+
+def test_a_pickle_of_before_regions():
+    """Its place counts examples; the noise is the same."""
+    operands = array((2, 5, 7)), array((7, 4), seed=1), array((7, 4), seed=2)
+    y, ctx = fd.sparse_variational_linear(*operands, rng=fd.Rng(5, 3))
+    kind, (shape, draw, *rest) = ctx.__reduce__()
+    before = kind(shape, Draw(draw.seed, draw.call, draw.p, Place((10, 4))), *rest)
+    for a, b in zip(ctx.backward(y), before.backward(y), strict=True):
+        assert_same_bits(a, b)
+    for wrong in ((10, 5), (5, 2, 4), (40,)):
+        with pytest.raises(ValueError, match="draw must be for shape"):
+            kind(shape, Draw(draw.seed, draw.call, draw.p, Place(wrong)), *rest)
+
+
 def test_pruning():
     layer = fd.layers.SparseVariationalLinear(6, 3, rng=1, dtype=np.float64)
     assert layer.sparsity == 0
@@ -201,6 +278,21 @@ def test_edges_and_errors():
         (lambda: fd.variational_dropout(x, 1), TypeError, "log_alpha must be float16"),
         (lambda: fd.variational_dropout(x.astype(int), 0.0), TypeError, "x must be float16"),
         (lambda: ctx.backward(x[1:]), ValueError, "dy must have shape"),
+        (
+            lambda: fd.variational_dropout(x, 0.0, region=((0, 1), (9, 4)), training=False),
+            ValueError,
+            "region must contain a part",
+        ),
+        (
+            lambda: fd.sparse_variational_linear(x, w, w, region=((0, 0), (3, 4))[::-1]),
+            ValueError,
+            "region must contain a part of shape .3, 2.",
+        ),
+        (
+            lambda: fd.sparse_variational_linear(x, w, w, region=5, training=False),
+            TypeError,
+            "region must be",
+        ),
         (lambda: ctx.backward(np.float32(x)), TypeError, "dy must have dtype float64"),
         (lambda: fd.sparse_variational_linear(x, w.T, w), ValueError, "weight must have shape"),
         (lambda: fd.sparse_variational_linear(x, w, w.T), ValueError, "log_variance must have"),

@@ -57,7 +57,7 @@ RAISES = {
     "squared_divergence": KINDS,
     "targeted_dropout": KINDS,
     "targeted_prune": KINDS,
-    "variational_dropout": KINDS | GPU,
+    "variational_dropout": AXES | GPU,
     "variational_kl": {"TypeError"},
     "zoneout": KINDS | GPU,
 }
@@ -71,10 +71,11 @@ AXIS = {**ONE, "shared_axes": (0,)}
 BITS = {**AXIS, "save": "bits"}
 OWN = {"mask": None}
 DROP = {k: v for k, v in BITS.items() if k not in ("region", "rows")}
+PLACE = {k: AXIS[k] for k in ("region", "rows")}
 LINEAR = {"x": FLAT, "weight": W, "bias": np.ones(5, np.float32)}
 GOOD = {
     "Rng": {"seed": 1, "call": 2},
-    "adversarial_dropout": {**DRAWS, "x": X, "gradient": X, "delta": 0.1, "p": 0.5},
+    "adversarial_dropout": {**DRAWS, **PLACE, "x": X, "gradient": X, "delta": 0.1, "p": 0.5},
     "alpha_dropout": BITS,
     "bias_dropout_add": {**BITS, **OWN, "residual": X, "bias": X[0, 0, 0]},
     "bias_gelu_dropout": {**BITS, **OWN, "bias": X[0, 0, 0]},
@@ -127,12 +128,21 @@ GOOD = {
         **{"scores": X, "scale": 0.5, "causal": True, "mask": X > 0, "axis": -1},
     },
     "sparse_variational_kl": {"weight": W, "log_variance": W},
-    "sparse_variational_linear": {**DRAWS, **LINEAR, "log_variance": W},
+    "sparse_variational_linear": {
+        **{**DRAWS, **LINEAR, "log_variance": W},
+        **{"region": ((0, 0), (3, 5)), "rows": None},
+    },
     "spatial_dropout": {**BITS, "channels_last": False},
     "squared_divergence": {"target": FLAT, "logits": FLAT},
-    "targeted_dropout": {**DRAWS, "weight": W, "p": 0.5, "targeted": 0.5, "mode": "weight"},
+    "targeted_dropout": {
+        **{**DRAWS, "weight": W, "p": 0.5, "targeted": 0.5, "mode": "weight"},
+        "region": ((0, 0), (6, 5)),
+    },
     "targeted_prune": {"weight": W, "targeted": 0.5, "mode": "weight"},
-    "variational_dropout": {**DRAWS, "x": X, "log_alpha": X[0, 0, 0]},
+    "variational_dropout": {
+        **{**DRAWS, **PLACE, "x": X, "log_alpha": X[0, 0, 0]},
+        "shared_axes": (0,),
+    },
     "variational_kl": {"log_alpha": W},
     "zoneout": {
         **{k: v for k, v in BITS.items() if k not in ("x", "shared_axes", "out")},
@@ -324,7 +334,7 @@ LAYERS = {
     "SparseVariationalLinear": {**LAYER, **SIZES, "bias": True, "dtype": np.float32},
     "SpatialDropout": {**LAYER, **P, "channels_last": False, "shared_axes": (), "save": "bits"},
     "TargetedDropout": {**LAYER, **P, "targeted": 0.5, "mode": "weight"},
-    "VariationalDropout": {**LAYER, "shape": (), "alpha": 0.5},
+    "VariationalDropout": {**LAYER, "shape": (), "alpha": 0.5, "shared_axes": ()},
     "Zoneout": {**LAYER, "p": 0.1, "expectation": True, "save": "bits"},
 }
 
