@@ -4,7 +4,7 @@ python docs/examples/spark_rows.py
 
 It needs pyspark and Java, and runs on this machine. The driver names the draw of each step, by a
 seed and the number of a call; each partition draws the masks of its rows. Rows may be shuffled, as
-their numbers go with them. In Ray, a remote function does what `gradients` does.
+their numbers go with them. `ray_blocks.py` does the same with blocks of rows in Ray.
 """
 
 import numpy as np
