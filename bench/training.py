@@ -1,15 +1,19 @@
 """What fastdrop gains where PyTorch trains on the CPU: ``python bench/training.py``.
 
 Each model is trained with ``nn.Dropout``, after ``replace()``, under ``enable()`` and with no
-dropout, in turns; the least CPU time of the rounds counts. Read the ratios: the machine may be
-shared.
+dropout, in turns; the least CPU time of the rounds counts. "calls" are single ones, forward and
+back, by size. Read the ratios: the machine may be shared. Freed memory stays with the process:
+with glibc's defaults activations of megabytes are given back and fetched again at each step, which
+takes longer than dropout, and differs by 10 % from run to run of one model.
 """
 
 import argparse
 import copy
+import ctypes
 import time
 from contextlib import nullcontext
 from functools import partial
+from statistics import median
 
 import torch
 from tabulate import tabulate
@@ -98,18 +102,8 @@ def epoch(model, optimizer, x, t, batch):
         optimizer.step()
 
 
-def rows(name, make, rounds):
-    model, x, t, batch = make()
-    variants = {"nn.Dropout": model, "replace()": replace(copy.deepcopy(model))}
-    replaced = [m for m in variants["replace()"].modules() if isinstance(m, nn.Dropout)]
-    assert replaced or name == "LSTM"  # which has no module to replace
-    assert all(isinstance(m, Dropout) for m in replaced)
-    variants["enable()"] = copy.deepcopy(model)
-    variants["none"] = without(copy.deepcopy(model))
-    runs = {
-        kind: partial(epoch, m.train() if kind != "none" else m, optimizer(m), x, t, batch)
-        for kind, m in variants.items()
-    }
+def alternating(runs, rounds):
+    """The least CPU seconds of each."""
     best = dict.fromkeys(runs, float("inf"))
     for _ in range(rounds):
         for kind, run in runs.items():
@@ -117,28 +111,105 @@ def rows(name, make, rounds):
                 start = time.process_time()
                 run()
                 best[kind] = min(best[kind], time.process_time() - start)
-    base = best["nn.Dropout"]
-    return [[name, kind, seconds, seconds / base] for kind, seconds in best.items()]
+    return best
 
 
-def optimizer(model):
-    return torch.optim.Adam(model.parameters())
+def rows(name, make, rounds, compiled):
+    model, x, t, batch = make()
+    variants = {"nn.Dropout": model, "replace()": replace(copy.deepcopy(model))}
+    replaced = [m for m in variants["replace()"].modules() if isinstance(m, nn.Dropout)]
+    assert replaced or name == "LSTM"  # which has no module to replace
+    assert all(isinstance(m, Dropout) for m in replaced)
+    if not compiled:  # where enable() does not act
+        variants["enable()"] = copy.deepcopy(model)
+    variants["none"] = without(copy.deepcopy(model))
+    runs = {}
+    for kind, m in variants.items():
+        adam = torch.optim.Adam(m.parameters())
+        step = torch.compile(m) if compiled else m
+        runs[kind] = partial(epoch, step, adam, x, t, batch)
+        if compiled:
+            runs[kind]()
+    best = alternating(runs, rounds)
+    return [[name, kind, seconds, seconds / best["nn.Dropout"]] for kind, seconds in best.items()]
+
+
+CALLS = [
+    *((nn.Dropout, shape, False) for shape in [(16,), (32, 128), (128, 512), (1024, 1024)]),
+    *(
+        (nn.Dropout2d, shape, last)
+        for shape in [(16, 32, 28, 28), (128, 16, 8, 8), (32, 64, 56, 56)]
+        for last in (False, True)
+    ),
+]
+
+
+def calls(rounds, compiled):
+    """Forward and backward of one module by size."""
+    for kind, shape, last in CALLS:
+        x = torch.rand(shape)
+        x = (x.to(memory_format=torch.channels_last) if last else x).requires_grad_()
+        g = torch.ones_like(x)
+        often = max(5, 2_000_000 // (x.numel() + 10_000))
+        theirs = kind(0.1)
+        modules = {
+            kind.__name__: theirs,
+            "replace()": replace(nn.Sequential(copy.deepcopy(theirs)))[0],
+            "enable()": theirs,
+            "x * 1.25": lambda x: x * 1.25,
+        }
+        if compiled:
+            del modules["enable()"]
+            modules = {name: torch.compile(module) for name, module in modules.items()}
+
+        def run(module, x=x, g=g, often=often):
+            for _ in range(often):
+                torch.autograd.grad(module(x), x, g)
+
+        runs = {name: partial(run, module) for name, module in modules.items()}
+        medians = ratios(runs, kind.__name__, rounds)
+        yield [kind.__name__, f"{shape}{', channels last' * last}", *medians]
+
+
+def ratios(runs, base, rounds):
+    """Of CPU times to that of `base`: medians of five."""
+    found = []
+    for _ in range(5):
+        best = alternating(runs, rounds)
+        found.append([best[kind] / best[base] for kind in runs if kind != base])
+    return [median(column) for column in zip(*found, strict=True)]
+
+
+def keep_freed_memory():
+    """The C library's, if it is glibc."""
+    if hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
+        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            assert libc.mallopt(parameter, 2**30)
 
 
 def main():
     models = {"MLP": mlp, "transformer": transformer, "BERT": bert, "LSTM": lstm, "CNN": cnn}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(models)}; all")
+    names = [*models, "calls"]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--compiled", action="store_true", help="by torch.compile")
     options = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(options.threads)
     fastdrop.set_num_threads(options.threads)
     print(headline(), f"{torch.get_num_threads()} threads of PyTorch's", sep=", ")
-    headers = ["an epoch of", "dropout", "CPU seconds", "of nn.Dropout's"]
-    for name in options.models or models:
-        table = rows(name, models[name], options.rounds)
-        print(tabulate(table, headers, floatfmt=".3f", tablefmt="github"), flush=True)
+    shown = partial(tabulate, floatfmt=".3f", tablefmt="github")
+    for name in options.names or names:
+        if name == "calls":
+            table = list(calls(options.rounds, options.compiled))
+            headers = ["a call of", "shape", *["replace()", "enable()"][: 2 - options.compiled]]
+            headers.append("x * 1.25")
+        else:
+            table = rows(name, models[name], options.rounds, options.compiled)
+            headers = ["an epoch of", "dropout", "CPU seconds", "of nn.Dropout's"]
+        print(shown(table, headers), flush=True)
 
 
 if __name__ == "__main__":
