@@ -2,7 +2,9 @@
 
 Forward and backward of a dropout or noise layer alone, of ten that follow each other, and of no
 layer, compiled where the backend compiles; and ``fit`` of a perceptron 784-512-512-10 in batches of
-128. CPU time, medians of turns in an order that changes; read the ratios.
+128. CPU time, medians of turns in an order that changes; read the ratios. With
+``XLA_FLAGS=--xla_force_host_platform_device_count=8``, `fit` is data-parallel on JAX's devices, 128
+examples on each. (With fewer, XLA waits for ever on two CPUs, with Keras's layers, too.)
 """
 
 import os
@@ -110,18 +112,23 @@ def main():
             where = f"{count} x {kind} {shape}"
             rows.append([where, *found.values(), found["keras"] / found["fastdrop"]])
     draw = np.random.default_rng(0)
-    x, t = draw.random((6400, 784), np.float32), draw.integers(0, 10, 6400)
+    x, t = draw.random((8192, 784), np.float32), draw.integers(0, 10, 8192)
+    devices = keras.distribution.list_devices() if BACKEND == "jax" else []
+    batch = 128 * max(1, len(devices))
+    if len(devices) > 1:
+        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices))
     models = {
         "keras": perceptron(keras.layers.Dropout),
         "fastdrop": perceptron(ours.Dropout),
         "no layer": perceptron(),
     }
     runs = {
-        name: lambda model=model: model.fit(x, t, batch_size=128, verbose=0)
+        name: lambda model=model: model.fit(x, t, batch_size=batch, verbose=0)
         for name, model in models.items()
     }
     found = median_times(runs, EPOCHS + 5)
-    rows.append(["fit, 50 batches of 128", *found.values(), found["keras"] / found["fastdrop"]])
+    where = f"fit, batches of {batch}" + f", {len(devices)} devices" * (len(devices) > 1)
+    rows.append([where, *found.values(), found["keras"] / found["fastdrop"]])
     print(f"{headline()}; Keras {keras.__version__} on {BACKEND}; fastdrop {fastdrop.__version__}")
     columns = ["microseconds", "keras.layers", "fastdrop", "no layer", "keras / fastdrop"]
     print(tabulate(rows, columns, floatfmt=("", ".0f", ".0f", ".0f", ".2f")))
