@@ -65,6 +65,13 @@ class Calls:
             stack.popleft()
 
 
+class Modes(dict[bool, Calls]):
+    """The calls of training, and those of evaluation."""
+
+    def __missing__(self, mode: Any) -> Calls:
+        raise TypeError(f"training must be True or False, got {mode!r}; train() and eval() set it")
+
+
 def _held(ctx: Any) -> int:
     """Bytes that a context keeps from being freed, parameters aside; of none of ours, 0."""
     x, own = getattr(ctx, "x", None), getattr(ctx, "nbytes", 0)
@@ -144,7 +151,7 @@ class Layer(Stateful):
     def forget(self) -> None:
         """Drop the contexts of all calls."""
         self._ctx = None
-        self._calls = {True: Calls(), False: Calls(most=1)}
+        self._calls = Modes({True: Calls(), False: Calls(most=1)})
 
     def forward(self, *inputs: Any, **options: Any) -> tuple[npt.NDArray[Any], Any]:
         """(y, ctx) of a call, of which the layer keeps nothing: ``ctx.backward(dy)`` undoes it.

@@ -44,6 +44,15 @@ def test_eval_passes_through_and_takes_no_call():
     assert (layer(x) == 0).any()
 
 
+def test_a_mode_that_is_none():
+    layer = fd.layers.Dropout(0.5, rng=7)
+    layer.training = "no"
+    for use in (layer, layer.forward, layer.backward):
+        with pytest.raises(TypeError, match=r"training must be True or False, got 'no'; train\(\)"):
+            use(np.ones(4, np.float32))
+    assert layer.rng.call == 0
+
+
 def test_in_place_and_options():
     layer = fd.layers.Dropout(0.5, rng=7, shared_axes=(0,), save="seed")
     x = np.ones((4, 300), np.float32)
