@@ -84,6 +84,8 @@ class DaskContext:
     p, seed, call
         As in `fastdrop.Context`.
     shared_axes : tuple of int
+    dims : tuple or None
+        xarray's names of x's axes.
     """
 
     shape: tuple[int, ...]
@@ -91,6 +93,7 @@ class DaskContext:
     seed: int | None
     call: int | None
     shared_axes: tuple[int, ...]
+    dims: tuple[Any, ...] | None = None
     nbytes: ClassVar[int] = 0
 
     def backward(self, dy: Any) -> Any:
@@ -99,8 +102,10 @@ class DaskContext:
         Parameters
         ----------
         dy : dask.array.Array, xarray.DataArray or array_like, of x's shape
-            Gradient with respect to y. Its chunks need not be those of x.
+            Gradient with respect to y. Its chunks need not be those of x. Axes of xarray's go by
+            their names.
         """
+        dy = _in_order(dy, self.dims, "dy")
         values = floating(dy, "dy")
         gate.like(values, "dy", self.shape)
         return _as(dy, self.apply(values))
@@ -163,7 +168,8 @@ def dropout(
 
     def of_draw(draw: Draw | None) -> tuple[Any, DaskContext]:
         seed, call = (None, None) if draw is None else (draw.seed, draw.call)
-        ctx = DaskContext(values.shape, p if training else 0.0, seed, call, axes)
+        p_used = p if training else 0.0
+        ctx = DaskContext(values.shape, p_used, seed, call, axes, _names(x))
         return _as(x, ctx.apply(values)), ctx
 
     return with_draw(rng, p, Place(()), of_draw) if training else of_draw(None)
@@ -177,17 +183,21 @@ class AppliedContext:
     ----------
     op : function
         Of fastdrop.
-    seed, call : int
+    seed, call : int or None
+        None without training.
     operands : tuple
         Those of the op: arrays in the chunks of the first, and whatever else.
     options : dict
+    dims : tuple or None
+        xarray's names of the first operand's axes.
     """
 
     op: Callable[..., Any]
-    seed: int
-    call: int
+    seed: int | None
+    call: int | None
     operands: tuple[Any, ...] = field(repr=False)
     options: dict[str, Any]
+    dims: tuple[Any, ...] | None = None
 
     def backward(self, dy: Any) -> Any:
         """What the context of the op gives: lazy gradients, one or a tuple.
@@ -198,8 +208,9 @@ class AppliedContext:
         Parameters
         ----------
         dy : dask.array.Array, xarray.DataArray or array_like, of the first operand's shape
+            Axes of xarray's go by their names; gradients of its shape have them, too.
         """
-        x = self.operands[0]
+        dy, x = _in_order(dy, self.dims, "dy"), self.operands[0]
         values = floating(dy, "dy")
         gate.like(values, "dy", x.shape)
         values = values.rechunk(x.chunks)
@@ -208,7 +219,8 @@ class AppliedContext:
         grads = ctx.backward(np.ones_like(tiny[0]))
         one = not isinstance(grads, tuple)
         found = [self._gradient(k, g, values) for k, g in enumerate([grads] if one else grads)]
-        return _as(dy, found[0]) if one else tuple(found)
+        named = tuple(_as(dy, g) if g.ndim == values.ndim else g for g in found)
+        return named[0] if one else named
 
     def apply(self) -> da.Array:
         """y."""
@@ -221,7 +233,7 @@ class AppliedContext:
 
     def _gradient(self, k: int, like: Any, dy: da.Array) -> da.Array:
         """The k-th of the gradients."""
-        whole, ndim = np.ndim(like) == dy.ndim, dy.ndim
+        whole, ndim, dtype = np.ndim(like) == dy.ndim, dy.ndim, np.asarray(like).dtype
 
         def run(dy: Any, *blocks: Any, block_info: Any) -> Any:
             grads = self._of(blocks, block_info)[1].backward(dy)
@@ -229,10 +241,11 @@ class AppliedContext:
             return grad if whole else grad[(None,) * (ndim - grad.ndim)]
 
         if whole:
-            return da.map_blocks(run, dy, *self.operands, dtype=dy.dtype, meta=dy._meta)
+            return da.map_blocks(
+                run, dy, *self.operands, dtype=dtype, meta=np.empty((0,) * ndim, dtype)
+            )
         cut = ndim - np.ndim(like)  # axes along which it is summed
         chunks = (*[(1,) * n for n in dy.numblocks[:cut]], *dy.chunks[cut:])
-        dtype = np.asarray(like).dtype
         parts = da.map_blocks(run, dy, *self.operands, chunks=chunks, dtype=dtype)
         return parts.sum(axis=tuple(range(cut)))
 
@@ -242,8 +255,26 @@ class AppliedContext:
         if block_info is not None:
             where = block_info[0]["array-location"]
             region = tuple(first for first, _ in where), self.operands[0].shape
-        rng = fd.Rng(self.seed, self.call)
+        return self._in_region(blocks, region)
+
+    def _in_region(self, blocks: Sequence[Any], region: Any) -> tuple[Any, Any]:
+        rng = None if self.call is None else fd.Rng(self.seed, self.call)
         return self.op(*blocks, rng=rng, region=region, **self.options)
+
+    def check(self) -> None:
+        """What the op refuses, it refuses here, of one element; and of an array that is cut as x
+        is.
+        """
+        tiny = _tiny(self.operands)
+        self._in_region(tiny, None)
+        blocks = self.operands[0].numblocks
+        try:
+            self._in_region(tiny, ((0,) * len(blocks), tuple(1 + (n > 1) for n in blocks)))
+        except ValueError as error:
+            raise ValueError(
+                f"x must not have chunks that cut what {self.op.__name__} needs whole, got "
+                f"{blocks} chunks along its axes ({error}); rechunk it"
+            ) from error
 
 
 def apply(
@@ -264,7 +295,7 @@ def apply(
     rng
         As in `fastdrop.dropout`; the call is taken here.
     **options
-        Other arguments of the op, by name.
+        Other arguments of the op, by name: no arrays, and no region, rows, mask or out.
 
     Returns
     -------
@@ -279,7 +310,7 @@ def apply(
         An op without ``region=``, or whose y has another shape than x; and what the op itself
         refuses.
     ValueError
-        Chunks of unknown size, and what the op itself refuses.
+        Chunks of unknown size, or that cut what the op needs whole; and what the op itself refuses.
 
     Examples
     --------
@@ -296,23 +327,32 @@ def apply(
         raise TypeError(f"op must take region= and rng=, as fastdrop.dropout does, got {op!r}")
     if op is fd.sparse_variational_linear:
         raise TypeError(f"op must give y of x's shape, as fastdrop.dropout does, got {op!r}")
-    values = floating(x, "x")
-    cut = [v if np.ndim(v) == 0 else _beside(values, v, op) for v in operands]
+    for name, value in options.items():
+        if name in OF_CHUNKS:
+            raise TypeError(f"{name} must not be given: each chunk has its part of the whole mask")
+        if isinstance(value, np.ndarray | da.Array) or _is_xarray(value):
+            raise TypeError(f"{name} must be no array; an operand that is one comes by position")
+    values, dims = floating(x, "x"), _names(x)
+    cut = [v if np.ndim(v) == 0 else _beside(values, v, dims) for v in operands]
+    training = gate.flag(options.get("training", True), "training")
 
-    def of_draw(draw: Draw) -> tuple[Any, AppliedContext]:
-        assert draw.seed is not None
-        assert draw.call is not None
-        ctx = AppliedContext(op, draw.seed, draw.call, (values, *cut), options)
-        ctx._of(_tiny(ctx.operands), None)  # what the op refuses, it refuses here
+    def of_draw(draw: Draw | None) -> tuple[Any, AppliedContext]:
+        seed, call = (None, None) if draw is None else (draw.seed, draw.call)
+        ctx = AppliedContext(op, seed, call, (values, *cut), options, dims)
+        ctx.check()
         return _as(x, ctx.apply()), ctx
 
-    return with_draw(rng, 0.0, Place(()), of_draw)
+    return with_draw(rng, 0.0, Place(()), of_draw) if training else of_draw(None)
 
 
-def _beside(x: da.Array, operand: Any, op: Callable[..., Any]) -> da.Array:
+OF_CHUNKS = frozenset(("region", "rows", "mask", "out"))
+
+
+def _beside(x: da.Array, operand: Any, dims: tuple[Any, ...] | None) -> da.Array:
     """An operand in the chunks of x's last axes."""
-    name = "an operand"
-    values = floating(operand, name)
+    if dims is not None and _is_xarray(operand):
+        operand = _in_order(operand, dims[len(dims) - operand.ndim :], "an operand")
+    values = floating(operand, "an operand")
     if values.ndim > x.ndim or values.shape != x.shape[x.ndim - values.ndim :]:
         raise ValueError(
             f"operands must have the shape of x's last axes, {x.shape}, got {values.shape}"
@@ -328,6 +368,19 @@ def _tiny(operands: Sequence[Any]) -> list[Any]:
 def _as(given: Any, y: da.Array) -> Any:
     """y with the names and coordinates of what was given."""
     return given.copy(data=y) if _is_xarray(given) else y
+
+
+def _names(x: Any) -> tuple[Any, ...] | None:
+    return x.dims if _is_xarray(x) else None
+
+
+def _in_order(given: Any, dims: tuple[Any, ...] | None, name: str) -> Any:
+    """An array of xarray with these axes, in this order; any other as it is."""
+    if dims is None or not _is_xarray(given) or given.dims == dims:
+        return given
+    if sorted(map(str, given.dims)) != sorted(map(str, dims)):
+        raise ValueError(f"{name} must have the axes {dims}, as x has, got {given.dims}")
+    return given.transpose(*dims)
 
 
 def _is_xarray(x: Any) -> bool:

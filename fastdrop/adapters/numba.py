@@ -217,6 +217,19 @@ def _shared_of(axes, ndim):  # type: ignore[no-untyped-def]
     return bits
 
 
+def _axes(axes: Any) -> Any:
+    """A tuple."""
+
+
+@overload(_axes)
+def _axes_of(axes):  # type: ignore[no-untyped-def]
+    if isinstance(axes, types.Integer):
+        return lambda axes: (axes,)
+    if isinstance(axes, types.BaseTuple):
+        return lambda axes: axes
+    raise TypingError(f"shared_axes must be an int or a tuple of ints, got {axes}")
+
+
 @njit(cache=True)
 def _drop_block(
     code: Any,
@@ -248,7 +261,7 @@ def dropout(
     call: int,
     start: int = 0,
     region: Any = None,
-    shared_axes: tuple[int, ...] = (),
+    shared_axes: int | tuple[int, ...] = (),
 ) -> npt.NDArray[Any]:
     """x / (1 - p) where kept, else 0: a new array. The backward pass is the same with dy.
 
@@ -266,19 +279,20 @@ def dropout(
         Where x begins in the array whose mask it is, if it is consecutive elements of one.
     region : (start, global_shape), optional
         Two tuples of ints: x is the block that begins there in an array of this shape.
-    shared_axes : tuple of int
+    shared_axes : int or tuple of int
         Axes along which one draw is shared.
     """
+    axes = _axes(shared_axes)
     start, seed, call = _uint64(start, "start"), _uint64(seed, "seed"), _uint64(call, "call")
     x = _dense(x)
     y = np.empty_like(x)
     _check(x, y, p)
-    if region is None and len(shared_axes) == 0:
+    if region is None and len(axes) == 0:
         _forward(_code(x, y), x.ctypes, y.ctypes, _null(), x.size, start, seed, call, p)
     elif start:
         raise ValueError("start must be 0 where there are a region or shared_axes")
     else:
-        _block(x, y, p, seed, call, region, shared_axes)
+        _block(x, y, p, seed, call, region, axes)
     return y
 
 

@@ -153,6 +153,40 @@ def test_what_cannot_be_applied():
         adapter.apply(fd.dropout_add, x, x[:, :3], 0.5, rng=1)
     with pytest.raises(ValueError, match="dy must have shape"):
         adapter.apply(fd.relu_dropout, x, 0.5, rng=1)[1].backward(x[:3])
+    for name, value in {"region": None, "rows": [1], "mask": square, "out": square}.items():
+        with pytest.raises(TypeError, match=f"{name} must not be given: each chunk has its part"):
+            adapter.apply(fd.dropout, x, 0.5, rng=1, **{name: value})
+    with pytest.raises(TypeError, match=r"log_alpha must be no array; .* comes by position"):
+        adapter.apply(fd.variational_dropout, x, log_alpha=x, rng=1)
+
+
+@pytest.mark.parametrize("op", CUT)
+def test_chunks_that_cut_what_is_whole(op):
+    op, given, more = next(each for each in APPLIED.values() if each[0] is op)
+    rng = fd.Rng(3)
+    lazy = da.from_array(given[0], chunks=(7, 2, 20, 1)[: given[0].ndim])
+    with pytest.raises(ValueError, match=f"chunks that cut what {op.__name__} needs whole.*chunk"):
+        adapter.apply(op, lazy, *given[1:], rng=rng, **more)
+    assert rng.call == 0
+
+
+def test_without_training_no_call_is_taken():
+    rng = fd.Rng(3)
+    y, ctx = adapter.apply(
+        fd.relu_dropout, da.from_array(x, chunks=20), 0.5, rng=rng, training=False
+    )
+    expected, whole = fd.relu_dropout(x, 0.5, training=False)
+    assert rng.call == 0
+    assert_same_bits(y.compute(), expected)
+    assert_same_bits(ctx.backward(x).compute(), whole.backward(x))
+
+
+def test_lazy_dtypes_of_gradients():
+    """What dask says of them is what it computes."""
+    ones = da.ones((4, 4), chunks=2, dtype=np.float32)
+    _, ctx = adapter.apply(fd.variational_dropout, ones, np.zeros((4, 4)) - 1, rng=1)
+    for gradient, dtype in zip(ctx.backward(ones), ("float32", "float64"), strict=True):
+        assert gradient.dtype == gradient.compute().dtype == dtype
 
 
 @pytest.mark.parametrize("shared_axes", [(), 1])
@@ -165,6 +199,25 @@ def test_mask(shared_axes):
     for nothing in (dropout(x, 0.0)[1], dropout(x, 0.3, training=False)[1]):
         assert nothing.mask().compute().all()
     assert ctx.mask().dtype == bool
+
+
+def test_axes_of_xarray_go_by_their_names():
+    xarray = pytest.importorskip("xarray")
+    values = np.random.default_rng(1).standard_normal((6, 6))
+    a = xarray.DataArray(da.from_array(values, chunks=3), dims=("a", "b"), name="level")
+    for y, ctx in (dropout(a, 0.5, rng=1), adapter.apply(fd.dropout, a, 0.5, rng=1)):
+        assert_same_bits(ctx.backward(y.T).T.values.T, ctx.backward(y).values)
+        assert ctx.backward(y.T).dims == ("a", "b")
+        with pytest.raises(ValueError, match=r"dy must have the axes \('a', 'b'\), as x has"):
+            ctx.backward(y.rename(b="c"))
+    expected, _ = fd.dropout_add(values, values.T, 0.5, rng=1)
+    turned = xarray.DataArray(values.T, dims=("a", "b"))
+    for residual in (turned, turned.transpose("b", "a")):
+        y, ctx = adapter.apply(fd.dropout_add, a, residual, 0.5, rng=1)
+        assert_same_bits(y.values, expected)
+        assert all(gradient.dims == a.dims for gradient in ctx.backward(y))
+    with pytest.raises(ValueError, match="an operand must have the axes"):
+        adapter.apply(fd.bias_relu_dropout, a, a[:, 0], 0.5, rng=1)
 
 
 def test_xarray():

@@ -57,6 +57,7 @@ def test_parts_and_layouts():
 
 BLOCKS = {
     "shared": {"shared_axes": (1,)},
+    "one shared": {"shared_axes": -1},
     "two shared": {"shared_axes": (0, -1)},
     "region": {"region": ((1, 2, 3), (9, 10, 12))},
     "rows": {"region": ((1, 0, 0), (9, 7, 8))},
@@ -96,6 +97,8 @@ def test_wrong_regions_and_axes():
         ({"shared_axes": (2,)}, ValueError, "shared_axes must be axes of x"),
         ({"shared_axes": (0, -2)}, ValueError, "shared_axes must name each axis once"),
         ({"shared_axes": (0.5,)}, numba.TypingError, "shared_axes must be a tuple of ints"),
+        ({"shared_axes": 0.5}, numba.TypingError, "shared_axes must be an int or a tuple of ints"),
+        ({"shared_axes": 2}, ValueError, "shared_axes must be axes of x"),
         ({"start": 3, "shared_axes": (1,)}, ValueError, "start must be 0"),
     ]
     for more, error, words in cases:
