@@ -14,7 +14,7 @@ from fastdrop.backends.cpu import normals
 from fastdrop.base import gate
 from fastdrop.base.gate import Region
 from fastdrop.layers.layer import Layer, Rate
-from fastdrop.ops.adversarial import adversarial_dropout
+from fastdrop.ops.adversarial import adversarial_dropout, whole_examples
 from fastdrop.ops.concrete import (
     LEAST_TEMPERATURE,
     LOGIT_LIMIT,
@@ -523,9 +523,12 @@ class AdversarialDropout(Layer):
     def _forward(
         self, x: npt.ArrayLike, *, region: Region | None = None, rows: npt.ArrayLike | None = None
     ) -> tuple[Any, Any]:
-        return dropout(
+        y, ctx = dropout(
             x, self.rate(), rng=self.rng, training=self.training, region=region, rows=rows
         )
+        if ctx.draw is not None:
+            whole_examples(ctx.draw.place)  # search could not go on from others
+        return y, ctx
 
     def search(self, gradient: npt.ArrayLike) -> npt.NDArray[Any]:
         """y with the adversarial mask; gradient: of D with respect to y of the base mask.

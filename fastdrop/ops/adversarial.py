@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdrop import _core
-from fastdrop._core import BITS_PAD, Draw
+from fastdrop._core import BITS_PAD, Draw, Place
 from fastdrop.backends.cpu import CPU, delivered, unpacked
 from fastdrop.base import gate
 from fastdrop.base.dtypes import compute_type
@@ -74,6 +74,12 @@ def _scaled(ctx: AdversarialContext, dy: npt.NDArray[Any]) -> npt.NDArray[Any]:
     scale = scale.reshape(-1, *(1,) * (len(ctx.shape) - 1))
     with np.errstate(over="ignore", under="ignore"):
         return np.multiply(dx, scale, out=dx, casting="unsafe")  # to 16 bits, too
+
+
+def whole_examples(place: Place) -> None:
+    """Checks that a region cuts no example."""
+    axes = range(1, len(place.of))
+    gate.uncut(place, axes, "as the elements of an example are ranked together")
 
 
 def adversarial_dropout(
@@ -151,7 +157,7 @@ def adversarial_dropout(
     delta, p = gate.rate(delta, "delta"), gate.rate(p)
     training = gate.flag(training, "training")
     place = gate.place(x.shape, gate.NO_AXES, region, rows)
-    gate.uncut(place, range(1, x.ndim), "as the elements of an example are ranked together")
+    whole_examples(place)
     examples, length = len(x), prod(x.shape[1:])
     if not training:
         ctx = AdversarialContext.made(

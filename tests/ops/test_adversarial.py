@@ -316,6 +316,10 @@ def test_a_shard_of_the_examples(any_dtype, p):
             words = f"region must hold all of axis {axis}, as the elements of an example"
             with pytest.raises(ValueError, match=words):
                 fd.adversarial_dropout(x, g, 0.3, p, rng=1, region=region, training=training)
+        layer = fd.layers.AdversarialDropout(p=0.5, rng=1)
+        with pytest.raises(ValueError, match=words):
+            layer(x, region=region)
+        assert layer.rng.call == 0
 
 
 def test_layer():
