@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 from fastdrop.adapters import torch as ft  # noqa: E402
 from fastdrop.adapters.torch import draws, kernels, modules  # noqa: E402
+from fastdrop.adapters.torch.models import OWN  # noqa: E402
 
 # TorchScript's and the compiler's own, on import and first use.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -434,6 +435,47 @@ def test_compile(seed):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the compiler's, of what it looks into
+@pytest.mark.parametrize(
+    "layer",
+    [ft.Dropout(0.5), ft.Dropout(0.5, seed=7, shared_axes=(0,)), ft.AlphaDropout(0.5)],
+    ids=["dropout", "shared", "alpha"],
+)
+def test_compiled_transforms(layer):
+    """Custom operators drop tangents silently, and know no transforms."""
+    ones, duals = torch.ones(8, 30), torch.autograd.forward_ad
+    scale = fd.alpha_dropout(np.ones(1), 0.5, rng=0)[1].scale if layer.op else 2.0
+
+    def forward(x):
+        return torch.func.jvp(layer, (x,), (x,))
+
+    def back(x):
+        y, gradient = torch.func.vjp(layer, x)
+        return y, gradient(x)[0]
+
+    def dual(x):
+        with duals.dual_level():
+            return duals.unpack_dual(
+                torch.compile(layer, backend="aot_eager")(duals.make_dual(x, x))
+            )
+
+    def gradient(x):
+        def total(x):
+            y = layer(x)
+            return y.sum(), y
+
+        return torch.func.grad(total, has_aux=True)(x)[::-1]
+
+    def compiled(function):
+        torch.compiler.reset()
+        return torch.compile(function, backend="aot_eager")(ones)
+
+    for y, dx in (compiled(forward), compiled(back), compiled(gradient), dual(ones)):
+        torch.testing.assert_close(dx, torch.where(y > 0, scale, 0.0))
+        assert 0 < (dx == 0).sum() < dx.numel()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [None, 7])
 @pytest.mark.parametrize("budget", [0.5, 0.1])
 def test_compile_with_a_memory_budget(budget, seed):
@@ -558,8 +600,10 @@ def test_ranks_are_those_of_torch(module, ndim):
                 result = str(error)
         return result, [str(warning.message) for warning in caught]
 
-    theirs = outcome(MODULES[module][0](0.5))
-    assert outcome(module(0.5)) == outcome(module(0.5, seed=1)) == theirs
+    for p, training in ((0.5, True), (0.5, False), (0.0, True)):
+        theirs = outcome(MODULES[module][0](p).train(training))
+        assert outcome(module(p).train(training)) == theirs
+        assert outcome(module(p, seed=1).train(training)) == theirs
 
 
 def test_nothing_is_drawn_for_nothing(module):
@@ -691,6 +735,26 @@ def test_replaced_modules_stay_the_same_objects():
     assert type(ft.restore(again)) is Quiet
 
 
+def test_what_replace_leaves(capsys):
+    """A subclass with attributes that mean something else in ours, and a forward of an object's."""
+    named, own = Quiet(0.5), nn.Dropout(0.5)
+    named.draws, named.seed = 30, 5
+    own.forward = lambda x: x
+    model = ft.replace(nn.Sequential(named, own), seed=3, verbose=True)
+    assert (named.draws, named.seed, type(named), type(own)) == (30, 5, Quiet, nn.Dropout)
+    assert ft.restore(model) is model
+    assert (named.draws, named.seed) == (30, 5)
+    told = capsys.readouterr().out
+    assert "0 (Quiet): left: it has draws and seed, which mean something else in ours" in told
+    assert "1 (Dropout): left: it has a forward of its own" in told
+
+
+def test_attributes_that_ours_add():
+    plain, ours = nn.Dropout(0.5), ft.Dropout(0.5)
+    added = {name for name in dir(ours) if not name.startswith("_")} - {*dir(plain)}
+    assert added == {*OWN, "adopt"}
+
+
 class Loud(nn.Dropout):
     def forward(self, input):
         return super().forward(input) + 1
@@ -749,6 +813,9 @@ def test_threads_never_share_a_call():
 def test_the_function():
     x = normal(6, 40).requires_grad_()
     expected, _ = fd.dropout(x.detach().numpy(), 0.3, rng=fd.Rng(5, 2))
+    for wrong in (3, fd.Rng(5, 2), [5, 2], (5,)):
+        with pytest.raises(ValueError, match=r"draw must be \(seed, call\), such as \(rng.seed"):
+            ft.dropout(x, 0.3, draw=wrong)
     y = ft.dropout(x, 0.3, draw=(5, 2))
     assert_same_bits(y.detach().numpy(), expected)
     assert ft.dropout(x, 0.3, training=False) is ft.dropout(x, 0.0) is x

@@ -101,3 +101,16 @@ def test_compile(mode):
     run = torch.compile(lambda a: layer(a) * 2, fullgraph=True)
     for _ in range(2):
         torch.testing.assert_close(run(x), eager(x) * 2)
+
+
+def test_transforms_of_masks_that_are_never_there():
+    """PyTorch would give tangents of zeros, and all examples of a vmap one mask."""
+    layer, x = layer_of("example"), inputs()
+    for transform in (
+        lambda: torch.func.jvp(layer, (x,), (x,)),
+        lambda: torch.func.grad(lambda x: layer(x).sum())(x),
+        lambda: torch.vmap(layer, randomness="different")(x),
+    ):
+        with pytest.raises(NotImplementedError, match='take mode="batch" or "gaussian"'):
+            transform()
+    assert layer.call == 0

@@ -17,7 +17,8 @@ and the modules can be written down where ``torch.nn``'s are::
 `LockedDropout`, `DropPath`, `Zoneout`, `EmbeddingDropout`, `GaussianDropout`, `GaussianNoise` and
 `DropConnect` are `fastdrop.layers`' of the same names: the masks of their ops for the same seed and
 call. ``torch.compile`` takes all of them. They have all derivatives that PyTorch has, but for
-`DropConnect` with a mask for each example, which has the first, and no batches of ``torch.vmap``.
+`DropConnect` with a mask for each example, which has the first, by autograd, and no transforms of
+``torch.func``.
 
 An ONNX export of our modules has PyTorch's Dropout, which knows no seed, in train mode.
 

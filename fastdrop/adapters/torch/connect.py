@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from fastdrop._core import Draw, Place
@@ -135,6 +136,11 @@ class DropConnect(Seeded, nn.Linear):
         return y if self.bias is None or self.mask_bias else y + self.bias
 
     def _example(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+            raise NotImplementedError(
+                'mode="example" has no forward-mode derivative and no torch.func transform, as its '
+                'masks are never there: take mode="batch" or "gaussian", or torch.autograd.grad'
+            )
         draw = self.draws.tensor() if is_traced(x) else as_tensor(self.draws.numbers())
         y: Tensor = connect_op(x, self.weight, bias, draw, self.p)
         return y

@@ -238,11 +238,15 @@ _alive = torch._C._functorch.unwrap_if_dead  # of a transform that has ended
 
 def _composed(x: Tensor, draw: Numbers, how: How, constants: Constants | None = None) -> Tensor:
     """As `Lean`, by PyTorch's own operations, for which it has all derivatives and batches."""
-    scale, shift, out = how.constants() if constants is None else constants
+    constants = how.constants() if constants is None else constants
+    return _selected(x, _drawn(x, draw, how, KEPT), how.op, constants)
+
+
+def _selected(x: Tensor, kept: Tensor, op: int, constants: Constants) -> Tensor:
+    scale, shift, out = constants
     y = x * scale
-    if how.op == ALPHA_DROPOUT:
+    if op == ALPHA_DROPOUT:
         y = y + shift
-    kept = _drawn(x, draw, how, KEPT)
     return torch.where(kept, y, torch.full((), out, dtype=x.dtype, device=x.device))
 
 
@@ -255,12 +259,16 @@ def drawn(x: Tensor, draws: Draws, how: How, kind: str) -> Tensor:
     draw. Noise is float64 for such an x, else float32. No derivative goes through it."""
     if not is_traced(x):
         return _drawn(x, draws.numbers(), how, kind)
+    return _drawn_in_graph(x, draws.tensor(), how, kind)
+
+
+def _drawn_in_graph(x: Tensor, draw: Tensor, how: How, kind: str) -> Tensor:
     if how.rows is not None:
         raise NotImplementedError(_ROWS)
     start, whole = _ends(how.region)
     shape = _mask_array(tuple(x.shape), how.shared_axes)
     more = how.p, how.scale, list(how.shared_axes), start, whole, kind
-    made: Tensor = drawn_op(draws.tensor(), list(shape), x.dtype, x.device, *more)
+    made: Tensor = drawn_op(draw, list(shape), x.dtype, x.device, *more)
     return made
 
 
@@ -394,7 +402,10 @@ def _traced(x: Tensor, draw: Tensor, how: How) -> Tensor:
         raise NotImplementedError(_ROWS)
     op = dropout_op if how.op == DROPOUT else alpha_dropout_op
     more = draw, how.p, list(how.shared_axes), how.scale, *_ends(how.region)
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+    dual = forward_ad._current_level >= 0
+    if torch.compiler.is_compiling() and (dual or torch._C._are_functorch_transforms_active()):
+        return _selected(x, _drawn_in_graph(x, draw, how, KEPT), how.op, how.constants())
+    if not dual:
         y: Tensor = op(x, *more)
         return y
     x, dx = forward_ad.unpack_dual(x)  # custom operators drop tangents silently

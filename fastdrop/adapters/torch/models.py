@@ -15,9 +15,10 @@ def replace(model: nn.Module, seed: int | None = None, verbose: bool = False) ->
     """Make the dropout modules of a model ours, where they are.
 
     The modules stay the same objects, of another class: whatever refers to them elsewhere, their
-    hooks, names and attributes stay. So does a subclass that leaves `forward` as it is. What calls
-    a function instead of a module (attention weights in ``nn.MultiheadAttention``, layers of an
-    ``nn.LSTM``) stays PyTorch's: `enable` reaches it. Without a seed, so do ``nn.Dropout1d`` to
+    hooks, names and attributes stay. So does a subclass that leaves `forward` as it is, unless
+    it has an attribute that means something else in ours, such as ``seed``: then it is left. What
+    calls a function instead of a module (attention weights in ``nn.MultiheadAttention``, layers of
+    an ``nn.LSTM``) stays PyTorch's: `enable` reaches it. Without a seed, so do ``nn.Dropout1d`` to
     ``3d``, which PyTorch multiplies by a number a map, faster than we draw and apply a bit an
     element.
 
@@ -79,18 +80,24 @@ def restore(model: nn.Module) -> nn.Module:
     return model
 
 
+OWN = "alone", "axis", "call", "copies", "draws", "op", "reset", "seed", "shared_axes"
+"""Attributes of ours that ``torch.nn``'s have not."""
+
+
 def _replacement(module: nn.Module) -> tuple[type[Any] | None, str]:
     """Our class for a module, or None and why there is none ("" if it drops nothing)."""
     kind = type(module)
     if isinstance(module, Drops):
         return None, "it is fastdrop's already"
     for theirs, ours in OURS.items():
-        if kind is theirs:
-            return ours, ""
-        if issubclass(kind, theirs):
-            if kind.forward is theirs.forward and kind.__call__ is theirs.__call__:
-                return _joined((kind, ours)), ""
+        if not issubclass(kind, theirs):
+            continue
+        of_class = kind.forward is not theirs.forward or kind.__call__ is not theirs.__call__
+        if of_class or "forward" in vars(module):
             return None, "it has a forward of its own"
+        if taken := [name for name in OWN if hasattr(module, name)]:
+            return None, f"it has {' and '.join(taken)}, which mean something else in ours"
+        return ours if kind is theirs else _joined((kind, ours)), ""
     for attribute in ("dropout", "dropout_p", "attention_dropout"):
         rate = getattr(module, attribute, None)
         if isinstance(rate, float) and rate > 0.0:

@@ -77,6 +77,8 @@ def dropout(
     if not training or p == 0.0:
         return input
     served(input)
+    if draw is not None and not (isinstance(draw, tuple) and len(draw) == 2):
+        raise ValueError(f"draw must be (seed, call), such as (rng.seed, rng.call), got {draw!r}")
     draws = FROM_GENERATOR if draw is None else Named(*draw)
     if isinstance(rows, Tensor):
         rows = rows.cpu().numpy()
@@ -135,6 +137,8 @@ class Drops(Seeded):
         if isinstance(input, Proxy):
             return self._node((input,), {})
         if not self.training or self.p == 0.0:
+            if self.axis and input.ndim not in self.axis:
+                self._shared_axes(input)  # for what PyTorch's says of that
             return input
         return self._drop(input)
 
@@ -168,7 +172,7 @@ class Drops(Seeded):
         axis = self.axis.get(x.ndim)
         if axis is None:
             function = getattr(F, _FUNCTIONS[self._plain()])
-            function(x, self.p, x.ndim < 2)  # warns or raises as PyTorch's does
+            function(x, self.p, self.training and x.ndim < 2)  # warns or raises as PyTorch's
             axis = 2
         return tuple(range(axis, x.ndim))
 

@@ -59,8 +59,8 @@ def enable() -> Enabled:
     elements, and whole feature maps (``F.dropout2d``).
 
     It does not act inside ``torch.compile``, where PyTorch decomposes dropout before it gets here:
-    there `replace` helps. A graph that ``torch.export`` or an ONNX export makes meanwhile has the
-    operators that dropout is composed of: to keep it in one, close what is open before.
+    there `replace` helps. Nor in what ``torch.jit.script`` has made of a model, which TorchScript
+    optimizes itself.
 
     Returns
     -------
