@@ -524,6 +524,19 @@ def test_shape_inference_on_a_gpu():
     assert (y.shape, y.dtype, y.device) == (x.shape, x.dtype, x.device)
 
 
+@pytest.mark.parametrize("seed", [None, 7])
+def test_shape_inference_outside_of_its_mode(seed):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    x = FakeTensorMode().from_tensor(torch.ones(3, 4, requires_grad=True))
+    layer = ft.Dropout(0.5, seed=seed)
+    y = layer(x)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert type(y) is type(dx) is type(x)
+    assert y.shape == dx.shape == x.shape
+    assert layer.call == (None if seed is None else 0)
+
+
 def test_replace():
     shared = nn.Dropout(0.2, inplace=True)
     model = nn.Sequential(

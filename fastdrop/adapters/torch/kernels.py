@@ -89,6 +89,8 @@ def dropped(x: Tensor, draws: Draws, how: How) -> Tensor:
     if is_plain(x):
         return dropped_lean(x, draws, how)
     if is_traced(x):
+        if type(x) is FakeTensor and not torch.compiler.is_compiling() and not _modes():
+            return x.clone()  # outside of its mode: no numbers, and nobody's graph
         return _traced(x, draws.tensor(), how)
     return _composed(x, draws.numbers(), how)
 
