@@ -59,7 +59,12 @@ def connect_back(size=(6, 20, 47)):
 
 
 def deviations():
-    checks.test_noise_with_a_deviation_each("float32", (1001, 6))
+    checks.test_noise_with_a_deviation_each("float32", (1001, 6), None)
+
+
+def deviations_of_a_region():
+    region = (1, 2, 3), (9, 12, 40)
+    checks.test_noise_with_a_deviation_each("float32", (7, 9, 33), region)
 
 
 def weighted(dtype="float32"):
@@ -274,7 +279,16 @@ MUTATIONS = {
         "return sigma, column",
         deviations,
     ),
-    "deviations from the first on": ("i % deviations[1])", "U64(0))", deviations),
+    "deviations from the first on": (
+        "s0, column = of_column(deviations, i % deviations[1])",
+        "s0, column = of_column(deviations, U64(0))",
+        deviations,
+    ),
+    "the first deviation of a region": (
+        "own, _ = of_column(deviations, i % deviations[1])",
+        "own, _ = of_column(deviations, U64(0))",
+        deviations_of_a_region,
+    ),
     "a slope without its noise": (
         "def slope(noise, sigma, relaxed):\n        return real(noise)",
         "def slope(noise, sigma, relaxed):\n        return sigma",
