@@ -56,13 +56,13 @@ def count(monkeypatch, run):
     from fastdrop.adapters.torch import program
 
     seen = {"ours": 0}
-    lean = program.dropped_lean
+    lean = program.dropped_whole
 
     def counted(*args):
         seen["ours"] += 1
         return lean(*args)
 
-    monkeypatch.setattr(program, "dropped_lean", counted)
+    monkeypatch.setattr(program, "dropped_whole", counted)
     with ft.enable(), torch.autograd.profiler.profile() as profile:
         run()
     theirs = sum(

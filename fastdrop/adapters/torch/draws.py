@@ -28,23 +28,6 @@ def _signed(draw: Numbers) -> list[int]:
     return [(number ^ 1 << 63) - (1 << 63) for number in draw]
 
 
-class FromGenerator:
-    """By PyTorch's CPU generator, so that ``torch.manual_seed`` repeats them."""
-
-    named = False
-
-    @staticmethod
-    def numbers() -> Numbers:
-        return _token()
-
-    @staticmethod
-    def tensor() -> Tensor:
-        """Of PyTorch's own dropout, whose outcome a compiler with a memory budget saves for the
-        backward pass; it would draw other integers there a second time."""
-        bits = F.dropout(torch.ones((2, 63), device="cpu"), 0.5) != 0
-        return (bits * torch.pow(2, torch.arange(63, device="cpu"))).sum(1)
-
-
 class _Room(local):
     """A thread's, where its generator's numbers come in; new memory each time takes longer."""
 
@@ -65,6 +48,21 @@ def _token() -> Numbers:
     _room.tensor.random_()
     first, second = _room.array.tolist()
     return first, second
+
+
+class FromGenerator:
+    """By PyTorch's CPU generator, so that ``torch.manual_seed`` repeats them."""
+
+    named = False
+
+    numbers = staticmethod(_token)
+
+    @staticmethod
+    def tensor() -> Tensor:
+        """Of PyTorch's own dropout, whose outcome a compiler with a memory budget saves for the
+        backward pass; it would draw other integers there a second time."""
+        bits = F.dropout(torch.ones((2, 63), device="cpu"), 0.5) != 0
+        return (bits * torch.pow(2, torch.arange(63, device="cpu"))).sum(1)
 
 
 FROM_GENERATOR = FromGenerator()

@@ -98,12 +98,50 @@ def dropped(x: Tensor, draws: Draws, how: How) -> Tensor:
 def dropped_lean(x: Tensor, draws: Draws, how: How) -> Tensor:
     """`dropped` of a tensor that `is_plain`."""
     x, draw, constants = _alive(x), draws.numbers(), how.constants()
-    if not (x.requires_grad and torch.is_grad_enabled()):
+    if not (x.requires_grad and _grad_enabled()):
         return _run(x, draw, how, constants)[0]
-    if not draws.named and x.numel() <= SMALL and x.dtype in ONES and is_memory(x, how):
-        return _dropped_small(x, draw, how, constants)
     y: Tensor = _apply(x, draw, how, constants, None)
     return y
+
+
+def dropped_whole(x: Tensor, draws: Draws, p: float, op: int) -> Tensor:
+    """`dropped_lean` with a draw for each element of a whole tensor.
+
+    `Lean` has a Python function for the backward pass, which takes longer than all else if the
+    tensor is small. PyTorch's own has none, with a number an element: it gives the same gradient,
+    but for the sign of a zero, and for NaN where an infinite gradient meets a dropped element.
+    """
+    how, constants, scale = _whole(p, op)
+    n, dtype = x.numel(), x.dtype
+    if (
+        draws.named
+        or n > SMALL
+        or dtype not in ONES
+        or not (x.requires_grad and _grad_enabled())
+        or not is_memory(x, how)
+    ):
+        return dropped_lean(x, draws, how)
+    x, kind = _alive(x), DTYPES[dtype]
+    noise = torch.empty_like(x)
+    seed, call = draws.numbers()
+    at, ones = noise.data_ptr(), ONES[dtype]
+    drop_memory(DROPOUT, kind, ones, at, n, seed, call, p, scale, None, False)
+    y = x * noise
+    drop_memory(op, kind, x.data_ptr(), y.data_ptr(), n, seed, call, p, constants, None, False)
+    return y
+
+
+@lru_cache
+def _whole(p: float, op: int) -> tuple[How, Constants, Constants]:
+    how = How(p, op)
+    constants = how.constants()
+    return how, constants, (constants[0], 0.0, 0.0)
+
+
+SMALL = 4096
+_ones = {dtype: torch.ones(SMALL, dtype=dtype) for dtype in (torch.float32, torch.float64)}
+ONES = {dtype: ones.data_ptr() for dtype, ones in _ones.items()}
+"""Of other dtypes a scale would be rounded."""
 
 
 def is_plain(x: Tensor) -> bool:
@@ -124,6 +162,7 @@ def is_plain(x: Tensor) -> bool:
     )
 
 
+_grad_enabled = torch.is_grad_enabled
 _transforms_active = torch._C._are_functorch_transforms_active
 _modes = torch._C._len_torch_dispatch_stack
 _tracing_state = torch._C._get_tracing_state
@@ -181,24 +220,6 @@ def _run(
         return y, drop_and_keep(array(x), p, draw, constants, op, *place, out=array(y))[1]
     drop(array(x), p, draw, constants, op, *place, out=array(y), given=given)
     return y, None
-
-
-SMALL = 4096
-ONES = {dtype: torch.ones(SMALL, dtype=dtype) for dtype in (torch.float32, torch.float64)}
-"""Of other dtypes a scale would be rounded."""
-
-
-def _dropped_small(x: Tensor, draw: Numbers, how: How, constants: Constants) -> Tensor:
-    """`Lean` has a Python function for the backward pass, which takes longer than all else here.
-    PyTorch's own has none, with a number an element: it gives the same gradient, but for the sign
-    of a zero, and for NaN where an infinite gradient meets a dropped element.
-    """
-    noise, ones = torch.empty_like(x), ONES[x.dtype]
-    more = x.numel(), *draw, how.p
-    _at(DROPOUT, ones, noise, *more, (constants[0], 0.0, 0.0), None, False)
-    y = x * noise
-    _at(how.op, x, y, *more, constants, None, False)
-    return y
 
 
 def _at(op: int, x: Tensor, y: Tensor, *more: Any) -> Any:

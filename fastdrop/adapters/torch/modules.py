@@ -17,6 +17,7 @@ from fastdrop.adapters.torch.kernels import (
     How,
     dropped,
     dropped_lean,
+    dropped_whole,
     is_plain,
     is_traced,
 )
@@ -145,7 +146,10 @@ class Drops(Seeded):
     def _drop(self, x: Tensor, region: Any = None, rows: Any = None) -> Tensor:
         if not is_plain(x):
             return self._drop_other(x, region, rows)
-        y = dropped_lean(x, self.draws, self._how(x, region, rows))
+        if region is None and rows is None and not self.axis and not self.alone:
+            y = dropped_whole(x, self.draws, self.p, self.op)
+        else:
+            y = dropped_lean(x, self.draws, self._how(x, region, rows))
         return x.copy_(y) if self.inplace else y
 
     def _drop_other(self, x: Tensor, region: Any, rows: Any) -> Tensor:

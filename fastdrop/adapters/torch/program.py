@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastdrop.adapters.torch.draws import FROM_GENERATOR
-from fastdrop.adapters.torch.kernels import How, dropped_lean, is_plain
+from fastdrop.adapters.torch.kernels import dropped_whole, is_plain
 from fastdrop.ops.door import ALPHA_DROPOUT, DROPOUT
 
 LEAST = 2048
@@ -106,7 +106,7 @@ def _kernel(op: int, theirs: Any) -> Any:
         if not _is_ours(x, p, train):
             result: Tensor = theirs._op_dk(COMPOSED, x, p, train)
             return result
-        return dropped_lean(x, FROM_GENERATOR, How(p, op))
+        return dropped_whole(x, FROM_GENERATOR, p, op)
 
     return run
 
@@ -116,7 +116,7 @@ def _in_place(op: int, theirs: Any) -> Any:
         if not _is_ours(x, p, train):
             result: Tensor = theirs._op_dk(COMPOSED, x, p, train)
             return result
-        return x.copy_(dropped_lean(x, FROM_GENERATOR, How(p, op)))
+        return x.copy_(dropped_whole(x, FROM_GENERATOR, p, op))
 
     return run
 
