@@ -169,6 +169,11 @@ def test_wrong_arguments():
         ft.Dropout(0.5, seed=-1)
     with pytest.raises(TypeError, match=r"input must be a tensor of float16.*got int64"):
         ft.Dropout(0.5, seed=1)(torch.ones(2, dtype=torch.int64))
+    for module in (ft.Dropout(0.5), ft.Dropout(0.5, seed=1), ft.GaussianDropout(0.5)):
+        with pytest.raises(TypeError, match="input must be a Tensor, got ndarray"):
+            module(np.ones(3))
+    with pytest.raises(TypeError, match="input must be a Tensor, got NoneType"):
+        ft.dropout(None)
     with pytest.raises(TypeError, match="not nested, got nested"):
         ft.Dropout(0.5, seed=1)(nested())
     with pytest.raises(ValueError, match=r"p must be in \[0, 1\], got 1.5"):
@@ -236,6 +241,16 @@ def test_own_seed_does_not_depend_on_torchs():
     first = ft.Dropout(0.5, seed=1)(x)
     torch.manual_seed(6)
     assert torch.equal(ft.Dropout(0.5, seed=1)(x), first)
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_own_seed_leaves_torchs_generator_where_it_is(mode):
+    torch.manual_seed(5)
+    with mode():
+        ft.Dropout(0.5, seed=1)(torch.ones(300, requires_grad=True))
+    after = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(1), after)
 
 
 def test_state_dict_goes_on_with_the_masks():
@@ -362,7 +377,7 @@ def test_opcheck(op):
 
 
 def test_opcheck_of_the_counter():
-    torch.library.opcheck(draws.next_call, (torch.tensor([1, 2]), torch.tensor(3)))
+    torch.library.opcheck(draws.next_call, (torch.tensor([1, 2, 3]), torch.tensor(4)))
 
 
 @pytest.mark.parametrize("seed", [None, 7])
@@ -404,6 +419,45 @@ def test_checkpoint_that_forgets_the_random_state():
         y.sum().backward()
 
 
+def test_reset_between_the_passes_of_a_checkpoint():
+    layer, x = ft.Dropout(0.5, seed=7), torch.ones(300, requires_grad=True)
+    y = checkpoint(lambda x: layer(x.exp()).exp(), x, use_reentrant=False)
+    layer.reset(40)
+    y.sum().backward()
+    assert torch.equal(y != 1, x.grad != 0)
+    assert layer.call == 40
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_compiled_checkpoint_counts_each_call_once(inside, use_reentrant):
+    """Whether what is compiled is in the checkpoint, or the checkpoint in what is compiled. Of the
+    calls one module has two, and another is of the same seed."""
+    first, second = (ft.Dropout(0.5, seed=7) for _ in range(2))
+    second.reset(40)
+
+    def block(x):
+        return torch.stack([layer(x.exp()) * x.exp() for layer in (first, second, first)])
+
+    def run(x):
+        step = torch.compile(block) if inside else block
+        return checkpoint(step, x, use_reentrant=use_reentrant)
+
+    torch.compiler.reset()
+    step = run if inside else torch.compile(run)
+    for i in range(2):
+        x = torch.ones(300, requires_grad=True)
+        y = step(x)
+        y.sum().backward()
+        for mask, call in zip(y, (2 * i, 40 + i, 2 * i + 1), strict=True):
+            expected = fd.keep_mask(300, 0.5, rng=fd.Rng(7, call))
+            np.testing.assert_array_equal((mask > 0).numpy(), expected)
+        torch.testing.assert_close(x.grad, 2 * y.detach().sum(0))  # y is exp(2 x) * scale
+        assert (first.call, second.call) == (2 * i + 2, 41 + i)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [None, 7])
 def test_compile(seed):
@@ -414,7 +468,7 @@ def test_compile(seed):
         return layer(x).square()
 
     functions = [square]
-    if seed is None:  # the compiler takes no changes of state in a checkpoint
+    if seed is None:  # a whole graph has no changes of state in a checkpoint
         functions.append(lambda x: checkpoint(square, x, use_reentrant=False))
     for function in functions:
         torch.compiler.reset()
@@ -535,6 +589,40 @@ def test_shape_inference_outside_of_its_mode(seed):
     assert type(y) is type(dx) is type(x)
     assert y.shape == dx.shape == x.shape
     assert layer.call == (None if seed is None else 0)
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+def test_shape_inference_in_its_mode(seed):
+    """Of modules that were made outside; nothing is drawn."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    layers = [ft.Dropout(0.5, seed=seed), ft.GaussianDropout(0.5, seed=seed)]
+    state = torch.get_rng_state()
+    with FakeTensorMode():
+        x = torch.ones(3, 4, requires_grad=True)
+        for layer in layers:
+            (dx,) = torch.autograd.grad(layer(x).sum(), x)
+            each = torch.vmap(layer, randomness="different")(x)
+            of = torch.func.grad(lambda x, layer=layer: layer(x).sum())(x)
+            assert dx.shape == each.shape == of.shape == x.shape
+            assert layer.call == (None if seed is None else 0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("tracing_mode", ["real", "fake"])
+@pytest.mark.parametrize("layer", [ft.Dropout(0.5), ft.GaussianDropout(0.5)], ids=["kept", "noise"])
+def test_transforms_in_a_graph_draw_each_time(layer, tracing_mode):
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    x = torch.ones(4, 50)
+    for function in (
+        torch.func.grad(lambda x: (layer(x) * x).sum()),
+        torch.vmap(layer, randomness="different"),
+    ):
+        graph = make_fx(function, tracing_mode=tracing_mode)(x)
+        first, second = graph(x), graph(x)
+        assert not torch.equal(first, second)
+        assert not torch.equal(first[0], first[1])
 
 
 def test_replace():
@@ -678,6 +766,24 @@ def test_vmap_with_masks_of_their_own():
         torch.vmap(ft.Dropout(0.3))(x)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("shared_axes", [(), (0,)])
+def test_compiled_vmap_has_the_mask_of_an_eager_one(shared_axes):
+    def run(layer, x):
+        inner = torch.vmap(layer, randomness="different")
+        return torch.vmap(inner, randomness="different")(x), inner(x)
+
+    x = torch.ones(3, 4, 50)
+    eager, ours = (ft.Dropout(0.3, seed=5, shared_axes=shared_axes) for _ in range(2))
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x: run(ours, x), backend="aot_eager")
+    for _ in range(2):
+        for y, expected in zip(compiled(x), run(eager, x), strict=True):
+            assert torch.equal(y, expected)
+    assert ours.call == eager.call == 4
+
+
 def test_symbolic_trace():
     """One node, which drops in train mode and not in eval mode."""
     net = ft.replace(nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.5))).train()
@@ -778,12 +884,17 @@ class Quiet(nn.Dropout):
 
 
 def test_replace_tells_what_it_leaves(capsys):
-    model = nn.Sequential(Loud(0.5), nn.Dropout(0.5), nn.LSTM(3, 3, 2, dropout=0.25), nn.ReLU())
+    other = nn.Identity()
+    other.attn_pdrop, other.hidden_dropout_prob, other.dropout = 0.1, 0.2, 0.0
+    lstm = nn.LSTM(3, 3, 2, dropout=0.25)
+    model = nn.Sequential(Loud(0.5), nn.Dropout(0.5), lstm, nn.ReLU(), other)
     ft.replace(model, verbose=True)
     assert capsys.readouterr().out.splitlines() == [
         "0 (Loud): left: it has a forward of its own",
         "1 (Dropout): replaced",
         "2 (LSTM): left: calls a function with its dropout of 0.25, which enable() reaches",
+        "4 (Identity): left: calls a function with its attn_pdrop of 0.1 and "
+        "hidden_dropout_prob of 0.2, which enable() reaches",
     ]
 
 

@@ -215,10 +215,20 @@ def test_zoneout(dtype):
         )
     graph = torch.fx.symbolic_trace(Cell())
     assert torch.equal(graph.eval()(previous, new), Cell().eval()(previous, new))
-    with pytest.raises(ValueError, match="shape and dtype of previous"):
+    with pytest.raises(ValueError, match="shape of previous"):
         layer(previous, new[0])
     with pytest.raises(RuntimeError, match=r"use torch\.export"):
         torch.jit.script(layer)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_zoneout_of_two_dtypes(training):
+    """As under autocast, where a state may be float32 and what a layer gives bfloat16."""
+    previous, new = normal(6, 40), normal(6, 40, dtype=torch.bfloat16) + 9
+    layers = [ft.Zoneout(0.3, seed=5).train(training) for _ in range(2)]
+    y = layers[0](previous, new)
+    assert y.dtype is torch.float32
+    assert torch.equal(y, layers[1](previous, new.float()))
 
 
 class Cell(nn.Module):

@@ -4,6 +4,7 @@ However tensors, parameters and batches are cut, all processes together have the
 """
 
 import sys
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -19,7 +20,16 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from fastdrop.adapters.torch import Dropout, Dropout1d, DropPath, LockedDropout, dropout
+from fastdrop.adapters.torch import (
+    Dropout,
+    Dropout1d,
+    DropPath,
+    GaussianDropout,
+    GaussianNoise,
+    LockedDropout,
+    Zoneout,
+    dropout,
+)
 
 RANKS = 4
 BATCH, WIDTH = 8, 12
@@ -46,6 +56,29 @@ def tensors(line, square):
             assert torch.equal(y.full_tensor(), expected), (kind, cut)
             (y * distribute_tensor(whole, mesh, cut)).sum().backward()
             assert torch.equal(x.grad.full_tensor(), z.grad), (kind, cut)
+
+
+def noise(line, square):
+    """What PyTorch's operations do with a draw that is a tensor."""
+    whole = torch.arange(1.0, 1 + 6 * 10 * 7).reshape(6, 10, 7)
+    kinds = (
+        *(partial(GaussianDropout, 0.4, shared_axes=axes) for axes in ((), (0,), (1, 2))),
+        partial(GaussianNoise, 2.0),
+        partial(Zoneout, 0.4),
+    )
+    for kind in kinds:
+        inputs = 1 + (kind.func is Zoneout)
+        zs = [(whole + i).requires_grad_() for i in range(inputs)]
+        expected = kind(seed=5)(*zs)
+        (expected * whole).sum().backward()
+        for mesh, cut in cuts(line, square):
+            xs = [distribute_tensor(z.detach(), mesh, cut).requires_grad_() for z in zs]
+            y = kind(seed=5)(*xs)
+            assert list(y.placements) == cut
+            assert torch.equal(y.full_tensor(), expected), (kind, cut)
+            (y * distribute_tensor(whole, mesh, cut)).sum().backward()
+            for x, z in zip(xs, zs, strict=True):
+                assert torch.equal(x.grad.full_tensor(), z.grad), (kind, cut)
 
 
 def tensors_in_larger_ones(line, square):
@@ -165,6 +198,7 @@ def both(line, square):
 
 CASES = [
     tensors,
+    noise,
     tensors_in_larger_ones,
     tensor_parallelism,
     sequence_parallelism,

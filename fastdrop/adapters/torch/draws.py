@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import count
 from threading import Lock, local
 from typing import Any
 
@@ -24,7 +25,7 @@ def as_tensor(draw: Numbers) -> Tensor:
     return torch.tensor(_signed(draw), dtype=torch.int64, device="cpu")
 
 
-def _signed(draw: Numbers) -> list[int]:
+def _signed(draw: tuple[int, ...]) -> list[int]:
     return [(number ^ 1 << 63) - (1 << 63) for number in draw]
 
 
@@ -69,6 +70,7 @@ FROM_GENERATOR = FromGenerator()
 
 MEMORY = 1 << 16  # calls that a checkpoint can go back
 _calls: OrderedDict[tuple[int, ...], list[int]] = OrderedDict()
+_counters = count()
 _lock = Lock()
 
 
@@ -78,47 +80,52 @@ def next_call(state: Tensor, token: Tensor) -> Tensor:
     return torch.tensor(_next(state, tuple(token.flatten().tolist())), dtype=torch.int64)
 
 
-next_call.register_fake(lambda state, token: torch.empty_like(state))
+next_call.register_fake(lambda state, token: state.new_empty(2))
+
+
+@next_call.register_vmap
+def _(info: Any, in_dims: Any, state: Tensor, token: Tensor) -> tuple[Tensor, int]:
+    """All examples are one call."""
+    return next_call(state, token.movedim(in_dims[1], 0)).expand(info.batch_size, 2), 0
 
 
 def _next(state: Tensor | np.ndarray[Any, Any], token: tuple[int, ...]) -> list[int]:
     """In a backward pass a forward call is one that a checkpoint computes again. The checkpoint has
-    set back PyTorch's generator, so the token tells which of the module's calls it was."""
+    set back PyTorch's generator, so the token tells which of the module's calls it was. Behind seed
+    and call stands a number of the module's own; Keras's state has none, and stays where it is."""
     with _lock:
-        draw: list[int] = state.tolist()
-        again = torch._C._current_graph_task_id() != -1
-        if again or token:
-            at = state.ctypes.data if isinstance(state, np.ndarray) else state.data_ptr()
-            name = (at, draw[0], *token)
-        if again:
+        seed, call, *own = state.tolist()
+        name = (own or [state.data_ptr()])[0], *token  # type: ignore[union-attr]
+        if torch._C._current_graph_task_id() != -1:
             if name not in _calls:
                 raise RuntimeError(
                     "a Dropout with a seed was called in a backward pass, but not by a checkpoint "
                     "that preserves the random state; use preserve_rng_state=True"
                 )
             return _calls[name]
-        if draw[1] == -1:  # 2**64 - 1: behind it the state could only begin again
+        if call == -1:  # 2**64 - 1: behind it the state could only begin again
             raise ValueError("a Dropout with a seed has given all its calls; take another seed")
         if token:
-            _calls[name] = draw
+            _calls[name] = [seed, call]
             if len(_calls) > MEMORY:
                 _calls.popitem(last=False)
         state[1] += 1
-    return draw
+    return [seed, call]
 
 
 class Counted:
     """By a seed; the calls are counted.
 
-    A checkpoint computes a call again with its mask. It can be at work in a backward pass, where
-    somebody sees what is saved for one, or where nothing is saved; only there PyTorch's generator
-    is asked for a number, by which the call is known again.
+    A checkpoint computes a call again with its mask. Its forward pass is one of an
+    ``autograd.Function``, which knows no forward-mode derivatives, or sees what is saved for the
+    backward pass. Only there PyTorch's generator is asked for a number, by which the call is known
+    again.
     """
 
     named = True
 
     def __init__(self, seed: int, call: int = 0) -> None:
-        self.array = np.array(_signed((seed, call)), np.int64)
+        self.array = np.array([*_signed((seed, call)), next(_counters)], np.int64)
         with temporarily_clear_interpreter_stack():
             self.state = torch.from_numpy(self.array)  # no buffer, as ranks' would be the same
 
@@ -127,7 +134,7 @@ class Counted:
 
     def numbers(self) -> Numbers:
         again = (
-            not torch.is_grad_enabled()
+            not (torch._C._is_fwd_grad_enabled() or torch.is_inference_mode_enabled())
             or torch._C._current_graph_task_id() != -1
             or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         )
@@ -137,6 +144,11 @@ class Counted:
 
     def tensor(self) -> Tensor:
         return next_call(self.state, FROM_GENERATOR.tensor())
+
+    def reset(self, call: int) -> None:
+        """`call` is the next."""
+        with _lock:
+            self.array[1:2] = _signed((call,))
 
     @property
     def seed(self) -> int:

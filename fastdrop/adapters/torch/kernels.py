@@ -89,9 +89,7 @@ def dropped(x: Tensor, draws: Draws, how: How) -> Tensor:
     if is_plain(x):
         return dropped_lean(x, draws, how)
     if is_traced(x):
-        if type(x) is FakeTensor and not torch.compiler.is_compiling() and not _modes():
-            return x.clone()  # outside of its mode: no numbers, and nobody's graph
-        return _traced(x, draws.tensor(), how)
+        return x.clone() if has_no_numbers(x) else _traced(x, draws.tensor(), how)
     return _composed(x, draws.numbers(), how)
 
 
@@ -172,11 +170,23 @@ def is_traced(x: Tensor) -> bool:
     """Whether what happens to x becomes a graph, or x has no numbers."""
     if torch.compiler.is_compiling():
         return True
-    if torch._C._are_functorch_transforms_active():
-        return False
     modes = torch._C._len_torch_dispatch_stack() > 0
     fake = type(x) is not Tensor and isinstance(x, FakeTensor | FunctionalTensor)
     return modes or fake or torch._C._get_tracing_state() is not None or x.is_meta
+
+
+def has_no_numbers(x: Tensor) -> bool:
+    """Whether x is a shape alone, and no part of a graph: then nothing is drawn."""
+    return (
+        not torch.compiler.is_compiling()
+        and (type(x) is FakeTensor or _mode(_Mode.FAKE) is not None)
+        and _mode(_Mode.PROXY) is None
+        and _mode(_Mode.FUNCTIONAL) is None
+    )
+
+
+_Mode = torch._C._TorchDispatchModeKey
+_mode = torch._C._get_dispatch_mode
 
 
 def array(x: Tensor) -> Any:
@@ -282,6 +292,9 @@ def drawn(x: Tensor, draws: Draws, how: How, kind: str) -> Tensor:
     draw. Noise is float64 for such an x, else float32. No derivative goes through it."""
     if not is_traced(x):
         return _drawn(x, draws.numbers(), how, kind)
+    if has_no_numbers(x):
+        shape = mask_array(tuple(x.shape), how.shared_axes)
+        return x.new_empty(shape, dtype=dtype_of(kind, x.dtype))
     return _drawn_in_graph(x, draws.tensor(), how, kind)
 
 
@@ -289,13 +302,13 @@ def _drawn_in_graph(x: Tensor, draw: Tensor, how: How, kind: str) -> Tensor:
     if how.rows is not None:
         raise NotImplementedError(_ROWS)
     start, whole = _ends(how.region)
-    shape = _mask_array(tuple(x.shape), how.shared_axes)
+    shape = mask_array(tuple(x.shape), how.shared_axes)
     more = how.p, how.scale, list(how.shared_axes), start, whole, kind
     made: Tensor = drawn_op(draw, list(shape), x.dtype, x.device, *more)
     return made
 
 
-def _mask_array(shape: tuple[int, ...], shared_axes: tuple[int, ...]) -> tuple[int, ...]:
+def mask_array(shape: tuple[int, ...], shared_axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(1 if axis in shared_axes else n for axis, n in enumerate(shape))
 
 
@@ -318,17 +331,20 @@ def _drawn(x: Tensor, draw: Numbers, how: How, kind: str) -> Tensor:
             sizes.append(int(vmap.batchSize()))
     more = len(sizes)
     if more and (how.region is not None or how.rows is not None):
-        raise ValueError(
-            "region and rows name one mask, which vmap with randomness='different' has not; use "
-            "randomness='same'"
-        )
-    shape = (*sizes, *_mask_array(tuple(x.shape), how.shared_axes))
+        raise ValueError(_ONE_MASK)
+    shape = (*sizes, *mask_array(tuple(x.shape), how.shared_axes))
     how = how._replace(shared_axes=tuple(axis + more for axis in how.shared_axes))
     with temporarily_clear_interpreter_stack(), torch.no_grad():
         made = _made(shape, x.dtype, x.device if x.is_cuda else "cpu", draw, how, kind)
     for level in levels:
         made = torch._C._functorch._add_batch_dim(made, 0, level)
     return made
+
+
+_ONE_MASK = (
+    "region and rows name one mask, which vmap with randomness='different' has not; use "
+    "randomness='same'"
+)
 
 
 def _made(
@@ -341,6 +357,10 @@ def _made(
     place = how.shared_axes, how.region, how.rows
     noise(array(made), draw, how.constants()[0], op, *place, out=array(made))
     return made
+
+
+def dtype_of(kind: str, dtype: torch.dtype) -> torch.dtype:
+    return torch.bool if kind == KEPT else _noise_dtype(dtype)
 
 
 def _noise_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -416,8 +436,19 @@ def drawn_op(
 def _(
     draw: Tensor, shape: list[int], dtype: torch.dtype, device: torch.device, *more: Any
 ) -> Tensor:
-    dtype = torch.bool if more[-1] == KEPT else _noise_dtype(dtype)
-    return torch.empty(shape, dtype=dtype, device=device)
+    return torch.empty(shape, dtype=dtype_of(more[-1], dtype), device=device)
+
+
+@drawn_op.register_vmap
+def _(info: Any, in_dims: Any, draw: Tensor, shape: list[int], *more: Any) -> tuple[Tensor, int]:
+    """With randomness="different" examples come with a draw each, of which the first names the mask
+    for all, as in `_drawn`. With "same" draw has no batch, and no rule is asked for."""
+    dtype, device, p, scale, shared_axes, start, whole, kind = more
+    if start is not None:
+        raise ValueError(_ONE_MASK)
+    draw, axes = draw.select(in_dims[0], 0), [axis + 1 for axis in shared_axes]
+    shape = [info.batch_size, *shape]
+    return drawn_op(draw, shape, dtype, device, p, scale, axes, start, whole, kind), 0
 
 
 def _traced(x: Tensor, draw: Tensor, how: How) -> Tensor:
@@ -426,7 +457,7 @@ def _traced(x: Tensor, draw: Tensor, how: How) -> Tensor:
     op = dropout_op if how.op == DROPOUT else alpha_dropout_op
     more = draw, how.p, list(how.shared_axes), how.scale, *_ends(how.region)
     dual = forward_ad._current_level >= 0
-    if torch.compiler.is_compiling() and (dual or torch._C._are_functorch_transforms_active()):
+    if (dual and torch.compiler.is_compiling()) or torch._C._are_functorch_transforms_active():
         return _selected(x, _drawn_in_graph(x, draw, how, KEPT), how.op, how.constants())
     if not dual:
         y: Tensor = op(x, *more)

@@ -98,10 +98,13 @@ def _replacement(module: nn.Module) -> tuple[type[Any] | None, str]:
         if taken := [name for name in OWN if hasattr(module, name)]:
             return None, f"it has {' and '.join(taken)}, which mean something else in ours"
         return ours if kind is theirs else _joined((kind, ours)), ""
-    for attribute in ("dropout", "dropout_p", "attention_dropout"):
-        rate = getattr(module, attribute, None)
-        if isinstance(rate, float) and rate > 0.0:
-            return None, f"calls a function with its {attribute} of {rate}, which enable() reaches"
+    rates = [
+        f"{name} of {rate}"
+        for name, rate in vars(module).items()
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(rate, float) and rate > 0.0
+    ]
+    if rates:
+        return None, f"calls a function with its {' and '.join(rates)}, which enable() reaches"
     return None, ""
 
 

@@ -145,6 +145,8 @@ class Drops(Seeded):
 
     def _drop(self, x: Tensor, region: Any = None, rows: Any = None) -> Tensor:
         if not is_plain(x):
+            if not isinstance(x, Tensor):
+                served(x)
             return self._drop_other(x, region, rows)
         if region is None and rows is None and not self.axis and not self.alone:
             y = dropped_whole(x, self.draws, self.p, self.op)

@@ -42,9 +42,9 @@ class Seeded(_Base):
 
     def reset(self, call: int = 0) -> None:
         """The next call draws the mask of this number; for modules with a seed."""
-        if self.seed is None:
+        if not isinstance(self.draws, Counted):
             raise ValueError("the module has no seed whose calls are counted; use manual_seed")
-        self.draws = Counted(self.seed, uint64(call, "call"))
+        self.draws.reset(uint64(call, "call"))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         other = memo[id(self)] = type(self).__new__(type(self))
@@ -99,7 +99,9 @@ class Seeded(_Base):
 
 
 def served(x: Tensor) -> None:
-    """Raises TypeError for tensors that no kernel takes."""
+    """Raises TypeError for what no kernel takes."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"input must be a Tensor, got {type(x).__name__}")
     if x.dtype not in DTYPES or x.is_nested:
         kind = "nested" if x.is_nested else str(x.dtype).removeprefix("torch.")
         raise TypeError(

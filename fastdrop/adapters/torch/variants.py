@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastdrop.adapters.torch import sharded
 from fastdrop.adapters.torch.kernels import FACTORS, KEPT, TERMS, How, drawn
 from fastdrop.adapters.torch.modules import Dropout
 from fastdrop.adapters.torch.seeded import Seeded, eval_script, served
@@ -123,7 +124,9 @@ class Variant(Seeded, nn.Module):
         """The draw for x."""
         served(x)
         axes = gate.axes(how.shared_axes, x.ndim, "shared_axes") if how.shared_axes else ()
-        return drawn(x, self.draws, how._replace(shared_axes=axes), kind)
+        draw = sharded.drawn if sharded.is_sharded(x) else drawn
+        made: Tensor = draw(x, self.draws, how._replace(shared_axes=axes), kind)
+        return made
 
 
 class GaussianDropout(Variant):
@@ -186,7 +189,8 @@ class GaussianNoise(Variant):
 
 
 class Zoneout(Variant):
-    """`fastdrop.zoneout`: ``zoneout(previous, new)``, the states before and after a step.
+    """`fastdrop.zoneout`: ``zoneout(previous, new)``, the states before and after a step. If their
+    dtypes differ, as under ``torch.autocast``, y has the one to which PyTorch promotes them.
 
     Parameters
     ----------
@@ -211,18 +215,19 @@ class Zoneout(Variant):
 
     def _eval(self, previous: Tensor, new: Tensor) -> Tensor:
         self._check(previous, new)
+        dtype = torch.promote_types(previous.dtype, new.dtype)
         if not self.expectation or self.p in (0.0, 1.0):
-            return previous if self.expectation and self.p else new
-        wide = torch.float64 if new.dtype is torch.float64 else torch.float32
+            return (previous if self.expectation and self.p else new).to(dtype)
+        wide = torch.float64 if dtype is torch.float64 else torch.float32
         mean = previous.to(wide) * self.p + new.to(wide) * (1.0 - self.p)
-        return mean.to(new.dtype)
+        return mean.to(dtype)
 
     @staticmethod
     def _check(previous: Tensor, new: Tensor) -> None:
-        if previous.shape != new.shape or previous.dtype != new.dtype:
+        if previous.shape != new.shape:
             raise ValueError(
-                f"new must have the shape and dtype of previous, {tuple(previous.shape)} and "
-                f"{previous.dtype}, got {tuple(new.shape)} and {new.dtype}"
+                f"new must have the shape of previous, {tuple(previous.shape)}, got "
+                f"{tuple(new.shape)}"
             )
 
     def extra_repr(self) -> str:
