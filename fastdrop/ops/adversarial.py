@@ -17,6 +17,8 @@ from fastdrop.base.gate import Region
 from fastdrop.ops.dropout import Context
 from fastdrop.rng import RngLike, with_draw
 
+BLOCK = 1 << 16  # elements that are ranked at a time, so that what is between stays in the cache
+
 
 class AdversarialContext(Context):
     """Context of `adversarial_dropout`.
@@ -173,31 +175,47 @@ def adversarial_dropout(
 
     def of_draw(draw: Draw) -> tuple[npt.NDArray[Any], AdversarialContext]:
         mask = unpacked(_core.draw_bits(draw), draw).reshape(examples, length)
-        flipped = _flipped(x, gradient, mask, limit)
-        mask ^= flipped
-        kept = np.count_nonzero(mask, axis=1)
+        changed = np.zeros(examples, np.intp)
+        if limit:
+            _flip(mask, x.reshape(mask.shape), gradient.reshape(mask.shape), limit, changed)
+        kept = _counts(mask)
         ctx = AdversarialContext.made(
             x.shape,
             draw,
             1.0,
             np.packbits(mask, bitorder="little").tobytes() + bytes(BITS_PAD),
             scales=np.divide(length, kept, out=np.zeros(examples), where=kept > 0),
-            changed=np.count_nonzero(flipped, axis=1),
+            changed=changed,
         )
         return _scaled(ctx, x), ctx
 
     return with_draw(rng, p, place, of_draw, of=x if p else None)
 
 
+def _flip(
+    mask: npt.NDArray[np.bool_],
+    x: npt.NDArray[Any],
+    gradient: npt.NDArray[Any],
+    limit: int,
+    changed: npt.NDArray[np.intp],
+) -> None:
+    """Flips the mask (examples, length) where that adds most, and says how often."""
+    examples, length = mask.shape
+    step = max(1, BLOCK // max(1, length))
+    for i in range(0, examples, step):
+        rows = slice(i, i + step)
+        flipped = _flipped(x[rows], gradient[rows], mask[rows], limit)
+        changed[rows] = _counts(flipped)
+        mask[rows] ^= flipped
+
+
 def _flipped(
     x: npt.NDArray[Any], gradient: npt.NDArray[Any], mask: npt.NDArray[np.bool_], limit: int
 ) -> npt.NDArray[np.bool_]:
-    """Which elements of the mask (examples, length) to flip."""
+    """Which elements of some examples to flip, at least one and at most `limit` of each."""
     length = mask.shape[1]
-    if limit == 0:
-        return np.zeros(mask.shape, np.bool_)
     with np.errstate(all="ignore"):
-        gain = np.multiply(gradient, x, dtype=compute_type(x.dtype)).reshape(mask.shape)
+        gain = np.multiply(gradient, x, dtype=compute_type(x.dtype))
         gain *= 1 - 2 * mask.view(np.int8)  # what flipping adds to D
     # Positive floats sort as integers do, which takes half the time; others come out negative.
     ranked = np.fmax(gain, -np.inf, out=gain).view(f"i{gain.itemsize}")  # no NaN is left
@@ -205,7 +223,14 @@ def _flipped(
         return ranked > 0
     first = length - limit - 1  # the largest that may not be flipped
     least = np.partition(ranked, first, axis=1)[:, first, None]
-    return ranked > np.maximum(least, 0)
+    flipped: npt.NDArray[np.bool_] = ranked > np.maximum(least, 0)
+    return flipped
+
+
+def _counts(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+    """How many are true of each row; from bits, as NumPy sums bools as integers."""
+    counts: npt.NDArray[np.intp] = np.bitwise_count(np.packbits(mask, axis=1)).sum(1, np.intp)
+    return counts
 
 
 def kl_divergence(target: npt.ArrayLike, logits: npt.ArrayLike) -> tuple[float, npt.NDArray[Any]]:
