@@ -127,11 +127,11 @@ class Moments:
     def _add(self, y: Floats, samples: int, before: Sums, after: Sums) -> Floats:
         """Take in some rows; `samples` counts them already. Returns y minus the mean before."""
         distance = y - before["mean"]
-        step = distance * (1.0 / samples)
+        step = np.multiply(distance, 1.0 / samples, out=after["squares"])  # which has room for it
         np.add(before["mean"], step, out=after["mean"])
         rest = np.subtract(distance, step, out=step)  # y minus the mean as it is now
         rest *= distance
-        np.add(before["squares"], rest, out=after["squares"])
+        np.add(before["squares"], rest, out=rest)
         return distance
 
     def _need_one(self) -> None:

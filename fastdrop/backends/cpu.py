@@ -157,14 +157,17 @@ class Cpu:
     def blend(a: Array, b: Array, weight: float) -> Array:
         if weight in (0.0, 1.0):
             return (a if weight else b).copy()
-        kind, size = compute_type(b.dtype), 16384  # at a time: what is between stays in the cache
+        kind, size = compute_type(b.dtype), 1 << 15  # at a time: what is between stays in the cache
         y = np.empty(b.shape, b.dtype)
         a, b, out = (np.asarray(v, order="C").reshape(-1) for v in (a, b, y))
+        terms, others = np.empty((2, min(size, out.size)), kind)
         for i in range(0, out.size, size):
-            part = slice(i, i + size)
-            terms = np.multiply(a[part], kind(weight), dtype=kind)
-            terms += np.multiply(b[part], kind(1.0 - weight), dtype=kind)
-            out[part] = terms
+            part = out[i : i + size]
+            sums = part if part.dtype == kind else terms[: part.size]
+            np.multiply(a[i : i + size], kind(weight), out=sums, dtype=kind)
+            sums += np.multiply(b[i : i + size], kind(1.0 - weight), out=others[: part.size])
+            if sums is not part:
+                part[...] = sums
         return y
 
     @staticmethod
