@@ -19,16 +19,19 @@ from tqdm import tqdm
 
 import fastdrop as fd
 from fastdrop import _core
-from fastdrop._core import DROPOUT, Place
+from fastdrop._core import DROPOUT, Draw, Place
 from fastdrop.tools.bench import COPIES, headline, operations, pytorch
 from fastdrop.tools.timing import fastest
+
+QUICK = False  # one burst of each, which tells whether all runs
 
 
 def ratio(functions, name, base):
     """Median over five runs of the time of `name` over that of the fastest in `base`."""
     runs = []
-    for _ in range(5):
-        t = fastest({k: functions[k] for k in (*base, name)}, seconds=0.3)
+    for _ in range(1 if QUICK else 5):
+        chosen = {k: functions[k] for k in (*base, name)}
+        t = fastest(chosen, seconds=0.0, rounds=1) if QUICK else fastest(chosen, seconds=0.3)
         runs.append(t[name] / min(t[b] for b in base))
     return median(runs)
 
@@ -52,7 +55,9 @@ def kernel(n, p):
     """A new mask on n elements, as each call of dropout draws one."""
     x, y = np.ones(n, np.float32), np.empty(n, np.float32)
     rng, place, constants = fd.Rng(1), Place((n,)), (1 / (1 - p), 0.0, 0.0)
-    return lambda: _core.forward(DROPOUT, x, None, None, y, rng.draw(p, place), True, constants)
+    return lambda: _core.forward(
+        DROPOUT, x, None, None, y, Draw(*rng.take(), p, place), True, constants
+    )
 
 
 def against_a_copy():
@@ -129,14 +134,18 @@ def over_peers(threads):
 
 def calls():
     rng = fd.Rng(1)
-    for n, name, bound in [(16, "np.multiply(x, s, out=y)", 1.5), (4096, "np.copyto(y, x)", 2.3)]:
+    product, copy = "np.multiply(x, s, out=y)", "np.copyto(y, x)"
+    for n, name, base, bound in [
+        (16, product, [product], 1.5),
+        (4096, "a copy", [copy, product], 2.3),
+    ]:
         x, y = np.ones(n, np.float32), np.empty(n, np.float32)
         functions = {
-            "np.multiply(x, s, out=y)": lambda x=x, y=y: np.multiply(x, 1.25, out=y),
-            "np.copyto(y, x)": lambda x=x, y=y: np.copyto(y, x),
+            product: lambda x=x, y=y: np.multiply(x, 1.25, out=y),
+            copy: lambda x=x, y=y: np.copyto(y, x),
             "call": lambda x=x: fd.dropout(x, 0.2, rng=rng),
         }
-        yield f"a call on {n} elements / {name}", bound, ratio(functions, "call", [name])
+        yield f"a call on {n:,} elements / {name}", bound, ratio(functions, "call", base)
 
 
 def fused(threads):
@@ -412,7 +421,11 @@ def main():
     }
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(groups)}; all")
-    chosen = parser.parse_args().groups or groups
+    parser.add_argument("--quick", action="store_true", help="only see whether all of it runs")
+    options = parser.parse_args()
+    global QUICK
+    QUICK = options.quick
+    chosen = options.groups or groups
     rows = [row for name in tqdm(chosen) for row in groups[name]()]
     print(headline())
     print(
