@@ -13,7 +13,7 @@ double fd_scale(double p) { return p < 1.0 ? 1.0 / (1.0 - p) : 0.0; }
 typedef struct {
     const fd_kernels *kernels;
     fd_draw draw;
-    uint64_t start, size;
+    uint64_t start, size, block; /* elements that are drawn together */
     const int64_t *rows; /* numbers of axis 0's, or NULL */
     int axes;
     int64_t n[FD_MAX_DIMS + 1], stride[FD_MAX_DIMS + 1];
@@ -51,17 +51,20 @@ static void draw_batch(const Runs *d, Batch *batch, bits_writer *to)
     batch->pieces = batch->runs = 0, batch->whole = 1;
 }
 
-/* n <= PART more, from index start on. */
+/* n <= PART more, from index start on. A piece begins where the first run that needs it does, or up to a
+ * block before. */
 static void add_run(const Runs *d, Batch *batch, bits_writer *to, uint64_t start, size_t n)
 {
-    uint64_t piece = start - start % FD_ALIGN;
+    uint64_t piece = start - start % d->block;
     if (batch->runs == RUNS ||
-        batch->pieces + (start % FD_ALIGN + n + FD_ALIGN - 1) / FD_ALIGN > FD_PIECES)
+        batch->pieces + (start - piece + n + FD_ALIGN - 1) / FD_ALIGN > FD_PIECES)
         draw_batch(d, batch, to);
-    const int same = batch->pieces && batch->piece[batch->pieces - 1] == piece;
+    const int same = batch->pieces && start - batch->piece[batch->pieces - 1] < FD_ALIGN;
     const size_t first = batch->pieces - (size_t)same;
-    batch->whole &= !same && start % FD_ALIGN == 0 && n % FD_ALIGN == 0;
-    batch->at[batch->runs] = (uint32_t)(first * FD_ALIGN + start % FD_ALIGN);
+    if (same)
+        piece = batch->piece[first];
+    batch->whole &= !same && start == piece && n % FD_ALIGN == 0;
+    batch->at[batch->runs] = (uint32_t)(first * FD_ALIGN + (start - piece));
     batch->n[batch->runs++] = (uint32_t)n;
     for (piece += same ? FD_ALIGN : 0; piece < start + n; piece += FD_ALIGN)
         batch->piece[batch->pieces++] = piece;
@@ -125,6 +128,7 @@ void fd_draw_bits(fd_machine m, const fd_draw *draw, const fd_place *place, uint
     const int64_t *shape = place->shape, *stride = place->stride;
     Runs d = {.kernels = m.kernels, .draw = *draw, .start = place->start, .size = 1, .bits = bits};
     d.rows = place->rows;
+    d.block = draw->threshold == UINT64_C(1) << 31 ? FD_ALIGN : 16;
     for (int a = 0; a < place->ndim; a++) {
         d.size *= (uint64_t)shape[a];
         if (shape[a] == 1 && !(d.rows && !a))

@@ -16,8 +16,9 @@ typedef struct {
     uint64_t threshold; /* T = round(p * 2^32), 0 ... 2^32 */
 } fd_draw;
 
-/* Which elements of a mask array are drawn: those from index `start` on, a multiple of FD_ALIGN; or pieces,
- * FD_ALIGN elements from each of these indices on, also multiples, and FD_PIECE_PAD more. */
+/* Which elements of a mask array are drawn: those from index `start` on; or pieces, FD_ALIGN elements from
+ * each of these indices on, and FD_PIECE_PAD more. All are multiples of a block of Philox: of 16, and at
+ * p = 1/2 of FD_ALIGN. */
 typedef struct {
     uint64_t start;
     const uint64_t *piece; /* NULL: none */

@@ -90,6 +90,20 @@ def test_region_of_zero_size():
 
 
 @pytest.mark.parametrize("p", [0.2, 0.5])
+@pytest.mark.parametrize("width", [1, 16, 100, 128, 256])
+def test_every_offset_of_short_rows(isa, p, width):
+    """What is drawn for one row serves the next, if it is near enough."""
+    for whole in (width + 1, width + 40, 3 * width + 128):
+        of = (40, whole)
+        mask, x = fd.keep_mask(of, p, rng=1), np.ones((40, width), np.float32)
+        for start in range(min(whole - width, 20) + 1):
+            some = slice(start, start + width)
+            where = {"region": ((0, start), of)}
+            assert_same_bits(fd.keep_mask(x.shape, p, rng=1, **where), mask[:, some])
+            assert_same_bits(fd.dropout(x, p, rng=1, **where)[0] != 0, mask[:, some])
+
+
+@pytest.mark.parametrize("p", [0.2, 0.5])
 def test_every_offset_of_a_run(isa, p):
     """Of a mask, and of what is drawn while it is applied."""
     whole, x = fd.keep_mask(2000, p, rng=1), np.ones(517, np.float32)

@@ -129,13 +129,16 @@ static void test_philox(int answers)
         }
 }
 
-/* Of n elements: pieces that lie anywhere around `base`, some of them neighbours or the same. */
-static uint64_t *pieces_around(uint64_t base, size_t n)
+/* Of n elements: pieces that lie anywhere around `base`, some of them neighbours, or the same in part. */
+static uint64_t *pieces_around(const fd_draw *s, uint64_t base, size_t n)
 {
+    const uint64_t block = s->threshold == UINT64_C(1) << 31 ? FD_ALIGN : 16;
     const size_t pieces = (n + FD_ALIGN - 1) / FD_ALIGN;
     uint64_t *const start = malloc((pieces + FD_PIECE_PAD) * sizeof *start);
     for (size_t i = 0; i < pieces; i++)
-        start[i] = i && below(2) ? start[i - 1] + FD_ALIGN * below(3) : base + FD_ALIGN * below(1000);
+        start[i] = i && below(2) ? start[i - 1] + FD_ALIGN * below(3)
+                   : below(2)    ? base + FD_ALIGN * below(1000)
+                                 : base + block * below(8000);
     for (size_t i = 0; i < FD_PIECE_PAD; i++)
         start[pieces + i] = random64();
     return start;
@@ -159,7 +162,7 @@ static void expected_bits(const fd_draw *s, fd_indices from, size_t n, uint8_t *
 static void test_pieces(const fd_draw *s, uint64_t base)
 {
     const size_t n = 1 + below(FD_PIECES), each = FD_ALIGN / 8;
-    uint64_t *const start = pieces_around(base, n * FD_ALIGN);
+    uint64_t *const start = pieces_around(s, base, n * FD_ALIGN);
     memory got = take(n * each + FD_BITS_PAD, below(64), GUARD);
     TABLE.draw_bits(s, (fd_indices){0, start}, n * FD_ALIGN, got.at);
     for (size_t i = 0; i < n; i++) {
@@ -382,8 +385,6 @@ static void test_forward(fd_op op, fd_dtype dtype, size_t n, int stream)
     const int in_place = (int)below(2 + (stream && second)); /* y is apart, x, residual */
     const uint64_t kind = random64() % 8, base = random64() & 1 ? UINT64_C(1) << 36 : 0;
     const uint64_t start = base ? base - FD_ALIGN * below(40) : FD_ALIGN * below(40);
-    uint64_t *const piece = random64() % 3 ? NULL : pieces_around(base, n);
-    const fd_indices from = piece ? (fd_indices){0, piece} : (fd_indices){start, NULL};
     const uint64_t byte = random64() & 0xff;
     /* Most often, every tie is dropped. */
     const uint64_t threshold = kind == 0   ? UINT64_C(1) << 31
@@ -392,6 +393,8 @@ static void test_forward(fd_op op, fd_dtype dtype, size_t n, int stream)
                                : kind == 3 ? byte << 24 | (random64() & 0xffffff)
                                            : byte << 24 | 0xffffff;
     const fd_draw s = {random64(), random64(), threshold};
+    uint64_t *const piece = random64() % 3 ? NULL : pieces_around(&s, base, n);
+    const fd_indices from = piece ? (fd_indices){0, piece} : (fd_indices){start, NULL};
     const double scale = some_scale(), shift = some_scale(), dropped = -some_scale();
     const size_t skew = stream || random64() & 1 ? 0 : below(64);
     memory x = take(n * size, 0, 0), residual = take(n * size, 0, 0), bias = take(n * size, 0, 0);
