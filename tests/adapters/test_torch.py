@@ -1006,3 +1006,26 @@ def test_sparse_errors():
         ft.Dropout(0.5)(torch.ones(2, 3, 4).to_sparse(1))
     with pytest.raises(TypeError, match="COO or CSR"):
         ft.Dropout(0.5)(torch.eye(3).to_sparse_csc())
+
+
+@pytest.mark.parametrize("layer", [ft.Dropout(0.5), ft.AlphaDropout(0.5, seed=1)], ids=repr)
+def test_gradients_in_a_batch(layer):
+    """PyTorch's older vmap, which ``torch.autograd.functional`` and its tests use."""
+    x, dys = torch.ones(60, 100, requires_grad=True), normal(3, 60, 100)
+    y = layer(x)
+    (dx,) = torch.autograd.grad(y, x, dys, is_grads_batched=True, retain_graph=True)
+    for got, dy in zip(dx, dys, strict=True):
+        assert torch.equal(got, torch.autograd.grad(y, x, dy, retain_graph=True)[0])
+
+
+def test_alpha_dropout_is_never_in_place():
+    for kind in (nn.AlphaDropout, nn.FeatureAlphaDropout):
+        x = torch.ones(8, 64)
+        ft.replace(kind(0.5, inplace=True))(x)
+        assert torch.equal(x, torch.ones(8, 64))
+
+
+def test_modules_from_a_pickle_draw_from_the_generator():
+    layer = pickle.loads(pickle.dumps(ft.Dropout(0.5)))
+    assert layer.draws is draws.FROM_GENERATOR
+    assert layer(nested()).is_nested

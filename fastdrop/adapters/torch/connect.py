@@ -48,7 +48,7 @@ def connect_backward_op(
         Draw(*as_numbers(draw), p, drawn_for),
         inverted(p)[0],
         None,
-        **{"x": array(x), "weight": array(weight.t().contiguous())},
+        **{"x": array(x.contiguous()), "weight": array(weight.t().contiguous())},
         **{"bias": None if bias is None else array(bias), "mask_bias": True, "first": 0},
     )
     dx, dweight, *dbias = (torch.as_tensor(each) for each in ctx.backward(array(dy)))

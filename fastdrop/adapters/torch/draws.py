@@ -58,6 +58,9 @@ class FromGenerator:
 
     numbers = staticmethod(_token)
 
+    def __reduce__(self) -> str:
+        return "FROM_GENERATOR"
+
     @staticmethod
     def tensor() -> Tensor:
         """Of PyTorch's own dropout, whose outcome a compiler with a memory budget saves for the

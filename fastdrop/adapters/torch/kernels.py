@@ -15,6 +15,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
@@ -137,7 +138,10 @@ def _whole(p: float, op: int) -> tuple[How, Constants, Constants]:
 
 
 SMALL = 4096
-_ones = {dtype: torch.ones(SMALL, dtype=dtype) for dtype in (torch.float32, torch.float64)}
+_ones = {
+    dtype: torch.from_numpy(np.ones(SMALL, name))  # whatever device or mode is PyTorch's default
+    for dtype, name in ((torch.float32, "f4"), (torch.float64, "f8"))
+}
 ONES = {dtype: ones.data_ptr() for dtype, ones in _ones.items()}
 """Of other dtypes a scale would be rounded."""
 
@@ -255,7 +259,7 @@ class Lean(torch.autograd.Function):
         if how.op != DROPOUT:
             how, constants = how._replace(op=DROPOUT), (constants[0], 0.0, 0.0)
         dy = _alive(dy)
-        if not is_plain(dy):
+        if not is_plain(dy) or torch._C._functorch.is_legacy_batchedtensor(dy):
             dx = _composed(dy, draw, how, constants)
         elif torch.is_grad_enabled():
             dx = _apply(dy, draw, how, constants, bits)

@@ -152,7 +152,7 @@ class Drops(Seeded):
             y = dropped_whole(x, self.draws, self.p, self.op)
         else:
             y = dropped_lean(x, self.draws, self._how(x, region, rows))
-        return x.copy_(y) if self.inplace else y
+        return x.copy_(y) if self.inplace and self.op == DROPOUT else y  # as PyTorch's
 
     def _drop_other(self, x: Tensor, region: Any, rows: Any) -> Tensor:
         """Of a tensor that is not plain."""
@@ -161,7 +161,7 @@ class Drops(Seeded):
             return y
         served(x)
         y = _any_kind(x, self.draws, self._how(x, region, rows))
-        return x.copy_(y) if self.inplace else y
+        return x.copy_(y) if self.inplace and self.op == DROPOUT else y  # as PyTorch's
 
     def _how(self, x: Tensor, region: Any, rows: Any) -> How:
         return How(self.p, self.op, self._shared_axes(x) if self.axis else (), region, rows)
