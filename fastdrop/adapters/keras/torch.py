@@ -33,6 +33,10 @@ class Draws(Counted):
             state.assign(state.value.clone())
         return state.value
 
+    @property
+    def owner(self) -> int:
+        return id(self.generator)
+
     def tensor(self) -> Any:
         """Of a graph, which knows what Keras does."""
         return self.generator.next()

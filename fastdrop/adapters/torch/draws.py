@@ -80,7 +80,8 @@ _lock = Lock()
 @torch.library.custom_op("fastdrop::next_call", mutates_args={"state"})
 def next_call(state: Tensor, token: Tensor) -> Tensor:
     """Seed and number of the next call of a module that counts them; token: int64, of any shape."""
-    return torch.tensor(_next(state, tuple(token.flatten().tolist())), dtype=torch.int64)
+    draw = _next(state, int(state[2]), tuple(token.flatten().tolist()))
+    return torch.tensor(draw, dtype=torch.int64)
 
 
 next_call.register_fake(lambda state, token: state.new_empty(2))
@@ -92,13 +93,12 @@ def _(info: Any, in_dims: Any, state: Tensor, token: Tensor) -> tuple[Tensor, in
     return next_call(state, token.movedim(in_dims[1], 0)).expand(info.batch_size, 2), 0
 
 
-def _next(state: Tensor | np.ndarray[Any, Any], token: tuple[int, ...]) -> list[int]:
+def _next(state: Tensor | np.ndarray[Any, Any], owner: int, token: tuple[int, ...]) -> list[int]:
     """In a backward pass a forward call is one that a checkpoint computes again. The checkpoint has
-    set back PyTorch's generator, so the token tells which of the module's calls it was. Behind seed
-    and call stands a number of the module's own; Keras's state has none, and stays where it is."""
+    set back PyTorch's generator, so the token tells which of the owner's calls it was."""
     with _lock:
-        seed, call, *own = state.tolist()
-        name = (own or [state.data_ptr()])[0], *token  # type: ignore[union-attr]
+        seed, call = state[:2].tolist()
+        name = owner, seed, *token
         if torch._C._current_graph_task_id() != -1:
             if name not in _calls:
                 raise RuntimeError(
@@ -142,7 +142,7 @@ class Counted:
             or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         )
         again = again and not torch._C._are_functorch_transforms_active()
-        seed, call = _next(self.array, _token() if again else ())
+        seed, call = _next(self.array, self.owner, _token() if again else ())
         return seed & U64, call & U64
 
     def tensor(self) -> Tensor:
@@ -152,6 +152,11 @@ class Counted:
         """`call` is the next."""
         with _lock:
             self.array[1:2] = _signed((call,))
+
+    @property
+    def owner(self) -> int:
+        """Whose calls these are; no two in a process have the same."""
+        return int(self.array[2])
 
     @property
     def seed(self) -> int:
