@@ -200,7 +200,7 @@ def _below(values: npt.NDArray[Any], fraction: float) -> npt.NDArray[np.bool_]:
     least = np.empty(columns, bits.dtype)
     # Columns of a cache line each, and behind them a gap: columns that are a power of two apart
     # would share a few lines of the cache.
-    block = np.empty((COLUMNS, length + 16), np.result_type(bits, np.uint32))
+    block = np.empty((min(COLUMNS, columns), length + 16), np.result_type(bits, np.uint32))
     for i in range(0, columns, COLUMNS):
         some = bits[:, i : i + COLUMNS]
         rows = block[: some.shape[1], :length]
